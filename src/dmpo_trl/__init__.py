@@ -1,0 +1,35 @@
+"""Turn language models into recommenders by preference optimisation with any number of negatives.
+
+Names are imported when first used, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .collator import DataCollatorForMultiPreference
+    from .config import DMPOConfig
+    from .scoring import CompletionScores, score_completions
+    from .trainer import DMPOTrainer
+
+__all__ = ["CompletionScores", "DMPOConfig", "DMPOTrainer", "DataCollatorForMultiPreference", "score_completions"]
+__version__ = version("dmpo-trl")
+
+_MODULES = {
+    "CompletionScores": "scoring",
+    "DMPOConfig": "config",
+    "DMPOTrainer": "trainer",
+    "DataCollatorForMultiPreference": "collator",
+    "score_completions": "scoring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

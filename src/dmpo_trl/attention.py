@@ -1,0 +1,105 @@
+"""How the ancestor mask reaches a transformers model.
+
+transformers looks attention functions and mask functions up by name. We register both under names of our own
+(`trie_sdpa`, ...) that do what the plain ones do, except inside `trie_layout(...)`, where the mask lets a token see its
+ancestors only. The model's own mask (causal, sliding window, chunked) keeps its meaning: it is evaluated on depths
+instead of places in the row. The names live in the model's config in memory only; transformers does not save them.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+logger = logging.getLogger(__name__)
+
+MaskFunction = Callable[[Any, Any, Any, Any], torch.Tensor]
+
+_PREFIX = "trie_"
+_BASES = ("sdpa", "eager", "flex_attention")
+# (depth, subtree_end), each (rows, length), while a forward runs in the trie layout
+_active_layout: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("trie_layout", default=None)
+
+
+@contextmanager
+def trie_layout(position_ids: torch.Tensor, subtree_end: torch.Tensor) -> Iterator[None]:
+    """Let every forward inside the block see ancestors only.
+
+    The model must have been switched with `use_trie_attention`. The mask is built at the start of a forward, before
+    the first layer, so a backward pass with gradient checkpointing may run outside the block.
+
+    Args:
+        position_ids: Depth of each token in its tree, (rows, length).
+        subtree_end: Index just past each token's last descendant, (rows, length).
+    """
+    token = _active_layout.set((position_ids, subtree_end))
+    try:
+        yield
+    finally:
+        _active_layout.reset(token)
+
+
+def _ancestors_only(mask_function: MaskFunction, depth: torch.Tensor, subtree_end: torch.Tensor) -> MaskFunction:
+    def sees(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> torch.Tensor:
+        by_depth = mask_function(batch_idx, head_idx, depth[batch_idx, q_idx], depth[batch_idx, kv_idx])
+        return by_depth & (kv_idx <= q_idx) & (q_idx < subtree_end[batch_idx, kv_idx])
+
+    return sees
+
+
+def _make_mask(base: str) -> Callable[..., Any]:
+    plain = ALL_MASK_ATTENTION_FUNCTIONS[base]
+
+    def trie_mask(*, mask_function: MaskFunction, attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:
+        layout = _active_layout.get()
+        if layout is not None:
+            depth, subtree_end = (vector.to(kwargs["device"]) for vector in layout)
+            mask_function = _ancestors_only(mask_function, depth, subtree_end)
+            # Padding is a tree of its own: every token sees at least itself, and no row of the mask is empty
+            attention_mask = None
+            kwargs["allow_is_causal_skip"] = False
+        return plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+
+    return trie_mask
+
+
+def _eager_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # Eager attention is not in transformers' registry: each modeling file has its own
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+for _base in _BASES:
+    AttentionInterface.register(
+        _PREFIX + _base, _eager_attention if _base == "eager" else ALL_ATTENTION_FUNCTIONS[_base]
+    )
+    AttentionMaskInterface.register(_PREFIX + _base, _make_mask(_base))
+
+
+def use_trie_attention(model: PreTrainedModel) -> bool:
+    """Switch `model` to the attention that `trie_layout` steers; outside of it nothing changes.
+
+    A model loaded with an attention that takes no such mask (FlashAttention) is switched to sdpa, with a log line.
+
+    Returns:
+        Whether the model could be switched: older architectures do not look their attention up in the registry.
+    """
+    current = model.config._attn_implementation
+    if current is not None and current.startswith(_PREFIX):
+        return True
+    base = current if current in _BASES else "sdpa"
+    if base != current:
+        logger.warning(
+            "Attention implementation %r cannot take the mask of shared prefixes: the model is switched to 'sdpa'. "
+            "Set `prefix_sharing=False` to keep %r and compute a copy of the prompt for every completion.",
+            current,
+            current,
+        )
+    model.set_attn_implementation(_PREFIX + base)
+    return model.config._attn_implementation == _PREFIX + base

@@ -1,0 +1,180 @@
+"""From tokenised examples to the tensors of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from transformers.data.data_collator import DataCollatorMixin
+
+from .trie import Row, TokenIds, build_row, plan_rows
+
+
+def lay_out(
+    prompts: Sequence[TokenIds],
+    completions: Sequence[Sequence[TokenIds]],
+    *,
+    prefix_sharing: bool,
+    pad_token_id: int,
+    pad_to_multiple_of: int | None = None,
+    attention_balance: float = 4096.0,
+) -> dict[str, torch.Tensor]:
+    """Lay token sequences out as the inputs of a forward that scores every completion.
+
+    Args:
+        prompts: Token ids of each prompt.
+        completions: For each prompt, the token ids of its completions; their number may differ.
+        prefix_sharing: Compute every distinct prefix of a row once (trie layout), or one copy of the prompt for every
+            completion. The copies are right for every model, the trie only where the probe says so.
+        pad_token_id: Token that fills rows up to the longest.
+        pad_to_multiple_of: Round the row length up to a multiple of this.
+        attention_balance: See `plan_rows`.
+
+    Returns:
+        `input_ids`, `attention_mask` (rows, length) and, in the trie layout, `position_ids` and `subtree_end`;
+        `scored_rows`, `scored_columns` (counted from the end, hence negative), `scored_targets` (S,): the distinct
+        (position, next token) pairs; `token_pairs`, `token_completions` (T,): for each token of each completion, its
+        pair and the index of its completion. Completions are numbered in the order given.
+    """
+    counter = count()
+    numbers = [[next(counter) for _ in options] for options in completions]
+    if prefix_sharing:
+        sizes = [len(prompt) + sum(map(len, options)) for prompt, options in zip(prompts, completions, strict=True)]
+        rows = [
+            build_row(
+                [prompts[i] for i in members],
+                [completions[i] for i in members],
+                [number for i in members for number in numbers[i]],
+            )
+            for members in plan_rows(prompts, sizes, attention_balance)
+        ]
+    else:
+        rows = [
+            build_row([prompt], [[completion]], [number])
+            for prompt, options, own_numbers in zip(prompts, completions, numbers, strict=True)
+            for completion, number in zip(options, own_numbers, strict=True)
+        ]
+    return _to_tensors(rows, prefix_sharing, pad_token_id, pad_to_multiple_of)
+
+
+def _to_tensors(
+    rows: list[Row], prefix_sharing: bool, pad_token_id: int, pad_to_multiple_of: int | None
+) -> dict[str, torch.Tensor]:
+    length = max(1, *(len(row.input_ids) for row in rows))
+    if pad_to_multiple_of:
+        length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
+
+    def padded(values: list[list[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([value + [filler] * (length - len(value)) for value in values])
+
+    batch = {
+        "input_ids": padded([row.input_ids for row in rows], pad_token_id),
+        "attention_mask": padded([[1] * len(row.input_ids) for row in rows], 0),
+    }
+    if prefix_sharing:
+        batch["position_ids"] = padded([row.position_ids for row in rows], 0)
+        # A padding token is a tree of one: it sees itself and nothing sees it
+        ends = [row.subtree_end + list(range(len(row.input_ids) + 1, length + 1)) for row in rows]
+        batch["subtree_end"] = torch.tensor(ends)
+
+    scored_rows, scored_columns, scored_targets = [], [], []
+    token_pairs, token_completions = [], []
+    for index, row in enumerate(rows):
+        offset = len(scored_targets)
+        scored_rows += [index] * len(row.scored_nodes)
+        # Counted from the end, a position survives virtual tokens that prompt-learning PEFT methods prepend
+        scored_columns += [node - length for node in row.scored_nodes]
+        scored_targets += row.scored_targets
+        for completion, entries in row.completions.items():
+            token_pairs += [offset + entry for entry in entries]
+            token_completions += [completion] * len(entries)
+    names = ("scored_rows", "scored_columns", "scored_targets", "token_pairs", "token_completions")
+    for name, values in zip(
+        names, (scored_rows, scored_columns, scored_targets, token_pairs, token_completions), strict=True
+    ):
+        batch[name] = torch.tensor(values, dtype=torch.long)
+    return batch
+
+
+def _truncate(
+    prompts: list[TokenIds], completions: list[list[TokenIds]], max_length: int, truncation_mode: str
+) -> tuple[list[TokenIds], list[list[TokenIds]]]:
+    if truncation_mode == "keep_end":
+        # Each completion keeps another part of the prompt, so each becomes a prompt with one completion
+        split = [
+            (prompt[max(len(prompt) + len(option) - max_length, 0) :], [option[-max_length:]])
+            for prompt, options in zip(prompts, completions, strict=True)
+            for option in options
+        ]
+        return [prompt for prompt, _ in split], [options for _, options in split]
+    return (
+        [prompt[:max_length] for prompt in prompts],
+        [
+            [option[: max(max_length - len(prompt), 0)] for option in options]
+            for prompt, options in zip(prompts, completions, strict=True)
+        ],
+    )
+
+
+@dataclass
+class DataCollatorForMultiPreference(DataCollatorMixin):
+    """Collate tokenised preference examples with any number of rejected completions each.
+
+    Examples hold `prompt_ids`, `chosen_ids` (lists of token ids) and `rejected_ids` (a list of such lists, or one
+    such list), and may hold `ref_chosen_logps` (float) and `ref_rejected_logps` (list of floats). The batch holds the
+    tensors of `lay_out`, `num_rejected` (B,), and the reference log-probs as (B,) and (sum of N,). Completions are
+    numbered example by example, the chosen one first.
+
+    Args:
+        pad_token_id: Token that fills rows up to the longest.
+        max_length: Longest sequence (prompt and completion), in tokens; None for no limit.
+        truncation_mode: Which end of a longer sequence to keep: `"keep_start"` or `"keep_end"`.
+        pad_to_multiple_of: Round the row length up to a multiple of this.
+        prefix_sharing: Trie layout, or one copy of the prompt for every completion.
+        attention_balance: Row length at which attention costs as much as the rest of the model; see `plan_rows`.
+
+    Example:
+        >>> collator = DataCollatorForMultiPreference(pad_token_id=0, prefix_sharing=True)
+        >>> batch = collator([{"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [[3, 5], [6]]}])
+        >>> batch["input_ids"], batch["subtree_end"]
+        (tensor([[1, 2, 3]]), tensor([[3, 3, 3]]))
+        >>> batch["num_rejected"]
+        tensor([2])
+    """
+
+    pad_token_id: int
+    max_length: int | None = None
+    truncation_mode: str = "keep_start"
+    pad_to_multiple_of: int | None = None
+    prefix_sharing: bool = False
+    attention_balance: float = 4096.0
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate `examples`; see the class."""
+        prompts, completions = [], []
+        for example in examples:
+            rejected = example["rejected_ids"]
+            if rejected and not isinstance(rejected[0], list):
+                rejected = [rejected]
+            prompts.append(example["prompt_ids"])
+            completions.append([example["chosen_ids"], *rejected])
+        # The trainer counts the examples of a batch by the length of its first tensor
+        batch = {"num_rejected": torch.tensor([len(options) - 1 for options in completions])}
+        if self.max_length is not None:
+            prompts, completions = _truncate(prompts, completions, self.max_length, self.truncation_mode)
+        batch |= lay_out(
+            prompts,
+            completions,
+            prefix_sharing=self.prefix_sharing,
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            attention_balance=self.attention_balance,
+        )
+        if "ref_chosen_logps" in examples[0]:
+            batch["ref_chosen_logps"] = torch.tensor([example["ref_chosen_logps"] for example in examples])
+            batch["ref_rejected_logps"] = torch.tensor(
+                [logp for example in examples for logp in example["ref_rejected_logps"]]
+            )
+        return batch

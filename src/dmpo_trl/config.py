@@ -1,0 +1,66 @@
+"""Configuration of `DMPOTrainer`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import DPOConfig
+
+
+@dataclass
+class DMPOConfig(DPOConfig):
+    """Configuration of `DMPOTrainer`: every parameter of [`~trl.DPOConfig`], and those below.
+
+    Defaults that differ from `DPOConfig`: `loss_type` is `["dmpo"]`.
+
+    Parameters:
+        > Parameters that control the data preprocessing
+
+        truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
+            What to do with a sequence longer than `max_length`. TRL's `"keep_start"` cuts its end, and drops an
+            example whose prompt alone is as long; `"keep_end"` (deprecated in TRL) cuts its beginning;
+            `"keep_completion"` is ours: it shortens the prompt from the left by what its longest completion needs, so
+            that no completion is ever cut. In recommendation a completion cut short names another item.
+
+        > Parameters that control the training
+
+        loss_type (`list[str]`, *optional*, defaults to `["dmpo"]`):
+            `"dmpo"` (arXiv 2405.16127), `"softmax"` (S-DPO, arXiv 2406.09215), or any loss of `DPOConfig`, averaged
+            over the pairs of an example. Several are added up with `loss_weights`. With one rejected completion
+            `"dmpo"`, `"softmax"` and `"sigmoid"` are the same number.
+        prefix_sharing (`str` or `bool`, *optional*, defaults to `"auto"`):
+            Whether to compute every distinct prefix of a batch once. `"auto"` does where a probe before the first
+            step finds the model's numbers unchanged by it, and says so where not; `True` does or raises; `False`
+            computes a copy of the prompt for every completion.
+    """
+
+    loss_type: list[str] = field(
+        default_factory=lambda: ["dmpo"],
+        metadata={
+            "help": "Type of loss to use: 'dmpo', 'softmax' (S-DPO), or any loss of DPOConfig, averaged over the "
+            "pairs of an example. Several are added up with the weights in `loss_weights`."
+        },
+    )
+    truncation_mode: str = field(
+        default="keep_start",
+        metadata={
+            "help": "What to do with a sequence longer than `max_length`: 'keep_start' cuts its end (as TRL does), "
+            "'keep_completion' shortens the prompt from the left so that no completion is cut. 'keep_end' is "
+            "deprecated.",
+            "choices": ["keep_completion", "keep_end", "keep_start"],
+        },
+    )
+    prefix_sharing: Any = field(
+        default="auto",
+        metadata={
+            "help": "Whether to compute every distinct prefix of a batch once: 'auto' where a probe finds it right "
+            "for the model, 'true' (or an error), 'false' (a copy of the prompt for every completion)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = {"auto": "auto", "true": True, "false": False}
+        choice = str(self.prefix_sharing).lower()
+        if choice not in choices:
+            raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {self.prefix_sharing!r}.")
+        self.prefix_sharing = choices[choice]

@@ -1,0 +1,413 @@
+"""`DMPOTrainer`: TRL's `DPOTrainer` for any number of rejected completions. The only file that touches TRL's seams."""
+
+import contextlib
+import logging
+import textwrap
+import warnings
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, is_peft_model
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets.fingerprint import Hasher
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl import DPOConfig, DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
+
+from .collator import DataCollatorForMultiPreference
+from .config import DMPOConfig
+from .contract import TOKEN_COLUMNS, numbered_columns, tokenize_row
+from .head import ScoringOutput
+from .losses import ScoredBatch, preference_loss
+from .probe import prepare_for_scoring
+from .truncation import drop_and_report, most_rejected
+
+logger = logging.getLogger(__name__)
+
+# What the forward takes; the rest of a batch says how its outcome is read
+_MODEL_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "subtree_end",
+    "scored_rows",
+    "scored_columns",
+    "scored_targets",
+)
+
+
+class DMPOTrainer(DPOTrainer):
+    """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions a prompt.
+
+    Takes the place of [`~trl.DPOTrainer`]: the constructor is the parent's, and a dataset is as there, except that
+    `rejected` holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
+    it (`DMPOConfig.prefix_sharing`), and no logits are built.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from dmpo_trl import DMPOConfig, DMPOTrainer
+        >>> dataset = Dataset.from_list(
+        ...     [{"prompt": "Watched: Alien. Next:", "chosen": " Aliens", "rejected": [" Babe", " Heidi"]}]
+        ... )
+        >>> trainer = DMPOTrainer("Qwen/Qwen3-0.6B", args=DMPOConfig("out"), train_dataset=dataset)
+        >>> trainer.train()
+
+    A dataset with images, or a data collator that lays batches out as TRL does (chosen in the first half, rejected in
+    the second), is trained as in `DPOTrainer`, with one rejected completion.
+
+    Args:
+        model: See [`~trl.DPOTrainer`], as for every other parameter.
+        ref_model: The reference policy. By default the initial `model`.
+        args: A `DMPOConfig` (or a `DPOConfig`, whose `loss_type` then is TRL's default).
+        data_collator: By default a `DataCollatorForMultiPreference`.
+        *args_and_kwargs: The parent's further parameters.
+
+    Raises:
+        ValueError: A row breaks the data contract (named by row and column), or `prefix_sharing=True` and the model
+            cannot.
+    """
+
+    _tag_names = ("trl", "dmpo", "dmpo-trl", "recommendation")
+    _name = "DMPO"
+    _paper = {  # noqa: RUF012 (the parent's type)
+        "title": "Finetuning Large Language Model for Personalized Ranking",
+        "id": "2405.16127",
+        "citation": textwrap.dedent("""\
+            @article{bai2024dmpo,
+                title   = {{Finetuning Large Language Model for Personalized Ranking}},
+                author  = {Zhuoxi Bai and Ning Wu and Fengyu Cai and Xinyi Zhu and Yun Xiong},
+                year    = 2024,
+                journal = {arXiv preprint arXiv:2405.16127},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: PreTrainedModel | None = None,
+        args: DPOConfig | None = None,
+        data_collator: Any = None,
+        *args_and_kwargs: Any,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = DMPOConfig(f"{name.split('/')[-1]}-DMPO")
+        if isinstance(data_collator, DataCollatorForPreference):
+            raise TypeError(
+                "TRL's `DataCollatorForPreference` takes one rejected completion an example, and examples here have a "
+                "list of them: leave `data_collator` out, or pass a `dmpo_trl.DataCollatorForMultiPreference`."
+            )
+        self._layout_is_chosen = False
+        self._precompute_width: int | None = None
+        self._default_collator = data_collator is None
+        # The parent checks options against the loss types that it knows, where ours stand for "sigmoid"
+        loss_types = args.loss_type
+        args.loss_type = _as_trl_knows(loss_types)
+        try:
+            super().__init__(model, ref_model, args, data_collator, *args_and_kwargs, **kwargs)
+        finally:
+            args.loss_type = loss_types
+        self.loss_types = loss_types
+        self._choose_layout()
+
+    def _choose_layout(self) -> None:
+        """Install the scoring heads, run the probe, and put the collator in place: before the first forward."""
+        if self._layout_is_chosen:
+            return
+        self._layout_is_chosen = True
+        if not self._default_collator or self._is_vision_dataset:
+            mode: str | bool = getattr(self.data_collator, "prefix_sharing", False)
+        else:
+            mode = getattr(self.args, "prefix_sharing", "auto")
+        shares = [prepare_for_scoring(self.model, self._base_model(self.model), mode)]
+        if self.ref_model is not None:
+            ref_model = self.accelerator.unwrap_model(self.ref_model)
+            shares.append(prepare_for_scoring(ref_model, self._base_model(ref_model), shares[0]))
+        # One decision for policy and reference, and for all processes: in half precision each layout rounds its way
+        decision = [all(shares)]
+        broadcast_object_list(decision, from_process=0)
+        if self._default_collator and not self._is_vision_dataset:
+            # The parent made its own from the arguments and the tokenizer; ours takes the same parameters
+            collator = self.data_collator
+            hidden_size = self._base_model(self.model).config.get_text_config().hidden_size
+            self.data_collator = DataCollatorForMultiPreference(
+                pad_token_id=collator.pad_token_id,
+                max_length=collator.max_length,
+                truncation_mode=collator.truncation_mode,
+                pad_to_multiple_of=collator.pad_to_multiple_of,
+                prefix_sharing=decision[0],
+                # A layer's attention takes 4*L*H FLOPs a token, its matrices about 24*H*H
+                attention_balance=6.0 * hidden_size,
+            )
+
+    def _base_model(self, model: Any) -> PreTrainedModel:
+        model = self.accelerator.unwrap_model(model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    # Data
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        args: DPOConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        columns = set(next(iter(dataset)))
+        if columns.issuperset(TOKEN_COLUMNS):
+            return dataset
+        if folded := numbered_columns(columns):
+            logger.info("The columns %s of the %s dataset are folded into `rejected`", folded, dataset_name)
+        map_kwargs: dict[str, Any] = {}
+        if isinstance(dataset, Dataset):  # `IterableDataset.map` knows neither
+            map_kwargs = {"num_proc": args.dataset_num_proc, "desc": f"Tokenizing {dataset_name} dataset"}
+        with global_then_local_main_first():
+            dataset = dataset.map(
+                tokenize_row,
+                with_indices=True,
+                fn_kwargs={
+                    "dataset_name": dataset_name,
+                    "processing_class": processing_class,
+                    "eos_token": self._tokenizer.eos_token,
+                    "max_length": args.max_length,
+                    "truncation_mode": args.truncation_mode,
+                },
+                **map_kwargs,
+            )
+            return drop_and_report(dataset, dataset_name, args.max_length, args.truncation_mode)
+
+    # Reference
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reference log-probs of a batch: chosen (B,) and rejected (sum of N,), example by example.
+
+        While they are precomputed the latter are (B, largest N of the dataset), filled up with NaN, so that processes
+        gather equal shapes.
+        """
+        if not _is_multi_preference(inputs):
+            return super().compute_ref_log_probs(model, inputs)
+        chosen, rejected = _split(self._reference_logps(model, inputs), inputs["num_rejected"])
+        if self._precompute_width is None:
+            return chosen, rejected
+        table = rejected.new_full((len(chosen), self._precompute_width), float("nan"))
+        slots = torch.arange(self._precompute_width, device=table.device)
+        return chosen, table.masked_scatter(slots < inputs["num_rejected"][:, None], rejected)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        self._choose_layout()
+        if isinstance(dataset, IterableDataset):
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # refuses it
+        model_hash = self._precompute_model_hash
+        # The parent's cache key is the dataset and the model; these options change the numbers as well
+        self._precompute_model_hash = Hasher.hash(
+            (
+                model_hash,
+                self.ld_alpha,
+                self.args.max_length,
+                self.args.truncation_mode,
+                self.accelerator.mixed_precision,
+                getattr(self.data_collator, "prefix_sharing", None),
+            )
+        )
+        self._precompute_width = most_rejected(dataset)
+        try:
+            dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._precompute_model_hash = model_hash
+            self._precompute_width = None
+        rejected = dataset.select_columns(["ref_rejected_logps", "rejected_ids"]).map(
+            lambda row: {"ref_rejected_logps": row["ref_rejected_logps"][: len(row["rejected_ids"])]},
+            remove_columns=["rejected_ids"],
+        )
+        return concatenate_datasets([dataset.remove_columns("ref_rejected_logps"), rejected], axis=1)
+
+    def _reference_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probs of all completions under the reference policy, (C,), without gradient."""
+        adapter: Any = contextlib.nullcontext()
+        if self.ref_model is None and is_peft_model(self.model):
+            # A new adapter: the base model is the reference. A trained one: TRL made a copy of it, named "ref"
+            policy = self.accelerator.unwrap_model(self.model)
+            adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            adapter,
+            self.accelerator.autocast(),
+        ):
+            outputs = model(**_model_inputs(inputs))
+        return self._completion_logps(outputs.log_probs, inputs)
+
+    # Loss
+
+    def _completion_logps(self, pair_logps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Add up the log-probs of each completion's tokens: (S,) to (C,)."""
+        token_logps, owners = pair_logps[inputs["token_pairs"]], inputs["token_completions"]
+        if self.ld_alpha is not None:
+            # LD-DPO (arXiv 2409.06411, Eq. 10): tokens past the length that an example's completions share weigh less
+            lengths = _completion_lengths(inputs)
+            examples = _examples_of_completions(inputs["num_rejected"])
+            shared = lengths.new_full((len(inputs["num_rejected"]),), lengths.max()).scatter_reduce(
+                0, examples, lengths, "amin"
+            )
+            tokens = torch.arange(len(owners), device=owners.device)
+            starts = tokens.new_full((len(lengths),), len(tokens)).scatter_reduce(0, owners, tokens, "amin")
+            verbose = tokens - starts[owners] >= shared[examples[owners]]
+            token_logps = torch.where(verbose, self.ld_alpha * token_logps, token_logps)
+        return _sum_by_completion(token_logps, inputs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+        if not _is_multi_preference(inputs):
+            return self._compute_trl_loss(model, inputs, return_outputs)
+        model_inputs = _model_inputs(inputs)
+        scored_outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
+        if self.use_weighting:
+            scored_outputs += ("log_sum_sq_probs",)
+        if self.aux_loss_enabled:
+            model_inputs["output_router_logits"] = True
+        outputs: ScoringOutput = model(**model_inputs, scored_outputs=scored_outputs)
+        logps = self._completion_logps(outputs.log_probs, inputs)
+        chosen_logps, rejected_logps = _split(logps, inputs["num_rejected"])
+        if self.precompute_ref_logps:
+            ref_chosen_logps, ref_rejected_logps = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        else:
+            ref_model = self.model if self.ref_model is None else self.ref_model
+            ref_chosen_logps, ref_rejected_logps = _split(
+                self._reference_logps(ref_model, inputs), inputs["num_rejected"]
+            )
+        chosen_lengths, rejected_lengths = _split(_completion_lengths(inputs), inputs["num_rejected"])
+        batch = ScoredBatch(
+            chosen_logps=chosen_logps,
+            rejected_logps=rejected_logps,
+            ref_chosen_logps=ref_chosen_logps,
+            ref_rejected_logps=ref_rejected_logps,
+            num_rejected=inputs["num_rejected"],
+            chosen_lengths=chosen_lengths,
+            rejected_lengths=rejected_lengths,
+            chosen_nll=-outputs.log_probs[inputs["token_pairs"]][_is_chosen_token(inputs)].mean(),
+            f_divergence_type=self.f_divergence_type,
+            f_alpha_divergence_coef=self.f_alpha_divergence_coef,
+        )
+        pair_weights = self._wpo_weights(outputs, inputs, batch) if self.use_weighting else None
+        loss = sum(
+            weight * preference_loss(loss_type, batch, self.args, pair_weights).mean()
+            for loss_type, weight in zip(self.loss_types, self.loss_weights, strict=True)
+        )
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        self._record_metrics(batch, outputs, inputs)
+        if not return_outputs:
+            return loss
+        warnings.warn(
+            "The logits that `compute_metrics` receives are recomputed with an extra forward pass; TRL deprecates them.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        with torch.no_grad():
+            return loss, model(**{k: v for k, v in model_inputs.items() if not k.startswith("scored_")})
+
+    def _compute_trl_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+        """The parent's loss, for a batch in the parent's layout: one rejected completion an example."""
+        loss_types = self.loss_types
+        self.loss_types = _as_trl_knows(loss_types)
+        try:
+            return super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            self.loss_types = loss_types
+
+    @torch.no_grad()
+    def _wpo_weights(
+        self, outputs: ScoringOutput, inputs: dict[str, torch.Tensor], batch: ScoredBatch
+    ) -> torch.Tensor:
+        """Weight of each pair by the policy's own likelihood of both (WPO, arXiv 2406.11827, Eq. 2), (P,)."""
+        token_logps = (outputs.log_probs - outputs.log_sum_sq_probs)[inputs["token_pairs"]]
+        weights = torch.exp(_sum_by_completion(token_logps, inputs) / _completion_lengths(inputs).clamp(min=1))
+        chosen, rejected = _split(weights, inputs["num_rejected"])
+        return chosen[batch.example] * rejected
+
+    # Metrics
+
+    @torch.no_grad()
+    def _record_metrics(self, batch: ScoredBatch, outputs: ScoringOutput, inputs: dict[str, torch.Tensor]) -> None:
+        """Record what the parent logs, under its names. What is a value a pair there is averaged over an example's
+        pairs first, so that every example weighs the same, whatever its N.
+        """
+        chosen_rewards = self.beta * batch.chosen_logratios
+        rejected_rewards = self.beta * batch.rejected_logratios
+        margins = chosen_rewards[batch.example] - rejected_rewards
+        per_example = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": batch.mean_over_rejected(rejected_rewards),
+            "rewards/accuracies": batch.mean_over_rejected((margins > 0).float()),
+            "rewards/margins": batch.mean_over_rejected(margins),
+            "logps/chosen": batch.chosen_logps,
+            "logps/rejected": batch.mean_over_rejected(batch.rejected_logps),
+        }
+        pairs, chosen = inputs["token_pairs"], _is_chosen_token(inputs)
+        mean_logits = outputs.mean_logits[pairs]
+        per_token = {
+            "entropy": outputs.entropy[pairs],
+            "logits/chosen": mean_logits[chosen],
+            "logits/rejected": mean_logits[~chosen],
+            "mean_token_accuracy": outputs.is_top1[pairs][chosen],
+        }
+        scalars = {} if outputs.aux_loss is None else {"aux_loss": outputs.aux_loss[None]}
+        means = per_example | per_token | scalars
+        # One gather of sums and counts, whatever the number of negatives in each process
+        sums = [values.float().sum() for values in means.values()] + [inputs["attention_mask"].float().sum()]
+        counts = [len(values) for values in means.values()] + [0]
+        table = torch.stack([torch.stack(sums), torch.tensor(counts, device=sums[0].device, dtype=torch.float)])
+        total_sums, total_counts = self.accelerator.gather(table[None]).sum(dim=0).tolist()
+        mode = "train" if self.model.training else "eval"
+        for name, total, count in zip(means, total_sums, total_counts, strict=False):
+            self._metrics[mode][name].append(total / count if count else 0.0)
+        if mode == "train":
+            self._total_train_tokens += int(total_sums[-1]) // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+def _as_trl_knows(loss_types: list[str]) -> list[str]:
+    """With one rejected completion, and in the parent's checks of options, our losses are DPO's own."""
+    return ["sigmoid" if loss_type in ("dmpo", "softmax") else loss_type for loss_type in loss_types]
+
+
+def _is_multi_preference(inputs: dict[str, torch.Tensor]) -> bool:
+    return "token_pairs" in inputs
+
+
+def _model_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: inputs[name] for name in _MODEL_INPUTS if name in inputs} | {"use_cache": False}
+
+
+def _sum_by_completion(token_values: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(T,) to (C,)."""
+    sums = token_values.new_zeros(int(inputs["num_rejected"].sum()) + len(inputs["num_rejected"]))
+    return sums.index_add(0, inputs["token_completions"], token_values)
+
+
+def _completion_lengths(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return _sum_by_completion(torch.ones_like(inputs["token_completions"]), inputs)
+
+
+def _examples_of_completions(num_rejected: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(num_rejected), device=num_rejected.device).repeat_interleave(num_rejected + 1)
+
+
+def _is_chosen(num_rejected: torch.Tensor) -> torch.Tensor:
+    """Which completions are chosen ones, (C,): the first of each example."""
+    sizes = num_rejected + 1
+    is_chosen = torch.zeros(int(sizes.sum()), dtype=torch.bool, device=num_rejected.device)
+    is_chosen[sizes.cumsum(0) - sizes] = True
+    return is_chosen
+
+
+def _is_chosen_token(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return _is_chosen(inputs["num_rejected"])[inputs["token_completions"]]
+
+
+def _split(values: torch.Tensor, num_rejected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of all completions, (C,), to those of the chosen, (B,), and of the rejected, (P,)."""
+    is_chosen = _is_chosen(num_rejected)
+    return values[is_chosen], values[~is_chosen]

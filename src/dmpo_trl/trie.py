@@ -1,0 +1,136 @@
+"""The layout of a batch: which tokens stand in which row, what each sees, and what scores which completion.
+
+A row is a forest of token sequences in depth-first order. Three vectors describe it: the token ids, the depth of each
+node (its position id), and the index just past its last descendant (`subtree_end`). Token `q` sees token `k` if and
+only if `k <= q < subtree_end[k]`: its ancestors and itself. Pure Python; tensors begin in the collator.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+TokenIds = Sequence[int]
+
+
+@dataclass
+class Row:
+    """One row of a batch and the completions it scores.
+
+    Attributes:
+        input_ids: Token of each node, in depth-first order.
+        position_ids: Depth of each node in its tree.
+        subtree_end: Index just past each node's last descendant.
+        scored_nodes: Nodes whose prediction is scored, one entry for each distinct (node, next token).
+        scored_targets: The next token of each of these entries.
+        completions: For each completion, by its index in the batch, the entries whose log-probs add up to its own.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    position_ids: list[int] = field(default_factory=list)
+    subtree_end: list[int] = field(default_factory=list)
+    scored_nodes: list[int] = field(default_factory=list)
+    scored_targets: list[int] = field(default_factory=list)
+    completions: dict[int, list[int]] = field(default_factory=dict)
+
+
+def common_prefix_length(a: TokenIds, b: TokenIds) -> int:
+    """Number of leading tokens that `a` and `b` share, by bisection over slice comparisons (which run in C)."""
+    shortest = min(len(a), len(b))
+    return bisect_left(range(shortest), True, key=lambda i: a[: i + 1] != b[: i + 1])
+
+
+def build_row(
+    prompts: Sequence[TokenIds], completions: Sequence[Sequence[TokenIds]], numbers: Sequence[int] | None = None
+) -> Row:
+    """Merge sequences `prompt + completion` into one row in which every distinct prefix stands once.
+
+    The last token of a sequence predicts nothing, so it gets no node of its own. The first token of a sequence has
+    no predecessor: it is scored only where the prompt is not empty, as everywhere in language modelling.
+
+    Args:
+        prompts: Token ids of each prompt.
+        completions: For each prompt, the token ids of its completions.
+        numbers: The completions' indices in the batch, in the order given; 0, 1, 2, ... by default.
+
+    Returns:
+        The row. Its completions come in the order given.
+    """
+    sequences = [
+        (list(prompt) + list(completion), len(prompt))
+        for prompt, prompt_completions in zip(prompts, completions, strict=True)
+        for completion in prompt_completions
+    ]
+    numbers = range(len(sequences)) if numbers is None else numbers
+    row = Row(completions={number: [] for number in numbers})
+    entries: dict[tuple[int, int], int] = {}
+    path: list[int] = []  # nodes of the sequence before, root first
+    previous: list[int] = []
+    # In lexicographic order each sequence shares its longest prefix with the one before it: depth-first order
+    for index in sorted(range(len(sequences)), key=lambda i: sequences[i][0]):
+        ids, prompt_length = sequences[index]
+        nodes = ids[:-1]
+        shared = common_prefix_length(previous, nodes)
+        for node in path[shared:]:
+            row.subtree_end[node] = len(row.input_ids)
+        del path[shared:]
+        for depth in range(shared, len(nodes)):
+            path.append(len(row.input_ids))
+            row.input_ids.append(nodes[depth])
+            row.position_ids.append(depth)
+            row.subtree_end.append(-1)
+        previous = nodes
+        for position in range(max(prompt_length, 1), len(ids)):
+            entry = entries.setdefault((path[position - 1], ids[position]), len(entries))
+            row.completions[numbers[index]].append(entry)
+    for node in path:
+        row.subtree_end[node] = len(row.input_ids)
+    row.scored_nodes = [node for node, _ in entries]
+    row.scored_targets = [target for _, target in entries]
+    return row
+
+
+def plan_rows(prompts: Sequence[TokenIds], sizes: Sequence[int], balance: float) -> list[list[int]]:
+    """Distribute examples over rows so that sharing a prefix pays for the wider attention it brings.
+
+    A row of L tokens costs `L + L**2 / balance`: the second term is dense attention, and `balance` the length at
+    which it costs as much as all the rest. An example joins the row of the example whose prompt resembles its own
+    most when that costs less than a row to itself. Rows are then packed into as few as possible of the longest one's
+    length, which is what each would be padded to anyway.
+
+    Args:
+        prompts: Token ids of each example's prompt.
+        sizes: Number of tokens each example needs alone.
+        balance: Row length, in tokens, at which attention costs as much as the rest of the model.
+
+    Returns:
+        The indices of the examples of each row.
+    """
+
+    def cost(length: int) -> float:
+        return length + length**2 / balance
+
+    rows: list[tuple[int, list[int]]] = []  # (number of tokens, examples)
+    previous = -1
+    for example in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):
+        size = sizes[example]
+        if rows:
+            length, members = rows[-1]
+            joint = length + size - common_prefix_length(prompts[previous], prompts[example])
+            if cost(joint) <= cost(length) + cost(size):
+                rows[-1] = (joint, [*members, example])
+                previous = example
+                continue
+        rows.append((size, [example]))
+        previous = example
+
+    # First-fit decreasing, the textbook bin packing
+    rows.sort(key=lambda row: -row[0])
+    bins: list[tuple[int, list[int]]] = []
+    for length, members in rows:
+        for index, (filled, others) in enumerate(bins):
+            if filled + length <= bins[0][0]:
+                bins[index] = (filled + length, others + members)
+                break
+        else:
+            bins.append((length, members))
+    return [members for _, members in bins]
