@@ -13,8 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
-from trl import extract_prompt
-from trl.data_utils import _tokenize, common_prefix_length
+from trl.data_utils import _tokenize
+
+from .trie import common_prefix_length
 
 logger = logging.get_logger(__name__)
 
@@ -204,7 +205,11 @@ def _shown(value: Any) -> str:
 
 
 def _extract_prompt(chosen: Any, rejected: list[Any]) -> tuple[Any, Any, list[Any]]:
-    """Split off what all completions have in common, by TRL's rule for pairs."""
-    prompts = [extract_prompt({"chosen": chosen, "rejected": completion})["prompt"] for completion in rejected]
-    prompt = min(prompts, key=len)
-    return prompt, chosen[len(prompt) :], [completion[len(prompt) :] for completion in rejected]
+    """Split off what all completions have in common: TRL's rule for pairs, over any number."""
+    shortest = min(map(len, (chosen, *rejected)))
+    length = min(common_prefix_length(chosen, completion) for completion in rejected)
+    if length == shortest:  # no completion may become empty
+        length -= 1
+    elif length > 0 and chosen[length - 1] == " ":  # the space belongs to the completions
+        length -= 1
+    return chosen[:length], chosen[length:], [completion[length:] for completion in rejected]

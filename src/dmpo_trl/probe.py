@@ -26,7 +26,7 @@ _WINDOW = 12  # shorter than the prompts, so that windows matter
 # differ by float32 rounding; in lower precision the rounding of copies in another batch shape is the yardstick. The
 # figures behind both are in docs/prefix-sharing.md.
 _TOLERANCE = 1e-4
-_NOISE_FACTOR = 4.0
+_NOISE_FACTOR = 8.0
 _HEAD_TOLERANCE = 0.5  # nats a token
 # Layers that look at other tokens through the attention mask only; a recurrence or a convolution does not
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}

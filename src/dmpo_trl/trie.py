@@ -8,6 +8,7 @@ only if `k <= q < subtree_end[k]`: its ancestors and itself. Pure Python; tensor
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 TokenIds = Sequence[int]
 
@@ -33,8 +34,8 @@ class Row:
     completions: dict[int, list[int]] = field(default_factory=dict)
 
 
-def common_prefix_length(a: TokenIds, b: TokenIds) -> int:
-    """Number of leading tokens that `a` and `b` share, by bisection over slice comparisons (which run in C)."""
+def common_prefix_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Number of leading elements that `a` and `b` share, by bisection over slice comparisons (which run in C)."""
     shortest = min(len(a), len(b))
     return bisect_left(range(shortest), True, key=lambda i: a[: i + 1] != b[: i + 1])
 

@@ -1,0 +1,118 @@
+"""Log-probs of target tokens straight from hidden states: the logits of all tokens never exist at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from trl.kernels import ChunkedLogProbFunction
+
+from ._autograd import FrozenHeadLogProb, OneTileLogProb
+from ._scan import Head, scan
+from ._statistics import OPTIONAL_OUTPUTS, TokenLogProbs
+
+__all__ = ["TokenLogProbs", "gather_logprobs"]
+
+# (tokens, vocabulary entries) of one tile. On a CPU a tile that fits the last-level cache is the fastest; on a GPU the
+# wide tiles of TRL's fused head keep the matrix products large.
+CPU_TILE = (1024, 2048)
+GPU_TILE = (4096, 32768)
+# Under a trainable head a CPU keeps the softmax for the backward pass up to this many values (128 MiB in float32):
+# a quarter less time than computing it again, measured from 36 to 1,024 tokens of a vocabulary of 49,152.
+MAX_KEPT_SOFTMAX = 2**25
+
+
+def gather_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    outputs: Sequence[str] = ("log_probs",),
+) -> TokenLogProbs:
+    """Log-prob of one target token for each hidden state.
+
+    With ``y = logit_scale * (hidden @ weight.T + bias)`` and ``z = softcap * tanh(y / softcap)`` (``z = y`` without a
+    soft-cap), ``log_probs[s] = z[s, targets[s]] - logsumexp(z[s])``. The projection runs tile by tile with an online
+    log-sum-exp, so memory does not grow with S * V. Products are computed in the dtype of `hidden`, or of autocast
+    where it is enabled, as the model's own head would; everything after them in float32.
+
+    What the gradient asks for decides how:
+
+    - head frozen (LoRA): the derivative by `hidden` is formed in the same pass, ``(S, H)`` in float32;
+    - head trainable: TRL's `ChunkedLogProbFunction`, which computes every tile again in the backward pass; on a CPU,
+      for at most `MAX_KEPT_SOFTMAX` values of S * V, the softmax is kept instead;
+    - no gradient: the pass alone.
+
+    Args:
+        hidden: ``(S, H)`` hidden states of the positions that predict the targets; S may be 0.
+        weight: ``(V, H)`` weight of the head, whole (gather sharded parameters first).
+        targets: ``(S,)`` int64 vocabulary indices.
+        bias: ``(V,)`` bias of the head.
+        logit_scale: factor of the logits, applied before the soft-cap.
+        softcap: soft-cap of the logits (Gemma's ``final_logit_softcapping``).
+        outputs: fields of `TokenLogProbs` to compute; ``"log_probs"`` is always among them.
+
+    Returns:
+        `TokenLogProbs`, float32 (float64 for float64 inputs unless TRL's kernel computes them, which is float32). Only
+        ``log_probs`` has a gradient.
+
+    Raises:
+        ValueError: if shapes do not fit, a target is not a vocabulary index, an output is unknown, or the soft-cap is
+            not positive.
+    """
+    _check(hidden, weight, targets, bias, softcap, outputs)
+    optional = tuple(name for name in OPTIONAL_OUTPUTS if name in outputs)
+    head = Head(weight, bias, logit_scale, softcap)
+    on_cpu = hidden.device.type == "cpu"
+    tile = CPU_TILE if on_cpu else GPU_TILE
+    head_trains = weight.requires_grad or (bias is not None and bias.requires_grad)
+
+    if not torch.is_grad_enabled() or not (head_trains or hidden.requires_grad):
+        return scan(hidden, head, targets, optional, tile, with_jacobian=False).result
+    if not head_trains:
+        return TokenLogProbs(*FrozenHeadLogProb.apply(hidden, head, targets, optional, tile))
+    if on_cpu and len(hidden) * len(weight) <= MAX_KEPT_SOFTMAX:
+        return TokenLogProbs(*OneTileLogProb.apply(hidden, *head, targets, optional))
+    log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
+        hidden, weight, bias, targets, 1.0, tile[1], softcap, logit_scale, optional
+    )
+    entropy = None if entropy is None else entropy.detach()  # the one output TRL has a second gradient for
+    return TokenLogProbs(log_probs, entropy, mean_logits, is_top1, log_sum_sq_probs)
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    outputs: Sequence[str],
+) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden must be (S, H) and weight (V, H), got {tuple(hidden.shape)} and {tuple(weight.shape)}. An empty "
+            "or one-dimensional weight is a shard: gather the head's parameters first."
+        )
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"targets must be int64 of shape ({len(hidden)},), one for each hidden state, got {targets.dtype} of "
+            f"shape {tuple(targets.shape)}."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias must be of shape ({len(weight)},), one for each row of weight, got {tuple(bias.shape)}."
+        )
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be positive, or None for no soft-cap, got {softcap}.")
+    known = ("log_probs", *OPTIONAL_OUTPUTS)
+    if unknown := [name for name in outputs if name not in known]:
+        raise ValueError(f"Unknown outputs {unknown}; known are {list(known)}.")
+    outside = (targets < 0) | (targets >= len(weight))
+    if outside.any():
+        position = int(outside.nonzero()[0])
+        raise ValueError(
+            f"targets[{position}] is {int(targets[position])}, not an index into a vocabulary of {len(weight)}. Leave "
+            "out positions that are not scored (label -100)."
+        )

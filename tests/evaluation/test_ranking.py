@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dmpo_trl.evaluation import RankingResult, rank_at_random, rank_by_popularity, rank_with_model
+
+DATASET = Dataset.from_list(
+    [
+        {"user": "u1", "items": ["a", "b", "c"], "positive": 1, "prompt": "p q ", "candidates": ["x", "y y", "z"]},
+        {"user": "u2", "items": ["c", "d"], "positive": 0, "prompt": "q ", "candidates": ["z", "x y z"]},
+    ]
+)
+
+
+def test_random_choice_is_its_expectation():
+    metrics = rank_at_random(DATASET).metrics(["hr@1", "auc", "mrr"])
+    assert metrics == pytest.approx({"hr@1": (1 / 3 + 1 / 2) / 2, "auc": 0.5, "mrr": (11 / 18 + 3 / 4) / 2})
+
+
+def test_popularity_ranks_by_count_and_unknown_items_last():
+    result = rank_by_popularity(DATASET, {"a": 5, "b": 7, "c": 1})
+    assert [scores.tolist() for scores in result.scores] == [[5, 7, 1], [1, 0]]
+    assert result.metrics(["hr@1", "auc"]) == {"hr@1": 1, "auc": 1}
+
+
+def test_differences_are_paired_by_user():
+    rng = np.random.default_rng(0)
+    users = [f"u{i}" for i in range(200)]
+    scores = [rng.normal(size=20) for _ in users]
+    worse = RankingResult("worse", users, scores, [0] * 200)
+    lifted = [values + np.eye(20)[0] * 0.1 for values in scores]  # the positive a little higher, for each user
+    better = RankingResult("better", users, lifted, [0] * 200)
+    difference = better.minus(worse, ["auc"])["auc"]
+    assert difference.mean == pytest.approx(better.metrics(["auc"])["auc"] - worse.metrics(["auc"])["auc"])
+    # Unpaired intervals overlap by far; the paired one excludes 0
+    assert better.intervals(["auc"])["auc"].low < worse.intervals(["auc"])["auc"].high
+    assert 0 < difference.low < difference.mean < difference.high
+    with pytest.raises(ValueError, match="better and other ranked different users"):
+        better.minus(RankingResult("other", users[::-1], scores, [0] * 200))
+
+
+@pytest.fixture
+def model_and_tokenizer():
+    vocabulary = {token: i for i, token in enumerate(["<eos>", "<unk>", *"pqxyz"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=7,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.5,
+    )
+    return LlamaForCausalLM(config).eval(), tokenizer
+
+
+def log_prob(model, tokenizer, prompt, completion) -> tuple[float, int]:
+    """Oracle: one sequence at a time, one token at a time."""
+    context = tokenizer(prompt)["input_ids"]
+    tokens = [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+    total = 0.0
+    for token in tokens:
+        with torch.no_grad():
+            logits = model(torch.tensor([context])).logits[0, -1].double()
+        total += float(logits.log_softmax(-1)[token])
+        context = [*context, token]
+    return total, len(tokens)
+
+
+@pytest.mark.parametrize("score", ["sum", "mean"])
+def test_model_scores_are_log_probs(model_and_tokenizer, score):
+    model, tokenizer = model_and_tokenizer
+    result = rank_with_model(model, tokenizer, DATASET, score=score, name="tiny")
+    assert (result.name, result.users, result.positives) == ("tiny", ["u1", "u2"], [1, 0])
+    for row, scores in zip(DATASET, result.scores, strict=True):
+        expected = [log_prob(model, tokenizer, row["prompt"], completion) for completion in row["candidates"]]
+        wanted = [total / length if score == "mean" else total for total, length in expected]
+        assert scores == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_kind_of_score_is_checked():
+    with pytest.raises(ValueError, match="'sum' or 'mean', not 'median'"):
+        rank_with_model(None, None, DATASET, score="median", name="x")

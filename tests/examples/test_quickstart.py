@@ -1,0 +1,186 @@
+"""The whole script on a tiny model and data that can be learnt: good films are liked, bad ones are never had."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<eos>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>"]
+METRICS = {"hr@1", "hr@5", "ndcg@5", "mrr", "auc"}
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    path = Path(__file__).parents[2] / "examples" / "quickstart.py"
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["quickstart"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["quickstart"]
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    items = [f"{i}\t{'Good' if i < 30 else 'Bad'} Film {i}\t{1960 + i % 40}" for i in range(90)]
+    header = "item_id:token\tmovie_title:token_seq\trelease_year:token"
+    (folder / "films.item").write_text("\n".join([header, *items]) + "\n")
+    rng = np.random.default_rng(0)
+    likes = [(u, i, t) for u in range(60) for t, i in enumerate(rng.choice(30, size=8, replace=False))]
+    rows = [f"{user}\t{item}\t5\t{time}" for user, item, time in likes]
+    (folder / "films.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token\trating:float\ttimestamp:float", *rows])
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = [
+        f"{kind} Film {i} ({1960 + i % 40})\nWhich film will the viewer like next?"
+        for kind in ("Good", "Bad")
+        for i in range(90)
+    ]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<eos>", pad_token="<pad>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=0,
+        pad_token_id=1,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(quickstart, data_folder, model_folder, tmp_path_factory) -> tuple[Path, dict]:
+    """One run of the script: its output folder and metrics.json."""
+    output = tmp_path_factory.mktemp("output")
+    options = {
+        "model": model_folder,
+        "data": data_folder,
+        "output_dir": output,
+        "train_users": 40,
+        "validation_users": 5,
+        "test_users": 12,
+        "history_length": 4,
+        "negatives": 3,
+        "candidates": 10,
+        "lora_rank": 8,
+        "batch_size": 4,
+        "sft_learning_rate": 1e-2,
+        "dmpo_learning_rate": 1e-2,
+        "dmpo_epochs": 3,
+    }
+    quickstart.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+    return output, json.loads((output / "metrics.json").read_text())
+
+
+def test_metrics_have_the_agreed_keys(run):
+    _, metrics = run
+    rankers = {"random", "popularity", "zero_shot", "sft", "dmpo"}
+    assert rankers < metrics.keys()
+    for ranker in rankers:
+        assert metrics[ranker].keys() == METRICS
+        for metric, (low, high) in metrics["intervals"][ranker].items():
+            assert 0 <= low <= metrics[ranker][metric] <= high <= 1
+    assert {"train sft", "train dmpo", "rank zero_shot", "rank dmpo"} <= metrics["seconds"].keys()
+    assert metrics["settings"]["beta"] > 0
+
+
+def test_random_choice_is_exact(run):
+    _, metrics = run
+    assert metrics["random"] == pytest.approx(
+        {
+            "hr@1": 1 / 10,
+            "hr@5": 5 / 10,
+            "ndcg@5": sum(1 / np.log2(1 + rank) for rank in range(1, 6)) / 10,
+            "mrr": sum(1 / rank for rank in range(1, 11)) / 10,
+            "auc": 0.5,
+        }
+    )
+
+
+def test_the_recommender_learns_what_can_be_learnt(run):
+    # A good film among nine others, 60 of 82 bad: the ideal ranker has an expected AUC of about 0.87
+    _, metrics = run
+    assert metrics["popularity"]["auc"] > 0.75
+    assert metrics["dmpo"]["auc"] > 0.75
+    assert metrics["dmpo"]["auc"] > metrics["zero_shot"]["auc"] + 0.1
+
+
+def test_plain_peft_loads_both_adapters(run, model_folder):
+    output, _ = run
+    for stage in ("sft", "dmpo"):
+        base = AutoModelForCausalLM.from_pretrained(model_folder)
+        model = PeftModel.from_pretrained(base, output / stage)
+        assert list(model.peft_config) == ["default"]
+        assert PeftConfig.from_pretrained(output / stage).base_model_name_or_path == str(model_folder)
+    assert not (output / "dmpo" / "ref").exists()
+    sft, dmpo = (load_file(output / stage / "adapter_model.safetensors") for stage in ("sft", "dmpo"))
+    assert sft.keys() == dmpo.keys()
+    assert any(not torch.equal(sft[name], dmpo[name]) for name in sft)
+
+
+def test_the_picture_is_drawn(run):
+    output, _ = run
+    assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_groups_of_users_share_nobody(quickstart, data_folder):
+    def prompts(report: str, part: int) -> set[str]:
+        settings = quickstart.Settings(
+            data=str(data_folder),
+            report=report,
+            train_users=30,
+            validation_users=10,
+            test_users=20,
+            history_length=7,
+            candidates=5,
+        )
+        datasets = quickstart.make_datasets(quickstart.read_data(settings), settings)
+        return {row["prompt"][-1]["content"] for row in datasets[part]}
+
+    train, validation, test = prompts("test", 0), prompts("validation", 1), prompts("test", 1)
+    assert train == prompts("validation", 0)
+    # Histories of seven films out of thirty in random order hardly ever repeat
+    assert len(train | validation | test) == 60
+
+
+def test_without_matplotlib_it_says_what_to_install(quickstart, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=r"dmpo-trl\[quickstart\]"):
+        quickstart.import_pyplot()
+
+
+def test_a_model_file_that_is_not_there_is_named(quickstart, tmp_path):
+    with pytest.raises(SystemExit, match=r"no model file .*none\.gguf"):
+        quickstart.model_folder(str(tmp_path / "none.gguf"))
