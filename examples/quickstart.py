@@ -13,6 +13,7 @@ less than 20 minutes on two CPU cores. Another model: `--model` with a hub id, a
 
 import json
 import logging
+import shutil
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ from dmpo_trl.data import (
     MOVIELENS_100K,
     MOVIES,
     SMOLLM2_135M_INSTRUCT,
+    DownloadError,
     Interactions,
     cache_dir,
     leave_one_out,
@@ -50,6 +52,8 @@ from dmpo_trl.data import (
 )
 from dmpo_trl.evaluation import METRICS, RankingResult, rank_at_random, rank_by_popularity, rank_with_model
 
+COMPARISONS = (("sft", "zero_shot"), ("dmpo", "sft"), ("dmpo", "popularity"))
+
 
 @dataclass
 class Settings:
@@ -58,7 +62,9 @@ class Settings:
     model: str | None = field(default=None, metadata={"help": "Hub id, folder or GGUF file. Default: SmolLM2-135M."})
     data: str | None = field(default=None, metadata={"help": "Folder of RecBole files. Default: MovieLens 100K."})
     title_field: str = field(default="movie_title", metadata={"help": "Field of the .item file with the title."})
-    year_field: str | None = field(default="release_year", metadata={"help": "Field of the .item file with the year."})
+    year_field: str | None = field(
+        default=None, metadata={"help": "Field of the .item file with the year, to be part of the title."}
+    )
     output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Folder for all results."})
     report: str = field(default="test", metadata={"help": "Users to report on.", "choices": ["test", "validation"]})
     seed: int = 0
@@ -125,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
 def read_data(settings: Settings) -> Interactions:
     """Reads the folder given, or MovieLens 100K."""
     folder = Path(settings.data) if settings.data else MOVIELENS_100K.fetch()[0].parent
-    return read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field or None)
+    return read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field)
 
 
 def make_datasets(data: Interactions, settings: Settings) -> tuple[Dataset, Dataset, dict[str, int]]:
@@ -166,6 +172,11 @@ def model_folder(model: str | None) -> str:
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(loaded.state_dict())
         folder.parent.mkdir(parents=True, exist_ok=True)
+        needed = 4 * plain.num_parameters()
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise SystemExit(
+                f"{folder} needs {needed / 1e9:.1f} GB. Free some, or set DMPO_TRL_CACHE to another disk."
+            )
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             plain.save_pretrained(Path(scratch) / "model")
             tokenizer.save_pretrained(Path(scratch) / "model")
@@ -190,6 +201,7 @@ def training_arguments(settings: Settings, stage_dir: Path, epochs: float, learn
         "optim": "adamw_torch_fused",
         "bf16": False,
         "gradient_checkpointing": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 5,
         "save_strategy": "no",
         "report_to": "none",
@@ -205,13 +217,17 @@ def train_sft(base: str, tokenizer: PreTrainedTokenizerBase, train: Dataset, set
     )
     trainer = SFTTrainer(
         model=load(base),
-        args=SFTConfig(**training_arguments(settings, folder, settings.sft_epochs, settings.sft_learning_rate)),
+        args=SFTConfig(
+            **training_arguments(settings, folder, settings.sft_epochs, settings.sft_learning_rate),
+            # The films of the history are as good a lesson as the one that came next, and cost nothing more
+            completion_only_loss=False,
+        ),
         train_dataset=train.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion"),
         processing_class=tokenizer,
         peft_config=lora,
     )
     trainer.train()
-    trainer.save_model()
+    trainer.model.save_pretrained(folder)
     return folder
 
 
@@ -234,7 +250,6 @@ def train_dmpo(
     trainer.train()
     # One adapter, without the reference's, so that plain peft loads the recommender and nothing else
     trainer.model.save_pretrained(folder, selected_adapters=["default"])
-    tokenizer.save_pretrained(folder)
     return folder, trainer.state.log_history
 
 
@@ -254,12 +269,9 @@ def print_table(results: dict[str, RankingResult], settings: Settings) -> None:
     print("log-probs; mean [95% bootstrap interval over users], differences paired by user")
     rows = {name: result.intervals() for name, result in results.items()}
     rows |= {f"{name} - {other}": results[name].minus(results[other]) for name, other in COMPARISONS}
-    print(f"{'':<16}" + "".join(f"{metric:>26}" for metric in METRICS))
+    print(f"{'':<18}" + "".join(f"{metric:>23}" for metric in METRICS))
     for name, intervals in rows.items():
-        print(f"{name:<16}" + "".join(f"{intervals[metric]!s:>26}" for metric in METRICS))
-
-
-COMPARISONS = (("sft", "zero_shot"), ("dmpo", "sft"), ("dmpo", "popularity"))
+        print(f"{name:<18}" + "".join(f"{intervals[metric]!s:>23}" for metric in METRICS))
 
 
 def print_recommendations(result: RankingResult, report: Dataset, titles: dict[str, str], users: int = 5) -> None:
@@ -315,4 +327,7 @@ def draw_training(plt, history: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DownloadError as error:
+        sys.exit(str(error))

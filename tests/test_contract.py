@@ -102,7 +102,7 @@ def test_a_prompt_that_ends_mid_token_is_split_where_the_tokens_diverge(tokenize
 def test_keep_completion_shortens_the_prompt_for_its_longest_completion(tokenizer):
     row = {"prompt": "Watched: Alien, Babe, Heidi, Toy Story. Next:", "chosen": " Ox", "rejected": [" The Matrix"]}
     whole = tokenize(tokenizer, row)
-    limit = len(whole["rejected_ids"][0]) + 4
+    limit = max(map(len, (whole["chosen_ids"], *whole["rejected_ids"]))) + 4
     short = tokenize(tokenizer, row, max_length=limit, truncation_mode="keep_completion")
     assert short["prompt_ids"] == whole["prompt_ids"][-4:]
     assert (short["chosen_ids"], short["rejected_ids"]) == (whole["chosen_ids"], whole["rejected_ids"])

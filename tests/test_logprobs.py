@@ -433,6 +433,37 @@ def test_triton_kernel_in_the_interpreter():
     assert "skipped" not in run.stdout
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: pip install 'dmpo-trl[test]' on Linux")
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+@pytest.mark.parametrize("tile_type", ["*fp32", "*bf16", "*fp16"])
+@pytest.mark.parametrize("everything", [False, True])
+def test_triton_kernel_compiles_without_a_gpu(tile_type, everything):
+    # The interpreter runs Python: it accepts loops whose types change, which the compiler rejects.
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = _scan._triton._fold_kernel
+    types = {
+        "tile_ptr": tile_type,
+        "targets_ptr": "*i64",
+        "argmax_ptr": "*i64",
+        "logit_scale": "fp32",
+        "softcap": "fp32",
+    }
+    constants = {name: everything for name in kernel.arg_names if name.isupper()} | {"BLOCK_SIZE": 2048}
+    if not everything:
+        optional = ("sum_logits_ptr", "sum_exp_logits_ptr", "sum_sq_exp_ptr", "argmax_ptr")
+        constants |= dict.fromkeys(optional)
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        for name in kernel.arg_names
+    }
+    indices = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    compiled = triton.compile(ASTSource(kernel, signature, indices), target=GPUTarget("cuda", 80, 32))
+    assert compiled.asm["cubin"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("path", ["no_grad", "frozen", "recompute"])

@@ -16,10 +16,11 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
+from .attention import use_trie_attention
 from .collator import DataCollatorForMultiPreference
 from .config import DMPOConfig
 from .contract import TOKEN_COLUMNS, numbered_columns, tokenize_row
-from .head import ScoringOutput
+from .head import ScoringOutput, add_scoring_head
 from .losses import ScoredBatch, preference_loss
 from .probe import prepare_for_scoring
 from .truncation import drop_and_report, most_rejected
@@ -122,17 +123,23 @@ class DMPOTrainer(DPOTrainer):
             mode: str | bool = getattr(self.data_collator, "prefix_sharing", False)
         else:
             mode = getattr(self.args, "prefix_sharing", "auto")
-        shares = [prepare_for_scoring(self.model, self._base_model(self.model), mode)]
+        base_model = self._base_model(self.model)
+        share = prepare_for_scoring(self.model, base_model, mode)
         if self.ref_model is not None:
-            ref_model = self.accelerator.unwrap_model(self.ref_model)
-            shares.append(prepare_for_scoring(ref_model, self._base_model(ref_model), shares[0]))
+            ref_model = self._base_model(self.ref_model)
+            if type(ref_model) is type(base_model):  # computes as the policy does: no second probe
+                add_scoring_head(ref_model)
+                if share:
+                    use_trie_attention(ref_model)
+            else:
+                share = prepare_for_scoring(ref_model, ref_model, share) and share
         # One decision for policy and reference, and for all processes: in half precision each layout rounds its way
-        decision = [all(shares)]
+        decision = [share]
         broadcast_object_list(decision, from_process=0)
         if self._default_collator and not self._is_vision_dataset:
             # The parent made its own from the arguments and the tokenizer; ours takes the same parameters
             collator = self.data_collator
-            hidden_size = self._base_model(self.model).config.get_text_config().hidden_size
+            hidden_size = base_model.config.get_text_config().hidden_size
             self.data_collator = DataCollatorForMultiPreference(
                 pad_token_id=collator.pad_token_id,
                 max_length=collator.max_length,
