@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     with stage("prepare", seconds):
         base = model_folder(settings.model)
         data = read_data(settings)
-        train, report, popularity = make_datasets(data, settings)
+        sft_data, dmpo_data, report, popularity = make_datasets(data, settings)
         tokenizer = AutoTokenizer.from_pretrained(base)
 
     def rank(name: str, adapter: Path | None) -> RankingResult:
@@ -113,11 +113,11 @@ def main(arguments: list[str] | None = None) -> None:
     with stage("rank zero_shot", seconds):
         results["zero_shot"] = rank("zero_shot", None)
     with stage("train sft", seconds):
-        sft = train_sft(base, tokenizer, train, settings)
+        sft = train_sft(base, tokenizer, sft_data, settings)
     with stage("rank sft", seconds):
         results["sft"] = rank("sft", sft)
     with stage("train dmpo", seconds):
-        dmpo, history = train_dmpo(base, tokenizer, train, sft, settings)
+        dmpo, history = train_dmpo(base, tokenizer, dmpo_data, sft, settings)
     with stage("rank dmpo", seconds):
         results["dmpo"] = rank("dmpo", dmpo)
 
@@ -134,21 +134,28 @@ def read_data(settings: Settings) -> Interactions:
     return read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field)
 
 
-def make_datasets(data: Interactions, settings: Settings) -> tuple[Dataset, Dataset, dict[str, int]]:
-    """The training examples, the rankings to report on, and the popularity of items among the training users."""
-    examples = leave_one_out(data, min_rating=settings.min_rating, history_length=settings.history_length)
+def make_datasets(data: Interactions, settings: Settings) -> tuple[Dataset, Dataset, Dataset, dict[str, int]]:
+    """Examples for SFT and for DMPO, rankings to report on, and how often the training users had each film.
+
+    SFT and DMPO share their users, not their targets: DMPO learns from the last film that a user liked, SFT from what
+    came before. A target that SFT has seen already is an easy one that teaches DMPO little.
+    """
+    options = {"min_rating": settings.min_rating, "history_length": settings.history_length}
     sizes = {"train": settings.train_users, "validation": settings.validation_users, "test": settings.test_users}
-    users = split_users(examples, sizes, seed=settings.seed)
+    last = leave_one_out(data, **options, min_history=2)
+    users = split_users(last, sizes, seed=settings.seed)
+    before = data.interactions.join(last, left_on=["user", "item"], right_on=["user", "target"], how="anti")
+    earlier = leave_one_out(Interactions(before, data.items), **options)
+    earlier = earlier.join(users["train"], on="user", how="semi", maintain_order="left")
+
+    sft = preference_dataset(earlier.with_columns(negatives=[]), data, MOVIES)
     train = sample_negatives(users["train"], data, settings.negatives, seed=settings.seed)
     # Another seed than in training: the two must not share their draws
     report = sample_negatives(users[settings.report], data, settings.candidates - 1, seed=settings.seed + 1)
-    liked = data.interactions.join(users["train"], on="user", how="semi")
-    popularity = dict(liked.group_by("item").len().iter_rows())
-    return (
-        preference_dataset(train, data, MOVIES),
-        ranking_dataset(report, data, MOVIES, seed=settings.seed),
-        popularity,
-    )
+    had = data.interactions.join(users["train"], on="user", how="semi")
+    popularity = dict(had.group_by("item").len().iter_rows())
+    dmpo = preference_dataset(train, data, MOVIES)
+    return sft, dmpo, ranking_dataset(report, data, MOVIES, seed=settings.seed), popularity
 
 
 def model_folder(model: str | None) -> str:

@@ -380,7 +380,7 @@ class TestTritonKernel:
     @pytest.mark.parametrize("with_weights", [False, True])
     def test_folds_as_torch_does(self, softcap, outputs, with_weights):
         torch.manual_seed(0)
-        y = torch.randn(5, 100, device=self.device) * 4
+        y = (torch.randn(5, 100, device=self.device) * 2).round()  # ties within and between blocks
         targets = torch.tensor([0, 99, 40, 39, 63], device=self.device)
         states = [_statistics.RunningStatistics.start(targets, torch.float32, outputs) for _ in range(2)]
         for columns in (slice(0, 40), slice(40, 56), slice(56, 100)):

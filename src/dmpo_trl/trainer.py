@@ -70,9 +70,9 @@ class DMPOTrainer(DPOTrainer):
             cannot.
     """
 
-    _tag_names = ("trl", "dmpo", "dmpo-trl", "recommendation")
+    _tag_names = ["trl", "dpo", "dmpo", "recommendation"]  # noqa: RUF012 (the parent's type)
     _name = "DMPO"
-    _paper = {  # noqa: RUF012 (the parent's type)
+    _paper = {  # noqa: RUF012
         "title": "Finetuning Large Language Model for Personalized Ranking",
         "id": "2405.16127",
         "citation": textwrap.dedent("""\

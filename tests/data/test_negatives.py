@@ -41,12 +41,6 @@ def test_negatives_do_not_depend_on_the_target_or_on_other_users():
     assert sample_negatives(examples, data, 5, seed=1)["negatives"].to_list() != negatives
 
 
-def test_examples_of_one_user_have_negatives_of_their_own():
-    data = interactions({"u1": CATALOGUE[:4]})
-    first, second = sample_negatives(leave_one_out(data, targets_per_user=2), data, 4, seed=0)["negatives"]
-    assert first.to_list() != second.to_list()
-
-
 def test_negatives_are_uniform():
     users = {f"u{i}": CATALOGUE[:2] for i in range(2000)}
     data = interactions(users)

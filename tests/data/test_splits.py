@@ -36,11 +36,6 @@ def test_short_histories_are_left_out_and_counted(data, caplog):
         leave_one_out(data, min_history=9)
 
 
-def test_several_targets_of_a_user(data):
-    examples = leave_one_out(data, min_rating=4, history_length=2, min_history=2, targets_per_user=9)
-    assert examples.rows() == [("u1", ["i3", "i4"], "i5"), ("u1", ["i2", "i3"], "i4"), ("u1", ["i1", "i2"], "i3")]
-
-
 def test_threshold_needs_ratings(data):
     with pytest.raises(ValueError, match="no column 'rating'"):
         leave_one_out(Interactions(data.interactions.drop("rating"), data.items), min_rating=4)

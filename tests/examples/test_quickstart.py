@@ -155,8 +155,8 @@ def test_the_picture_is_drawn(run):
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_groups_of_users_share_nobody(quickstart, data_folder):
-    def prompts(report: str, part: int) -> set[str]:
+def test_groups_of_users_share_nobody_and_sft_sees_no_target(quickstart, data_folder):
+    def datasets(report: str):
         settings = quickstart.Settings(
             data=str(data_folder),
             report=report,
@@ -166,13 +166,21 @@ def test_groups_of_users_share_nobody(quickstart, data_folder):
             history_length=7,
             candidates=5,
         )
-        datasets = quickstart.make_datasets(quickstart.read_data(settings), settings)
-        return {row["prompt"][-1]["content"] for row in datasets[part]}
+        return quickstart.make_datasets(quickstart.read_data(settings), settings)
 
-    train, validation, test = prompts("test", 0), prompts("validation", 1), prompts("test", 1)
-    assert train == prompts("validation", 0)
+    def films(row: dict, column: str) -> list[str]:
+        return row[column][-1]["content"].split("\n")
+
+    sft, dmpo, validation, _ = datasets("validation")
+    assert dmpo["prompt"][:] == datasets("test")[1]["prompt"][:]
+    test = datasets("test")[2]
     # Histories of seven films out of thirty in random order hardly ever repeat
-    assert len(train | validation | test) == 60
+    assert len({str(prompt) for part in (dmpo, validation, test) for prompt in part["prompt"]}) == 60
+    for earlier, last in zip(sft, dmpo, strict=True):
+        seen = [*films(earlier, "prompt"), *films(earlier, "chosen")]
+        assert set(films(last, "chosen")).isdisjoint(seen)
+        # The last film of the history is what SFT is taught to name
+        assert films(last, "prompt")[-2:-1] == films(earlier, "chosen")
 
 
 def test_without_matplotlib_it_says_what_to_install(quickstart, monkeypatch):

@@ -14,12 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def leave_one_out(
-    data: Interactions,
-    *,
-    min_rating: float | None = None,
-    history_length: int = 10,
-    min_history: int = 1,
-    targets_per_user: int = 1,
+    data: Interactions, *, min_rating: float | None = None, history_length: int = 10, min_history: int = 1
 ) -> pl.DataFrame:
     """Holds out the last item that each user liked; the items liked before it are the history.
 
@@ -28,42 +23,35 @@ def leave_one_out(
         min_rating: an item counts as liked from this rating on; `None` counts every interaction.
         history_length: at most so many items before the target, the latest ones.
         min_history: users with fewer items than this before the target are left out, counted and logged.
-        targets_per_user: 1 holds out the last item only. A larger number gives further examples of a user: the item
-            before the last with what came before it, and so on, each with a full history of its own. For training;
-            an evaluation wants one example a user.
 
     Returns:
-        One row an example, sorted by user, the latest target first: `user` (String), `history` (List[String], items
-        from old to new) and `target` (String, an item).
+        One row a user, sorted by user: `user` (String), `history` (List[String], items from old to new) and `target`
+        (String, an item).
 
     Raises:
         ValueError: where `min_rating` is given and there are no ratings, or no user has enough items.
     """
-    if history_length < 1 or min_history < 1 or targets_per_user < 1:
-        raise ValueError("history_length, min_history and targets_per_user must be at least 1")
+    if history_length < 1 or min_history < 1:
+        raise ValueError("history_length and min_history must be at least 1")
     liked = data.interactions
     if min_rating is not None:
         if "rating" not in liked.columns:
             raise ValueError("min_rating is given, but the interactions have no column 'rating'; pass min_rating=None")
         liked = liked.filter(pl.col("rating") >= min_rating)
-    users = liked.sort("timestamp", maintain_order=True).group_by("user").agg("item").sort("user")
-
-    rows = []
-    for user, items in users.iter_rows():
-        for end in range(len(items) - 1, max(min_history, len(items) - targets_per_user) - 1, -1):
-            rows.append((user, items[max(0, end - history_length) : end], items[end]))
-    if not rows:
+    users = liked.sort("timestamp", maintain_order=True).group_by("user").agg("item")
+    examples = (
+        users.filter(pl.col("item").list.len() > min_history)
+        .select(
+            "user",
+            history=pl.col("item").list.head(pl.col("item").list.len() - 1).list.tail(history_length),
+            target=pl.col("item").list.last(),
+        )
+        .sort("user")
+    )
+    if examples.is_empty():
         raise ValueError(f"No user has {min_history} liked items and one more; lower min_history or min_rating")
-    examples = pl.DataFrame(
-        rows, schema={"user": pl.String, "history": pl.List(pl.String), "target": pl.String}, orient="row"
-    )
-    logger.info(
-        "%d examples of %d users; %d users have fewer than %d liked items",
-        examples.height,
-        examples["user"].n_unique(),
-        data.interactions["user"].n_unique() - examples["user"].n_unique(),
-        min_history + 1,
-    )
+    left_out = data.interactions["user"].n_unique() - examples.height
+    logger.info("%d examples; %d users have fewer than %d liked items", examples.height, left_out, min_history + 1)
     return examples
 
 
