@@ -37,7 +37,11 @@ def test_standard_rows_get_an_end_of_sequence_token_once(tokenizer):
 
 
 def test_conversational_rows_go_through_the_chat_template(tokenizer):
-    row = {"prompt": message("Next?", "user"), "chosen": message("Alien"), "rejected": [message("Babe"), message("Ox")]}
+    row = {
+        "prompt": message("Next?", "user"),
+        "chosen": message("Alien"),
+        "rejected": [message("Babe"), message("Ox")],
+    }
     assert decoded(tokenizer, tokenize(tokenizer, row)) == (
         "<|user|>Next?</s><|assistant|>",
         "Alien</s>",
@@ -107,7 +111,7 @@ def test_keep_completion_shortens_the_prompt_for_its_longest_completion(tokenize
     assert short["prompt_ids"] == whole["prompt_ids"][-4:]
     assert (short["chosen_ids"], short["rejected_ids"]) == (whole["chosen_ids"], whole["rejected_ids"])
     assert short["prompt_tokens_cut"] == len(whole["prompt_ids"]) - 4
-    with pytest.raises(RowError, match="Row 17 .* leaves no room for a prompt in max_length=2"):
+    with pytest.raises(RowError, match=r"Row 17 .* leaves no room for a prompt in max_length=2"):
         tokenize(tokenizer, row, max_length=2, truncation_mode="keep_completion")
 
 

@@ -159,7 +159,7 @@ def test_f_divergences(kind, formula):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="choose among .*'dmpo'"):
+    with pytest.raises(ValueError, match=r"choose among .*'dmpo'"):
         preference_loss("dpmo", make_batch([1]), ARGS)
     with pytest.raises(ValueError, match="choose 'reverse_kl'"):
         make_batch([1], f_divergence_type="kl").chosen_scores  # noqa: B018

@@ -70,8 +70,8 @@ def test_seam_is_one_that_the_suite_passed_on(name):
     version = importlib.metadata.version("trl")
     known = {hashes[name] for hashes in KNOWN.values()}
     assert fingerprint(SEAMS[name]) in known, (
-        f"trl {version} changed {name}, on which dmpo_trl/trainer.py builds. Read the change; if the rest of the suite "
-        "passes, add this release to KNOWN."
+        f"trl {version} changed {name}, on which dmpo_trl/trainer.py builds. Read the change; if the rest of the "
+        "suite passes, add this release to KNOWN."
     )
 
 

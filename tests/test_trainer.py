@@ -418,9 +418,7 @@ def test_precomputed_reference_is_a_list_a_row_and_is_cached(tmp_path, monkeypat
 
     calls = []
     computed = DMPOTrainer.compute_ref_log_probs
-    monkeypatch.setattr(
-        DMPOTrainer, "compute_ref_log_probs", lambda *args: calls.append(1) or computed(*args)
-    )
+    monkeypatch.setattr(DMPOTrainer, "compute_ref_log_probs", lambda *args: calls.append(1) or computed(*args))
     build()
     assert not calls, "the second run should read the cache"
     build(ld_alpha=0.5)
@@ -441,6 +439,16 @@ def test_datasets_of_every_form_are_accepted(tmp_path):
         assert metrics["eval_a_loss"] == pytest.approx(metrics["eval_b_loss"])
         logged = set().union(*trainer.state.log_history)
         assert {"eval_a_loss", "eval_b_loss", "eval_rewards/accuracies"} <= logged
+
+
+def test_a_streamed_eval_dataset_gives_what_a_stored_one_gives(tmp_path):
+    """accelerate would dispatch a stream's batches and cut their tensors to the number of examples."""
+    rows = make_rows((1, 2, 3, 2))
+    trainer = make_trainer(tmp_path, rows, per_device_eval_batch_size=2, eval_dataset=rows)
+    perturb(trainer.model)
+    stored, streamed = trainer.evaluate(), trainer.evaluate(rows.to_iterable_dataset())
+    assert stored["eval_loss"] == pytest.approx(streamed["eval_loss"], abs=1e-6)
+    assert abs(stored["eval_loss"] - math.log(2)) > 1e-3
 
 
 def test_bad_rows_stop_the_trainer_before_the_first_step(tmp_path):

@@ -73,7 +73,7 @@ def test_rows_hold_every_example_once(prompts_and_sizes, balance):
 
 def test_examples_of_one_history_share_a_row_and_strangers_do_not():
     history, other = list(range(100)), list(range(500, 600))
-    prompts = [history + [1], other + [2], history + [3], other + [4]]
+    prompts = [[*history, 1], [*other, 2], [*history, 3], [*other, 4]]
     rows = plan_rows(prompts, [150] * 4, balance=1000.0)
     assert sorted(map(sorted, rows)) == [[0, 2], [1, 3]]
 

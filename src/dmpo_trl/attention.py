@@ -1,8 +1,8 @@
 """How the ancestor mask reaches a transformers model.
 
 transformers looks attention functions and mask functions up by name. We register both under names of our own
-(`trie_sdpa`, ...) that do what the plain ones do, except inside `trie_layout(...)`, where the mask lets a token see its
-ancestors only. The model's own mask (causal, sliding window, chunked) keeps its meaning: it is evaluated on depths
+(`trie_sdpa`, ...) that do what the plain ones do, except inside `trie_layout(...)`, where the mask lets a token see
+its ancestors only. The model's own mask (causal, sliding window, chunked) keeps its meaning: it is evaluated on depths
 instead of places in the row. The names live in the model's config in memory only; transformers does not save them.
 """
 

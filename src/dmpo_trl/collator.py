@@ -78,22 +78,19 @@ def _to_tensors(
         ends = [row.subtree_end + list(range(len(row.input_ids) + 1, length + 1)) for row in rows]
         batch["subtree_end"] = torch.tensor(ends)
 
-    scored_rows, scored_columns, scored_targets = [], [], []
-    token_pairs, token_completions = [], []
+    columns: dict[str, list[int]] = {
+        name: [] for name in ("scored_rows", "scored_columns", "scored_targets", "token_pairs", "token_completions")
+    }
     for index, row in enumerate(rows):
-        offset = len(scored_targets)
-        scored_rows += [index] * len(row.scored_nodes)
+        offset = len(columns["scored_targets"])
+        columns["scored_rows"] += [index] * len(row.scored_nodes)
         # Counted from the end, a position survives virtual tokens that prompt-learning PEFT methods prepend
-        scored_columns += [node - length for node in row.scored_nodes]
-        scored_targets += row.scored_targets
+        columns["scored_columns"] += [node - length for node in row.scored_nodes]
+        columns["scored_targets"] += row.scored_targets
         for completion, entries in row.completions.items():
-            token_pairs += [offset + entry for entry in entries]
-            token_completions += [completion] * len(entries)
-    names = ("scored_rows", "scored_columns", "scored_targets", "token_pairs", "token_completions")
-    for name, values in zip(
-        names, (scored_rows, scored_columns, scored_targets, token_pairs, token_completions), strict=True
-    ):
-        batch[name] = torch.tensor(values, dtype=torch.long)
+            columns["token_pairs"] += [offset + entry for entry in entries]
+            columns["token_completions"] += [completion] * len(entries)
+    batch |= {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
     return batch
 
 

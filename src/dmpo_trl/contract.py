@@ -32,7 +32,7 @@ def numbered_columns(columns: Iterable[str]) -> list[str]:
 class RowError(ValueError):
     """A row that breaks the data contract; says which one, in which column, and what to do."""
 
-    def __init__(self, dataset: str, row: int, column: str, problem: str, remedy: str) -> None:
+    def __init__(self, dataset: str, row: int, column: str, problem: str, remedy: str) -> None:  # noqa: D107
         super().__init__(f"Row {row} of the {dataset} dataset, column `{column}`: {problem}. {remedy}.")
 
 
@@ -104,8 +104,8 @@ def tokenize_row(
 
 def tokenize_completions(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
-    prompt: str | list[dict[str, Any]],
-    completions: Sequence[str | list[dict[str, Any]]],
+    prompt: Any,
+    completions: Sequence[Any],
     *,
     eos_token: str | None,
     **template_kwargs: Any,
@@ -117,8 +117,8 @@ def tokenize_completions(
 
     Args:
         processing_class: Tokenizer or processor.
-        prompt: Text, or messages.
-        completions: The same kind as the prompt.
+        prompt: Text, or a list of messages.
+        completions: Each the same kind as the prompt.
         eos_token: Appended to text completions that do not end with it; None for none.
         **template_kwargs: For the chat template.
 
@@ -139,8 +139,8 @@ def tokenize_completions(
     prompt_length = min(common_prefix_length(prompt_ids, whole) for whole in wholes)
     if prompt_length < len(prompt_ids):
         logger.warning_once(
-            "The tokenized prompt is not a prefix of the tokenized prompt+completion. The completion starts where they "
-            "diverge, and this end of the prompt is left out: "
+            "The tokenized prompt is not a prefix of the tokenized prompt+completion. The completion starts where "
+            "they diverge, and this end of the prompt is left out: "
             f"{processing_class.decode(prompt_ids[prompt_length:])!r}. End the prompt on a token boundary, or use a "
             "chat template that renders it alone as it does before a completion. This warning is shown once."
         )
@@ -158,7 +158,7 @@ def _read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]
     kind = "a list of messages" if messages else "text"
     if not messages and not isinstance(chosen, str):
         raise error("chosen", f"expected text or a list of messages, got {_shown(chosen)}", "Fix or drop the row")
-    if "prompt" in example and _is_messages(example["prompt"]) != messages or not isinstance(
+    if ("prompt" in example and _is_messages(example["prompt"]) != messages) or not isinstance(
         example.get("prompt", ""), str | list
     ):
         raise error(
@@ -208,8 +208,6 @@ def _extract_prompt(chosen: Any, rejected: list[Any]) -> tuple[Any, Any, list[An
     """Split off what all completions have in common: TRL's rule for pairs, over any number."""
     shortest = min(map(len, (chosen, *rejected)))
     length = min(common_prefix_length(chosen, completion) for completion in rejected)
-    if length == shortest:  # no completion may become empty
-        length -= 1
-    elif length > 0 and chosen[length - 1] == " ":  # the space belongs to the completions
+    if length == shortest or (length > 0 and chosen[length - 1] == " "):  # no completion may become empty
         length -= 1
     return chosen[:length], chosen[length:], [completion[length:] for completion in rejected]

@@ -3,11 +3,11 @@
 import types
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
@@ -60,10 +60,13 @@ def _load_balancing_loss(
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     config = config.get_text_config()
-    return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+    return cast(
+        torch.Tensor,
+        load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask),
+    )
 
 
-def add_scoring_head(model: PreTrainedModel) -> None:
+def add_scoring_head(model: Any) -> None:
     """Teach `model(...)` to score next tokens without building its logits.
 
     Afterwards `model(**inputs, scored_rows=..., scored_columns=..., scored_targets=...)` runs the backbone, gathers
@@ -72,7 +75,7 @@ def add_scoring_head(model: PreTrainedModel) -> None:
     (PEFT, DDP, FSDP) may be put around the model before or after. Calling again changes nothing.
 
     Args:
-        model: A causal language model of transformers.
+        model: A causal language model of transformers (a `PreTrainedModel`).
     """
     if hasattr(model, "_forward_without_scoring"):
         return
@@ -100,7 +103,8 @@ def _forward(
 
     # Looked up on each call: FSDP and PEFT replace the head after this function was installed
     head = self.get_output_embeddings()
-    weight, bias = head.weight, getattr(head, "bias", None)
+    weight: Any = head.weight
+    bias: Any = getattr(head, "bias", None)
     if isinstance(weight, DTensor):  # FSDP2 shards the head
         weight = weight.full_tensor()
         bias = None if bias is None else bias.full_tensor()

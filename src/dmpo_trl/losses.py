@@ -4,8 +4,8 @@ Notation: B examples, example b with N_b rejected completions, P = sum of N_b pa
 `r(y) = log pi(y|x) - log ref(y|x)`, a score `s` is `r` itself or what an f-divergence makes of it, and
 `delta = beta * (s+ - s_i)` belongs to the pair of the chosen and the i-th rejected completion.
 
-A loss of your own is one function: `@multi_negative("name")` for one that returns a value an example, `@pairwise("name")`
-for one that returns a value a pair, whose mean over an example's pairs is then taken.
+A loss of your own is one function: `@multi_negative("name")` for one that returns a value an example,
+`@pairwise("name")` for one that returns a value a pair, whose mean over an example's pairs is then taken.
 """
 
 import math

@@ -72,8 +72,8 @@ def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | boo
         return True
     if mode is True:
         raise ValueError(
-            f"`prefix_sharing=True`, but {type(base_model).__name__} cannot share prefixes: {reason}. Set it to 'auto' "
-            "or False to train on copies of the prompt."
+            f"`prefix_sharing=True`, but {type(base_model).__name__} cannot share prefixes: {reason}. Set it to "
+            "'auto' or False to train on copies of the prompt."
         )
     base_model.set_attn_implementation(previous)
     logger.warning(
@@ -112,7 +112,7 @@ def probe(model: Any, base_model: PreTrainedModel) -> tuple[float, float]:
     Raises:
         ScoringHeadError: The scoring head's log-probs are not those of the model's own logits.
     """
-    device = base_model.get_input_embeddings().weight.device
+    device = torch.device(str(base_model.device))
     prompts, completions = _sequences(base_model.config.get_text_config().vocab_size)
     training = model.training
     model.eval()

@@ -60,11 +60,13 @@ def score_completions(
             `prefix_sharing=True` and the model cannot.
     """
     if len(prompts) != len(completions):
-        raise ValueError(f"{len(prompts)} prompts, but {len(completions)} lists of completions: give one list a prompt.")
+        raise ValueError(
+            f"{len(prompts)} prompts, but {len(completions)} lists of completions: give one list a prompt."
+        )
     for index, options in enumerate(completions):
         if len(options) == 0:
             raise ValueError(f"Prompt {index} has no completions to score: leave it out, or give it some.")
-    base_model = model.get_base_model() if isinstance(model, PeftModel) else model
+    base_model: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     share = prepare_for_scoring(model, base_model, prefix_sharing)
     examples = [
         tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)

@@ -20,7 +20,7 @@ from .attention import use_trie_attention
 from .collator import DataCollatorForMultiPreference
 from .config import DMPOConfig
 from .contract import TOKEN_COLUMNS, numbered_columns, tokenize_row
-from .head import ScoringOutput, add_scoring_head
+from .head import add_scoring_head
 from .losses import ScoredBatch, preference_loss
 from .probe import prepare_for_scoring
 from .truncation import drop_and_report, most_rejected
@@ -84,6 +84,11 @@ class DMPOTrainer(DPOTrainer):
             }"""),
     }
 
+    args: DPOConfig
+    model: Any
+    ref_model: Any
+    data_collator: Any
+
     def __init__(
         self,
         model: Any,
@@ -92,7 +97,7 @@ class DMPOTrainer(DPOTrainer):
         data_collator: Any = None,
         *args_and_kwargs: Any,
         **kwargs: Any,
-    ) -> None:
+    ) -> None:  # noqa: D107
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = DMPOConfig(f"{name.split('/')[-1]}-DMPO")
@@ -101,6 +106,13 @@ class DMPOTrainer(DPOTrainer):
                 "TRL's `DataCollatorForPreference` takes one rejected completion an example, and examples here have a "
                 "list of them: leave `data_collator` out, or pass a `dmpo_trl.DataCollatorForMultiPreference`."
             )
+        accelerator_config: Any = args.accelerator_config
+        if accelerator_config.dispatch_batches:
+            logger.warning(
+                "`dispatch_batches=True` cuts batches by their first dimension, which ragged batches do not have in "
+                "common: it is set to False."
+            )
+        accelerator_config.dispatch_batches = False
         self._layout_is_chosen = False
         self._precompute_width: int | None = None
         self._default_collator = data_collator is None
@@ -240,7 +252,7 @@ class DMPOTrainer(DPOTrainer):
             adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
         with (
             torch.no_grad(),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),  # type: ignore[arg-type]
             adapter,
             self.accelerator.autocast(),
         ):
@@ -256,7 +268,7 @@ class DMPOTrainer(DPOTrainer):
             # LD-DPO (arXiv 2409.06411, Eq. 10): tokens past the length that an example's completions share weigh less
             lengths = _completion_lengths(inputs)
             examples = _examples_of_completions(inputs["num_rejected"])
-            shared = lengths.new_full((len(inputs["num_rejected"]),), lengths.max()).scatter_reduce(
+            shared = lengths.new_full((len(inputs["num_rejected"]),), int(lengths.max())).scatter_reduce(
                 0, examples, lengths, "amin"
             )
             tokens = torch.arange(len(owners), device=owners.device)
@@ -269,12 +281,12 @@ class DMPOTrainer(DPOTrainer):
         if not _is_multi_preference(inputs):
             return self._compute_trl_loss(model, inputs, return_outputs)
         model_inputs = _model_inputs(inputs)
-        scored_outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
+        scored_outputs: tuple[str, ...] = ("log_probs", "entropy", "mean_logits", "is_top1")
         if self.use_weighting:
             scored_outputs += ("log_sum_sq_probs",)
         if self.aux_loss_enabled:
             model_inputs["output_router_logits"] = True
-        outputs: ScoringOutput = model(**model_inputs, scored_outputs=scored_outputs)
+        outputs = model(**model_inputs, scored_outputs=scored_outputs)
         logps = self._completion_logps(outputs.log_probs, inputs)
         chosen_logps, rejected_logps = _split(logps, inputs["num_rejected"])
         if self.precompute_ref_logps:
@@ -298,7 +310,7 @@ class DMPOTrainer(DPOTrainer):
             f_alpha_divergence_coef=self.f_alpha_divergence_coef,
         )
         pair_weights = self._wpo_weights(outputs, inputs, batch) if self.use_weighting else None
-        loss = sum(
+        loss: Any = sum(
             weight * preference_loss(loss_type, batch, self.args, pair_weights).mean()
             for loss_type, weight in zip(self.loss_types, self.loss_weights, strict=True)
         )
@@ -308,7 +320,7 @@ class DMPOTrainer(DPOTrainer):
         if not return_outputs:
             return loss
         warnings.warn(
-            "The logits that `compute_metrics` receives are recomputed with an extra forward pass; TRL deprecates them.",
+            "The logits for `compute_metrics` are recomputed with an extra forward pass; TRL deprecates them.",
             FutureWarning,
             stacklevel=2,
         )
@@ -325,9 +337,7 @@ class DMPOTrainer(DPOTrainer):
             self.loss_types = loss_types
 
     @torch.no_grad()
-    def _wpo_weights(
-        self, outputs: ScoringOutput, inputs: dict[str, torch.Tensor], batch: ScoredBatch
-    ) -> torch.Tensor:
+    def _wpo_weights(self, outputs: Any, inputs: dict[str, torch.Tensor], batch: ScoredBatch) -> torch.Tensor:
         """Weight of each pair by the policy's own likelihood of both (WPO, arXiv 2406.11827, Eq. 2), (P,)."""
         token_logps = (outputs.log_probs - outputs.log_sum_sq_probs)[inputs["token_pairs"]]
         weights = torch.exp(_sum_by_completion(token_logps, inputs) / _completion_lengths(inputs).clamp(min=1))
@@ -337,7 +347,7 @@ class DMPOTrainer(DPOTrainer):
     # Metrics
 
     @torch.no_grad()
-    def _record_metrics(self, batch: ScoredBatch, outputs: ScoringOutput, inputs: dict[str, torch.Tensor]) -> None:
+    def _record_metrics(self, batch: ScoredBatch, outputs: Any, inputs: dict[str, torch.Tensor]) -> None:
         """Record what the parent logs, under its names. What is a value a pair there is averaged over an example's
         pairs first, so that every example weighs the same, whatever its N.
         """

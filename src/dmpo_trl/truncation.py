@@ -82,7 +82,8 @@ def drop_and_report(
 
 
 _REMEDY = (
-    "Raise `max_length`, or set `truncation_mode='keep_completion'` to shorten the prompt and keep every completion whole."
+    "Raise `max_length`, or set `truncation_mode='keep_completion'` to shorten the prompt and keep every completion "
+    "whole."
 )
 
 
