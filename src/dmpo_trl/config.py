@@ -57,7 +57,7 @@ class DMPOConfig(DPOConfig):
         },
     )
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         super().__post_init__()
         choices = {"auto": "auto", "true": True, "false": False}
         choice = str(self.prefix_sharing).lower()

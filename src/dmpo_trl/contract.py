@@ -32,7 +32,7 @@ def numbered_columns(columns: Iterable[str]) -> list[str]:
 class RowError(ValueError):
     """A row that breaks the data contract; says which one, in which column, and what to do."""
 
-    def __init__(self, dataset: str, row: int, column: str, problem: str, remedy: str) -> None:  # noqa: D107
+    def __init__(self, dataset: str, row: int, column: str, problem: str, remedy: str) -> None:
         super().__init__(f"Row {row} of the {dataset} dataset, column `{column}`: {problem}. {remedy}.")
 
 

@@ -97,7 +97,7 @@ class DMPOTrainer(DPOTrainer):
         data_collator: Any = None,
         *args_and_kwargs: Any,
         **kwargs: Any,
-    ) -> None:  # noqa: D107
+    ) -> None:
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = DMPOConfig(f"{name.split('/')[-1]}-DMPO")
