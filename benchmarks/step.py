@@ -10,7 +10,8 @@ Compares four ways to get the same loss and the same gradients:
     trie          ours, every distinct prefix once
 
 The sides take turns inside one process; a run in which they disagree stops. By default a batch is one MovieLens 100K
-example. `--rows` takes the DMPO authors' pairs instead, batches of ten rows in the file's order.
+example. `--rows` takes the DMPO authors' pairs instead, batches of ten rows in the file's order. Copies with full
+logits take about 3 GB for every thousand tokens of a batch, all copies counted.
 """
 
 import copy
@@ -45,8 +46,8 @@ from dmpo_trl.losses import ScoredBatch, preference_loss
 from dmpo_trl.probe import prepare_for_scoring
 
 ROOT = Path(__file__).parents[1]
-PROMPT_LENGTH = 270  # tokens; ten MovieLens titles and the words around them take about half of it
-ROWS_A_BATCH = 10
+PROMPT_LENGTH, TITLE_LENGTH = 270, 10  # tokens; twenty films that a MovieLens user liked
+BASELINE = "full logits"
 MAX_LOSS_DIFFERENCE, MAX_NORM_DIFFERENCE = 1e-4, 1e-3  # absolute, relative
 
 Batch = dict[str, torch.Tensor]
@@ -59,24 +60,25 @@ class Settings:
     tiny: bool = field(default=False, metadata={"help": "A tiny random model and random tokens, to try the script."})
     negatives: list[int] = field(default_factory=lambda: [1, 3, 7, 15])
     rows: Path | None = field(default=None, metadata={"help": "JSON file of the DMPO authors' pairs, to be used."})
+    batch_rows: int = field(default=10, metadata={"help": "Rows of --rows a batch."})
     batches: int = field(default=3, metadata={"help": "Batches of --rows to take."})
     rounds: int = field(default=3, metadata={"help": "Turns of each side; the median is reported."})
     lora: bool = field(default=False, metadata={"help": "LoRA on all linear layers. Default: all parameters."})
-    memory: bool = field(default=False, metadata={"help": "Peak memory, each side in a fresh process; no timing."})
+    memory: bool = field(default=False, metadata={"help": "Peak memory as well: one step a side, in a fresh process."})
     output: Path | None = field(default=None, metadata={"help": "Folder for step.csv."})
 
 
 @dataclass
 class Outcome:
-    """What one side did with one case; `seconds` and `cpu_seconds` hold one value a round."""
+    """What one side did in one step; `padded` counts padding too, `peak_gb` is above the loaded models."""
 
     loss: float
     gradient_norm: float
     tokens: int
-    positions: int
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    peak_gb: float | None = None
+    padded: int
+    seconds: float
+    cpu_seconds: float
+    peak_gb: float = 0.0
 
 
 @dataclass
@@ -126,14 +128,14 @@ def score_with_ours(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def make_sides(hidden_size: int) -> dict[str, Side]:
-    """The sides by name; the first is what the others are compared with."""
+    """The sides by name, `BASELINE` first."""
 
     def collator(prefix_sharing: bool) -> DataCollatorForMultiPreference:
         # The balance is the trainer's
         return DataCollatorForMultiPreference(0, prefix_sharing=prefix_sharing, attention_balance=6.0 * hidden_size)
 
     return {
-        "full logits": Side(collate_copies, score_with_full_logits),
+        BASELINE: Side(collate_copies, score_with_full_logits),
         "trl fused": Side(collate_copies, score_with_trl),
         "copies": Side(collator(False), score_with_ours),
         "trie": Side(collator(True), score_with_ours, shares_prefixes=True),
@@ -169,20 +171,19 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def dmpo_loss(logps: torch.Tensor, ref_logps: torch.Tensor, num_rejected: list[int]) -> torch.Tensor:
-    """Mean DMPO loss of a batch whose completions stand example by example, the chosen one first."""
-    counts = torch.tensor(num_rejected)
-    is_chosen = torch.zeros(len(logps), dtype=torch.bool)
-    is_chosen[(counts + 1).cumsum(0) - (counts + 1)] = True
+def dmpo_loss(logps: torch.Tensor, ref_logps: torch.Tensor, examples: int) -> torch.Tensor:
+    """Mean DMPO loss. Completions stand example by example, the chosen one first, as many for each example."""
+    logps, ref_logps = logps.view(examples, -1), ref_logps.view(examples, -1)  # (B, N+1)
+    rejected = logps[:, 1:].flatten()
     batch = ScoredBatch(
-        chosen_logps=logps[is_chosen],
-        rejected_logps=logps[~is_chosen],
-        ref_chosen_logps=ref_logps[is_chosen],
-        ref_rejected_logps=ref_logps[~is_chosen],
-        num_rejected=counts,
-        chosen_lengths=torch.ones(len(counts)),  # DMPO looks at no lengths
-        rejected_lengths=torch.ones(int(counts.sum())),
-        chosen_nll=torch.zeros(()),
+        chosen_logps=logps[:, 0],
+        rejected_logps=rejected,
+        ref_chosen_logps=ref_logps[:, 0],
+        ref_rejected_logps=ref_logps[:, 1:].flatten(),
+        num_rejected=torch.full((examples,), logps.shape[1] - 1),
+        chosen_lengths=torch.ones(examples),  # DMPO looks at neither lengths
+        rejected_lengths=torch.ones(len(rejected)),
+        chosen_nll=torch.zeros(()),  # nor the likelihood of the chosen completion
     )
     return preference_loss("dmpo", batch, SimpleNamespace(beta=0.1)).mean()
 
@@ -193,43 +194,46 @@ def run_step(side: Side, policy: Any, reference: Any, case: list[Examples]) -> O
         base_model(model).set_attn_implementation("trie_sdpa" if side.shares_prefixes else "sdpa")
     policy.zero_grad(set_to_none=True)
     start, cpu_start = time.perf_counter(), time.process_time()
-    losses, tokens, positions = [], 0, 0
+    losses, tokens, padded = [], 0, 0
     for examples in case:
         batch = side.collate(examples)
         with torch.no_grad():
             ref_logps = side.score(reference, batch)
-        loss = dmpo_loss(side.score(policy, batch), ref_logps, [len(example["rejected_ids"]) for example in examples])
+        loss = dmpo_loss(side.score(policy, batch), ref_logps, len(examples))
         loss.backward()
         losses.append(loss.item())
         tokens += int(batch["attention_mask"].sum())
-        positions += batch["input_ids"].numel()
+        padded += batch["input_ids"].numel()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    return Outcome(statistics.mean(losses), norm, tokens, positions, [seconds], [cpu_seconds])
+    norm = torch.nn.utils.get_total_norm(p.grad for p in policy.parameters() if p.grad is not None)
+    return Outcome(statistics.mean(losses), float(norm), tokens, padded, seconds, cpu_seconds)
 
 
-def time_sides(settings: Settings, models: tuple[Any, Any], case: list[Examples]) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
+def time_sides(settings: Settings, models: tuple[Any, Any], case: list[Examples]) -> list[dict[str, Outcome]]:
+    """The outcomes of the sides, a dictionary a round."""
+    sides = make_sides(models[0].config.hidden_size)
+    rounds = []
     for _ in range(settings.rounds):
-        for name, side in make_sides(models[0].config.hidden_size).items():
-            outcome = run_step(side, *models, case)
-            print(f"{name}: {outcome.seconds[0]:.2f} s, {outcome.cpu_seconds[0]:.2f} s CPU", file=sys.stderr)
-            kept = outcomes.setdefault(name, outcome)
-            if kept is not outcome:
-                kept.seconds += outcome.seconds
-                kept.cpu_seconds += outcome.cpu_seconds
-        check_agreement(outcomes)
-    return outcomes
+        rounds.append({name: run_step(side, *models, case) for name, side in sides.items()})
+        check_agreement(rounds[-1])
+    return rounds
+
+
+def memory_of_sides(settings: Settings, case: list[Examples]) -> list[dict[str, Outcome]]:
+    outcomes = {}
+    for name in make_sides(1):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh_process:
+            outcomes[name] = fresh_process.submit(measure_memory, settings, name, case).result()
+    check_agreement(outcomes)
+    return [outcomes]
 
 
 def measure_memory(settings: Settings, name: str, case: list[Examples]) -> Outcome:
-    """A step of one side, with its peak resident memory above that of the loaded models. Linux only."""
+    """A step of one side with its peak resident memory. Linux only."""
     models = load_models(settings)
     loaded = _memory_gb("VmRSS")
-    side = make_sides(models[0].config.hidden_size)[name]
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    outcome = run_step(side, *models, case)
+    outcome = run_step(make_sides(models[0].config.hidden_size)[name], *models, case)
     outcome.peak_gb = _memory_gb("VmHWM") - loaded
     return outcome
 
@@ -239,24 +243,15 @@ def _memory_gb(entry: str) -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def memory_of_sides(settings: Settings, case: list[Examples]) -> dict[str, Outcome]:
-    outcomes = {}
-    for name in make_sides(1):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh_process:
-            outcomes[name] = fresh_process.submit(measure_memory, settings, name, case).result()
-    check_agreement(outcomes)
-    return outcomes
-
-
 def check_agreement(outcomes: dict[str, Outcome]) -> None:
-    """Stop if a side computed something else than the first one."""
-    (first, expected), *others = outcomes.items()
-    for name, outcome in others:
+    """Stop if a side computed something else than the baseline."""
+    expected = outcomes[BASELINE]
+    for name, outcome in outcomes.items():
         loss = abs(outcome.loss - expected.loss)
         norm = abs(outcome.gradient_norm / expected.gradient_norm - 1)
         if not (loss <= MAX_LOSS_DIFFERENCE and norm <= MAX_NORM_DIFFERENCE):
             raise SystemExit(
-                f"'{name}' disagrees with '{first}': loss {outcome.loss:.7f} against {expected.loss:.7f}, gradient "
+                f"'{name}' disagrees with '{BASELINE}': loss {outcome.loss:.7f} against {expected.loss:.7f}, gradient "
                 f"norm {outcome.gradient_norm:.7f} against {expected.gradient_norm:.7f}. Times would mean nothing."
             )
 
@@ -267,30 +262,37 @@ def check_agreement(outcomes: dict[str, Outcome]) -> None:
 def make_cases(settings: Settings) -> dict[str, list[Examples]]:
     """Batches to step through, by a label."""
     if settings.rows is not None:
-        rows = json.loads(settings.rows.read_text())[: settings.batches * ROWS_A_BATCH]
+        rows = json.loads(settings.rows.read_text())[: settings.batches * settings.batch_rows]
         examples = [
             {"prompt": row["instruction"] + row["input"], "chosen": row["output"][0], "rejected": row["output"][1:]}
             for row in rows
         ]
         ids = [tokenize(settings, example) for example in examples]
-        return {settings.rows.name: [ids[i : i + ROWS_A_BATCH] for i in range(0, len(ids), ROWS_A_BATCH)]}
+        return {
+            settings.rows.name: [ids[i : i + settings.batch_rows] for i in range(0, len(ids), settings.batch_rows)]
+        }
     most = max(settings.negatives)
     if settings.tiny:
-        prompt = "x" * 40
-        example = {"prompt": prompt, "chosen": "abcde", "rejected": [f"ab{i:03}" for i in range(most)]}
+        ids = tokenize(
+            settings, {"prompt": "x" * 40, "chosen": "abcde", "rejected": [f"ab{i:03}" for i in range(most)]}
+        )
     else:
-        example = find_example(settings, most)
-    ids = tokenize(settings, example)
+        ids = tokenize(settings, find_example(settings, most))
     return {f"N={n}": [[ids | {"rejected_ids": ids["rejected_ids"][:n]}]] for n in settings.negatives}
 
 
 def find_example(settings: Settings, negatives: int) -> dict[str, Any]:
-    """The MovieLens example, with the quickstart's words, whose prompt is closest to `PROMPT_LENGTH` tokens."""
-    data = read_recbole(MOVIELENS_100K.fetch()[0].parent, title_field="movie_title")
-    users = leave_one_out(data, min_rating=4.0, history_length=25, min_history=25)
+    """The MovieLens example, in the quickstart's words, closest to `PROMPT_LENGTH` and `TITLE_LENGTH`."""
+    data = read_recbole(MOVIELENS_100K.fetch()[0].parent, title_field="movie_title", year_field="release_year")
+    users = leave_one_out(data, min_rating=4.0, history_length=20, min_history=20)
     examples = preference_dataset(sample_negatives(users, data, negatives, seed=0), data, MOVIES).to_list()
-    lengths = [len(tokenize(settings, example)["prompt_ids"]) for example in examples]
-    return examples[min(range(len(examples)), key=lambda i: abs(lengths[i] - PROMPT_LENGTH))]
+
+    def distance(example: dict[str, Any]) -> float:
+        ids = tokenize(settings, example)
+        title = statistics.mean(map(len, [ids["chosen_ids"], *ids["rejected_ids"]]))
+        return abs(len(ids["prompt_ids"]) - PROMPT_LENGTH) + abs(title - TITLE_LENGTH)
+
+    return min(examples, key=distance)
 
 
 load_tokenizer = cache(AutoTokenizer.from_pretrained)
@@ -315,45 +317,30 @@ def tokenize(settings: Settings, example: dict[str, Any]) -> dict[str, Any]:
 
 # Report
 
-COLUMNS = (
-    "case", "side", "tokens", "with padding", "fewer tokens", "seconds", "CPU seconds", "faster", "faster (CPU)",
-    "peak GB",
-)  # fmt: skip
 
-
-def rows_of(case: str, outcomes: dict[str, Outcome]) -> list[dict[str, str]]:
-    """Ratios are those of the first side to each."""
-    first = next(iter(outcomes.values()))
-    timed = first.peak_gb is None
+def report(case: str, rounds: list[dict[str, Outcome]], measures: list[str]) -> list[dict[str, str]]:
+    """A row a side: the median of each measure, and how many times the first side's it goes into."""
     rows = []
-    for name, outcome in outcomes.items():
-        seconds, cpu_seconds = statistics.median(outcome.seconds), statistics.median(outcome.cpu_seconds)
-        values = [case, name, outcome.tokens, outcome.positions, f"{first.tokens / outcome.tokens:.2f}x"]
-        if timed:
-            values += [f"{seconds:.2f}", f"{cpu_seconds:.2f}", f"{statistics.median(first.seconds) / seconds:.2f}x"]
-            values += [f"{statistics.median(first.cpu_seconds) / cpu_seconds:.2f}x", ""]
-        else:
-            values += ["", "", "", "", f"{outcome.peak_gb:.2f}"]
-        rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+    for side in rounds[0]:
+        row = {"case": case, "side": side}
+        for measure in measures:
+            first, own = (statistics.median(getattr(r[name], measure) for r in rounds) for name in (BASELINE, side))
+            row[measure] = f"{own:.2f}" if isinstance(own, float) and own % 1 else f"{own:.0f}"
+            row[f"{measure} ratio"] = f"{first / own:.2f}" if own else ""
+        rows.append(row)
     return rows
 
 
-def describe_machine() -> dict[str, str]:
-    cpu = next(
-        (
-            x.split(":")[1].strip()
-            for x in Path("/proc/cpuinfo").read_text().splitlines()
-            if x.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def describe(settings: Settings) -> dict[str, str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     return {
-        "CPU": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+        "cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}",
-        "commit": git.stdout.strip() or "unknown",
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown",
+        "training": "LoRA" if settings.lora else "all parameters",
+        "rounds": "1" if settings.memory else str(settings.rounds),
     }
 
 
@@ -364,24 +351,24 @@ def main(arguments: list[str] | None = None) -> None:
         from quickstart import model_folder
 
         settings.model = model_folder(None)
-    cases = make_cases(settings)
-    for name, value in describe_machine().items():
-        print(f"- {name}: {value}")
-    print(f"- model: {'tiny' if settings.tiny else settings.model}, {'LoRA' if settings.lora else 'all parameters'}")
-    print(f"- rounds: {settings.rounds}\n\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    header = describe(settings)
+    print("\n".join(f"- {name}: {value}" for name, value in header.items()), end="\n\n")
     models = None if settings.memory else load_models(settings)
+    measures = ["tokens", "padded", "seconds", "cpu_seconds", *(["peak_gb"] if settings.memory else [])]
+    columns = ["case", "side", *(column for measure in measures for column in (measure, f"{measure} ratio"))]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     rows = []
-    for label, case in cases.items():
-        outcomes = memory_of_sides(settings, case) if models is None else time_sides(settings, models, case)
-        for row in rows_of(label, outcomes):
-            rows.append(row)
-            print("| " + " | ".join(row.values()) + " |", flush=True)
+    for label, case in make_cases(settings).items():
+        rounds = memory_of_sides(settings, case) if models is None else time_sides(settings, models, case)
+        for row in report(label, rounds, measures):
+            rows.append(row | header)
+            print(f"| {' | '.join(row.values())} |", flush=True)
     if settings.output is not None:
         settings.output.mkdir(parents=True, exist_ok=True)
         with (settings.output / "step.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS + tuple(describe_machine()))
+            writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
-            writer.writerows(row | describe_machine() for row in rows)
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ class Settings:
     report: str = field(default="test", metadata={"help": "Users to report on.", "choices": ["test", "validation"]})
     seed: int = 0
 
-    train_users: int = 600
+    train_users: int = 400
     validation_users: int = 100
-    test_users: int = 200
+    test_users: int = 120
     min_rating: float | None = field(default=4.0, metadata={"help": "Ratings from here on count as liked."})
     history_length: int = field(default=10, metadata={"help": "Films in a prompt."})
     negatives: int = field(default=7, metadata={"help": "Rejected films for each chosen one in training."})
@@ -82,9 +82,9 @@ class Settings:
     batch_size: int = 8
     sft_epochs: float = 1
     sft_learning_rate: float = 5e-4
-    dmpo_epochs: float = 2
-    dmpo_learning_rate: float = 5e-4
-    beta: float = 0.5
+    dmpo_epochs: float = 1
+    dmpo_learning_rate: float = 2e-4
+    beta: float = 1.0
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -289,6 +289,13 @@ def test_logits_never_exist_as_a_whole(path):
     assert largest.numel == max(V * H, tile[0] * tile[1])  # the weight itself, or one tile
 
 
+@pytest.mark.parametrize(("tokens", "tiles_visited"), [(8, 4), (4, 2), (2, 1), (9, 8)])
+def test_fewer_tokens_get_wider_tiles(tokens, tiles_visited):
+    with tiles(8, 16), mock.patch.object(_statistics, "fold", wraps=_statistics.fold) as fold:
+        Problem((tokens, 60, 3)).check("frozen")
+    assert fold.call_count == tiles_visited
+
+
 @pytest.mark.parametrize(("path", "most"), [("frozen", 96 * 4), ("recompute", 500 * 4)])
 def test_kept_for_the_backward_pass(path, most):
     kept = []

@@ -66,7 +66,7 @@ def gather_logprobs(
     optional = tuple(name for name in OPTIONAL_OUTPUTS if name in outputs)
     head = Head(weight, bias, logit_scale, softcap)
     on_cpu = hidden.device.type == "cpu"
-    tile = CPU_TILE if on_cpu else GPU_TILE
+    tile = _tile_shape(len(hidden), len(weight), on_cpu)
     head_trains = weight.requires_grad or (bias is not None and bias.requires_grad)
 
     if not torch.is_grad_enabled() or not (head_trains or hidden.requires_grad):
@@ -80,6 +80,13 @@ def gather_logprobs(
     )
     entropy = None if entropy is None else entropy.detach()  # the one output TRL has a second gradient for
     return TokenLogProbs(log_probs, entropy, mean_logits, is_top1, log_sum_sq_probs)
+
+
+def _tile_shape(n_tokens: int, vocabulary_size: int, on_cpu: bool) -> tuple[int, int]:
+    tokens, vocabulary = CPU_TILE if on_cpu else GPU_TILE
+    if 0 < n_tokens < tokens:  # fewer, wider tiles: each costs a handful of kernel launches or thread barriers
+        vocabulary = tokens * vocabulary // n_tokens
+    return tokens, min(vocabulary, vocabulary_size)
 
 
 def _check(
