@@ -237,10 +237,11 @@ class DMPOTrainer(DPOTrainer):
         finally:
             self._precompute_model_hash = model_hash
             self._precompute_width = None
-        rejected = dataset.select_columns(["ref_rejected_logps", "rejected_ids"]).map(
-            lambda row: {"ref_rejected_logps": row["ref_rejected_logps"][: len(row["rejected_ids"])]},
-            remove_columns=["rejected_ids"],
-        )
+        with global_then_local_main_first():  # one process writes the cache file that all read
+            rejected = dataset.select_columns(["ref_rejected_logps", "rejected_ids"]).map(
+                lambda row: {"ref_rejected_logps": row["ref_rejected_logps"][: len(row["rejected_ids"])]},
+                remove_columns=["rejected_ids"],
+            )
         return concatenate_datasets([dataset.remove_columns("ref_rejected_logps"), rejected], axis=1)
 
     def _reference_logps(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
