@@ -76,7 +76,7 @@ class Settings:
     history_length: int = field(default=10, metadata={"help": "Films in a prompt."})
     negatives: int = field(default=7, metadata={"help": "Rejected films for each chosen one in training."})
     candidates: int = field(default=20, metadata={"help": "Films to rank: one the user liked, the rest never had."})
-    score: str = field(default="sum", metadata={"help": "Rank by log-prob: its sum or its mean a token."})
+    score: str = field(default="mean", metadata={"help": "Rank by log-prob: its sum or its mean a token."})
 
     lora_rank: int = 16
     batch_size: int = 8
