@@ -70,7 +70,7 @@ class Settings:
     seed: int = 0
 
     train_users: int = 400
-    validation_users: int = 100
+    validation_users: int = 340
     test_users: int = 120
     min_rating: float | None = field(default=4.0, metadata={"help": "Ratings from here on count as liked."})
     history_length: int = field(default=10, metadata={"help": "Films in a prompt."})

@@ -61,5 +61,5 @@ def test_memory_is_that_of_the_step(step):
     with_logits, trie = (
         step.measure_memory(step.Settings(tiny=True), side, [[example]]).peak_gb for side in ("full logits", "trie")
     )
-    assert 2 * logits_gb < with_logits < 1  # logits and their log-softmax
-    assert trie < logits_gb
+    # Logits and their log-softmax; what a process needs besides differs from machine to machine
+    assert with_logits - trie > logits_gb
