@@ -11,7 +11,7 @@ Compares four ways to get the same loss and the same gradients:
 
 The sides take turns inside one process; a run in which they disagree stops. By default a batch is one MovieLens 100K
 example. `--rows` takes the DMPO authors' pairs instead, batches of ten rows in the file's order. Copies with full
-logits take about 3 GB for every thousand tokens of a batch, all copies counted.
+logits take about 2.3 GB for every thousand tokens of a batch, all copies counted.
 """
 
 import copy
