@@ -12,21 +12,6 @@ from trl import DPOTrainer
 # sha256 of the source, by the releases that the whole suite passed on. After reading what changed in a new release and
 # running the suite on it, add its hash: `python tests/test_seams.py` prints them.
 KNOWN: dict[str, dict[str, str]] = {
-    "1.15.0": {
-        "DPOTrainer.__init__": "f9b212f7e3772056",
-        "DPOTrainer._prepare_dataset": "35e349e8e8266df4",
-        "DPOTrainer._set_signature_columns_if_needed": "71225a628baed4cb",
-        "DPOTrainer._precompute_ref_logps": "f2c098c7da6ca701",
-        "DPOTrainer.compute_ref_log_probs": "90611af9cbadb8ec",
-        "DPOTrainer._compute_loss": "5e58a1699e0d76cd",
-        "DPOTrainer.compute_loss": "c453890e84beb4cb",
-        "DPOTrainer.evaluate": "c4ef502ba33a335a",
-        "data_utils._tokenize": "5fc8cbcb4cacebc8",
-        "utils.add_fused_lm_head": "2722842b5d139e76",
-        "utils.use_adapter": "edd0e493f99fa685",
-        "utils.maybe_gather_lm_head_ctx": "d4d59d01150623ce",
-        "utils.global_then_local_main_first": "eb8b684b11234500",
-    },
     "1.16.0": {
         "DPOTrainer.__init__": "632f447c71dcb043",
         "DPOTrainer._prepare_dataset": "35e349e8e8266df4",
