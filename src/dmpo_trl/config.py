@@ -1,7 +1,6 @@
 """Configuration of `DMPOTrainer`."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import DPOConfig
 
@@ -49,7 +48,7 @@ class DMPOConfig(DPOConfig):
             "choices": ["keep_completion", "keep_end", "keep_start"],
         },
     )
-    prefix_sharing: Any = field(
+    prefix_sharing: str = field(  # True and False too; the argument parsers know no `str | bool`
         default="auto",
         metadata={
             "help": "Whether to compute every distinct prefix of a batch once: 'auto' where a probe finds it right "
@@ -63,4 +62,4 @@ class DMPOConfig(DPOConfig):
         choice = str(self.prefix_sharing).lower()
         if choice not in choices:
             raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {self.prefix_sharing!r}.")
-        self.prefix_sharing = choices[choice]
+        self.prefix_sharing = choices[choice]  # type: ignore[assignment]
