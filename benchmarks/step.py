@@ -121,10 +121,10 @@ def score_with_trl(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def score_with_ours(model: Any, batch: Batch) -> torch.Tensor:
-    inputs = {k: v for k, v in batch.items() if k not in ("num_rejected", "token_pairs", "token_completions")}
+    notes = ("num_rejected", "is_chosen", "token_pairs", "token_completions")
+    inputs = {k: v for k, v in batch.items() if k not in notes}
     token_logps = model(**inputs, use_cache=False).log_probs[batch["token_pairs"]]
-    completions = int((batch["num_rejected"] + 1).sum())
-    return token_logps.new_zeros(completions).index_add(0, batch["token_completions"], token_logps)
+    return token_logps.new_zeros(len(batch["is_chosen"])).index_add(0, batch["token_completions"], token_logps)
 
 
 def make_sides(hidden_size: int) -> dict[str, Side]:

@@ -1,7 +1,12 @@
 """What several test files need: tiny models of real architectures, a tokenizer, and the naive oracle."""
 
 import functools
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -115,6 +120,25 @@ def naive_logp(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> 
     )
     # Position t predicts token t + 1; the first token of an empty prompt's completion is predicted by nothing
     return sum(logps[t - 1, ids[0, t]] for t in range(max(len(prompt), 1), ids.size(1)))
+
+
+def layout_logps(model: Any, batch: dict[str, torch.Tensor], count: int) -> torch.Tensor:
+    """Log-probs of the `count` completions of a batch that `lay_out` made, through the scoring head."""
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("token_pairs", "token_completions")}
+    logps = model(**inputs, use_cache=False).log_probs[batch["token_pairs"]]
+    return logps.new_zeros(count).index_add(0, batch["token_completions"], logps)
+
+
+@contextmanager
+def load_script(path: str) -> Iterator[ModuleType]:
+    """A script of this repository as a module, by its path from the root."""
+    file = Path(__file__).parents[1] / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[file.stem]
 
 
 def ragged_examples(seed: int, counts: Sequence[int], *, shared_history: bool = True) -> list[dict[str, Any]]:

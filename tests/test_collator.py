@@ -2,19 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import make_model, naive_logp, ragged_examples
+from support import layout_logps, make_model, naive_logp, ragged_examples
 
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.attention import use_trie_attention
 from dmpo_trl.collator import lay_out
 from dmpo_trl.head import add_scoring_head
-
-
-def logps_of(model, batch, count):
-    batch = dict(batch)
-    pairs, owners = batch.pop("token_pairs"), batch.pop("token_completions")
-    logps = model(**batch, use_cache=False).log_probs[pairs]
-    return logps.new_zeros(count).index_add(0, owners, logps)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +40,7 @@ def test_layouts_give_the_log_probs_of_one_sequence_at_a_time(model, share, seed
     )
     assert multiple is None or batch["input_ids"].size(1) % multiple == 0
     with torch.no_grad():
-        found = logps_of(model, batch, sum(map(len, completions)))
+        found = layout_logps(model, batch, sum(map(len, completions)))
         expected = [
             naive_logp(model, prompt, option)
             for prompt, options in zip(prompts, completions, strict=True)
@@ -74,6 +67,7 @@ def test_the_first_tensor_counts_the_examples():
     batch = DataCollatorForMultiPreference(0)(ragged_examples(0, [1, 4, 2]))
     assert next(iter(batch)) == "num_rejected"
     assert batch["num_rejected"].tolist() == [1, 4, 2]
+    assert batch["is_chosen"].tolist() == [True, False, True, False, False, False, False, True, False, False]
 
 
 def test_padding_sees_itself_alone():
@@ -93,7 +87,7 @@ def test_truncation_is_that_of_each_sequence(model, share, mode):
     limit = min(len(e["prompt_ids"]) for e in examples) + 2
     collator = DataCollatorForMultiPreference(0, max_length=limit, truncation_mode=mode, prefix_sharing=share)
     batch = collator(examples)
-    batch.pop("num_rejected")
+    del batch["num_rejected"], batch["is_chosen"]
     expected = []
     for example in examples:
         for option in [example["chosen_ids"], *example["rejected_ids"]]:
@@ -105,7 +99,7 @@ def test_truncation_is_that_of_each_sequence(model, share, mode):
                 start, whole = max(start - max(len(whole) - limit, 0), 0), whole[-limit:]
             expected.append(naive_logp(model, whole[:start], whole[start:]) if len(whole) > start else 0.0)
     with torch.no_grad():
-        found = logps_of(model, batch, len(expected))
+        found = layout_logps(model, batch, len(expected))
     torch.testing.assert_close(found, torch.tensor([float(e) for e in expected]), atol=2e-5, rtol=1e-5)
 
 

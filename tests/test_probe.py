@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from support import COPYING, SHARING, make_model, naive_logp, ragged_examples
+from support import COPYING, SHARING, layout_logps, make_model, naive_logp, ragged_examples
 
 from dmpo_trl.collator import lay_out
 from dmpo_trl.probe import ScoringHeadError, prepare_for_scoring, probe
@@ -13,9 +13,7 @@ def logps(model, examples, share):
     prompts = [example["prompt_ids"] for example in examples]
     completions = [[example["chosen_ids"], *example["rejected_ids"]] for example in examples]
     batch = lay_out(prompts, completions, prefix_sharing=share, pad_token_id=0, attention_balance=float("inf"))
-    pairs, owners = batch.pop("token_pairs"), batch.pop("token_completions")
-    values = model(**batch, use_cache=False).log_probs[pairs]
-    found = values.new_zeros(sum(map(len, completions))).index_add(0, owners, values)
+    found = layout_logps(model, batch, sum(map(len, completions)))
     expected = [naive_logp(model, p, c) for p, options in zip(prompts, completions, strict=True) for c in options]
     return found, torch.stack(expected)
 

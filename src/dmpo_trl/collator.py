@@ -120,8 +120,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
 
     Examples hold `prompt_ids`, `chosen_ids` (lists of token ids) and `rejected_ids` (a list of such lists, or one
     such list), and may hold `ref_chosen_logps` (float) and `ref_rejected_logps` (list of floats). The batch holds the
-    tensors of `lay_out`, `num_rejected` (B,), and the reference log-probs as (B,) and (sum of N,). Completions are
-    numbered example by example, the chosen one first.
+    tensors of `lay_out`, `num_rejected` (B,), `is_chosen` (all completions,), and the reference log-probs as (B,) and
+    (sum of N,). Completions are numbered example by example, the chosen one first.
 
     Args:
         pad_token_id: Token that fills rows up to the longest.
@@ -158,7 +158,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             prompts.append(example["prompt_ids"])
             completions.append([example["chosen_ids"], *rejected])
         # The trainer counts the examples of a batch by the length of its first tensor
-        batch = {"num_rejected": torch.tensor([len(options) - 1 for options in completions])}
+        batch = {
+            "num_rejected": torch.tensor([len(options) - 1 for options in completions]),
+            "is_chosen": torch.tensor([place == 0 for options in completions for place in range(len(options))]),
+        }
         if self.max_length is not None:
             prompts, completions = _truncate(prompts, completions, self.max_length, self.truncation_mode)
         batch |= lay_out(

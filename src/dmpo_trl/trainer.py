@@ -44,7 +44,7 @@ class DMPOTrainer(DPOTrainer):
 
     Takes the place of [`~trl.DPOTrainer`]: the constructor is the parent's, and a dataset is as there, except that
     `rejected` holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
-    it (`DMPOConfig.prefix_sharing`), and no logits are built.
+    it (`DMPOConfig.prefix_sharing`), and only the positions that score a completion meet the vocabulary.
 
     Example:
         >>> from datasets import Dataset
@@ -208,7 +208,7 @@ class DMPOTrainer(DPOTrainer):
         """
         if not _is_multi_preference(inputs):
             return super().compute_ref_log_probs(model, inputs)
-        chosen, rejected = _split(self._reference_logps(model, inputs), inputs["num_rejected"])
+        chosen, rejected = _split(self._reference_logps(model, inputs), inputs)
         if self._precompute_width is None:
             return chosen, rejected
         table = rejected.new_full((len(chosen), self._precompute_width), float("nan"))
@@ -268,7 +268,7 @@ class DMPOTrainer(DPOTrainer):
         if self.ld_alpha is not None:
             # LD-DPO (arXiv 2409.06411, Eq. 10): tokens past the length that an example's completions share weigh less
             lengths = _completion_lengths(inputs)
-            examples = _examples_of_completions(inputs["num_rejected"])
+            examples = inputs["is_chosen"].cumsum(0) - 1  # an example begins with its chosen completion
             shared = lengths.new_full((len(inputs["num_rejected"]),), int(lengths.max())).scatter_reduce(
                 0, examples, lengths, "amin"
             )
@@ -289,15 +289,13 @@ class DMPOTrainer(DPOTrainer):
             model_inputs["output_router_logits"] = True
         outputs = model(**model_inputs, scored_outputs=scored_outputs)
         logps = self._completion_logps(outputs.log_probs, inputs)
-        chosen_logps, rejected_logps = _split(logps, inputs["num_rejected"])
+        chosen_logps, rejected_logps = _split(logps, inputs)
         if self.precompute_ref_logps:
             ref_chosen_logps, ref_rejected_logps = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
             ref_model = self.model if self.ref_model is None else self.ref_model
-            ref_chosen_logps, ref_rejected_logps = _split(
-                self._reference_logps(ref_model, inputs), inputs["num_rejected"]
-            )
-        chosen_lengths, rejected_lengths = _split(_completion_lengths(inputs), inputs["num_rejected"])
+            ref_chosen_logps, ref_rejected_logps = _split(self._reference_logps(ref_model, inputs), inputs)
+        chosen_lengths, rejected_lengths = _split(_completion_lengths(inputs), inputs)
         batch = ScoredBatch(
             chosen_logps=chosen_logps,
             rejected_logps=rejected_logps,
@@ -342,7 +340,7 @@ class DMPOTrainer(DPOTrainer):
         """Weight of each pair by the policy's own likelihood of both (WPO, arXiv 2406.11827, Eq. 2), (P,)."""
         token_logps = (outputs.log_probs - outputs.log_sum_sq_probs)[inputs["token_pairs"]]
         weights = torch.exp(_sum_by_completion(token_logps, inputs) / _completion_lengths(inputs).clamp(min=1))
-        chosen, rejected = _split(weights, inputs["num_rejected"])
+        chosen, rejected = _split(weights, inputs)
         return chosen[batch.example] * rejected
 
     # Metrics
@@ -401,7 +399,7 @@ def _model_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def _sum_by_completion(token_values: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """(T,) to (C,)."""
-    sums = token_values.new_zeros(int(inputs["num_rejected"].sum()) + len(inputs["num_rejected"]))
+    sums = token_values.new_zeros(len(inputs["is_chosen"]))
     return sums.index_add(0, inputs["token_completions"], token_values)
 
 
@@ -409,23 +407,10 @@ def _completion_lengths(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return _sum_by_completion(torch.ones_like(inputs["token_completions"]), inputs)
 
 
-def _examples_of_completions(num_rejected: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(num_rejected), device=num_rejected.device).repeat_interleave(num_rejected + 1)
-
-
-def _is_chosen(num_rejected: torch.Tensor) -> torch.Tensor:
-    """Which completions are chosen ones, (C,): the first of each example."""
-    sizes = num_rejected + 1
-    is_chosen = torch.zeros(int(sizes.sum()), dtype=torch.bool, device=num_rejected.device)
-    is_chosen[sizes.cumsum(0) - sizes] = True
-    return is_chosen
-
-
 def _is_chosen_token(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    return _is_chosen(inputs["num_rejected"])[inputs["token_completions"]]
+    return inputs["is_chosen"][inputs["token_completions"]]
 
 
-def _split(values: torch.Tensor, num_rejected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _split(values: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Values of all completions, (C,), to those of the chosen, (B,), and of the rejected, (P,)."""
-    is_chosen = _is_chosen(num_rejected)
-    return values[is_chosen], values[~is_chosen]
+    return values[inputs["is_chosen"]], values[~inputs["is_chosen"]]

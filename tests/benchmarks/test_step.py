@@ -1,23 +1,18 @@
 """The benchmark of a step on a tiny model: that it runs, counts tokens rightly and stops where a side is wrong."""
 
 import csv
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from support import load_script
 
 
 @pytest.fixture(scope="module")
 def step():
-    path = Path(__file__).parents[2] / "benchmarks" / "step.py"
-    spec = importlib.util.spec_from_file_location("step", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["step"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["step"]
+    with load_script("benchmarks/step.py") as module:
+        yield module
 
 
 def read(folder: Path) -> dict[tuple[str, str], dict[str, str]]:

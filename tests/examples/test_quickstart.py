@@ -1,6 +1,5 @@
 """The whole script on a tiny model and data that can be learnt: good films are liked, bad ones are never had."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
+from support import load_script
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,13 +23,8 @@ METRICS = {"hr@1", "hr@5", "ndcg@5", "mrr", "auc"}
 
 @pytest.fixture(scope="module")
 def quickstart():
-    path = Path(__file__).parents[2] / "examples" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["quickstart"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["quickstart"]
+    with load_script("examples/quickstart.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
