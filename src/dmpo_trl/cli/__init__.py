@@ -1,0 +1,50 @@
+"""The `dmpo-trl` command: one module a subcommand, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from .. import __version__
+
+COMMANDS = {
+    "prepare": "raw files -> a folder of datasets for training and evaluation",
+    "leaks": "look for shortcuts and for test rows in the training data",
+    "train": "train with DMPO; takes what `trl dpo` takes",
+    "evaluate": "rank the candidates of held-out users with a model",
+    "recommend": "recommend from the whole catalogue, for one user or a file of them",
+    "explain": "which items of a history carry a recommendation",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a subcommand. Its options are flags or keys of the YAML file given with `--config`.
+
+    A user's mistake (`ValueError`, a file that is not there, a failed download) ends the command with its message
+    alone; `--verbose` before the subcommand adds the traceback.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dmpo-trl",
+        description="Turn language models into recommenders.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+        + "\n\n`dmpo-trl COMMAND --help` lists the command's options; each may also stand in a YAML file, which\n"
+        "`dmpo-trl COMMAND --config FILE` reads.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dmpo-trl {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
+    options = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("dmpo_trl").setLevel(logging.INFO)
+    run = importlib.import_module(f"{__name__}.{options.command}").run
+    try:
+        run(options.arguments)
+    except (ValueError, OSError) as error:
+        if options.verbose:
+            raise
+        sys.exit(f"dmpo-trl {options.command}: {error}")
