@@ -1,6 +1,7 @@
-"""The two training stages of the examples: SFT teaches the task, DMPO the preference. Plain TRL, one adapter."""
+"""What the examples have in common: two training stages in plain TRL, with one adapter, and the table at the end."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl.data import Prepared
+from dmpo_trl.evaluation import evaluate_model, markdown_table
 
 
 @dataclass
@@ -69,6 +72,27 @@ def train_dmpo(train: Dataset, sft: str, settings: Training) -> str:
     trainer.train()
     trainer.save_model(folder)
     return folder
+
+
+def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> str:
+    """Ranks the test users' candidates with each model and with the baselines.
+
+    Returns a Markdown table: means with 95% bootstrap intervals over users, then differences paired by user. It is
+    also written to `table.md` in the results' folder.
+    """
+    users = prepared.ranking["test"]
+    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    results = {}
+    for name, model in models.items():
+        ranked = evaluate_model(model, users, popularity)
+        # Ranked by the mean log-prob a token: the sum favours short titles
+        results |= {"random": ranked["random"], "popularity": ranked["popularity"], name: ranked["mean"]}
+    rows = {name: result.intervals() for name, result in results.items()}
+    for before, after in [*pairwise(models), ("popularity", list(models)[-1])]:
+        rows[f"{after} - {before}"] = results[after].minus(results[before])
+    table = f"{len(users)} test users\n\n{markdown_table(rows)}"
+    (Path(settings.results) / "table.md").write_text(f"{table}\n", encoding="utf-8")
+    return table
 
 
 def _arguments(settings: Training, folder: str, learning_rate: float) -> dict:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from .attention import use_trie_attention
 from .collator import lay_out
 from .head import add_scoring_head
+from .modes import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -114,21 +115,16 @@ def probe(model: Any, base_model: PreTrainedModel) -> tuple[float, float]:
     """
     device = torch.device(str(base_model.device))
     prompts, completions = _sequences(base_model.config.get_text_config().vocab_size)
-    training = model.training
-    model.eval()
-    try:
-        with _short_windows(base_model.config):
-            own = torch.cat(
-                [
-                    _own_logits(model, prompt, completion, device)
-                    for prompt, options in zip(prompts, completions, strict=True)
-                    for completion in options
-                ]
-            )  # (tokens of all completions, V)
-            trie, _ = _logits_and_logps(model, prompts, completions, True, device)
-            copies, logps = _logits_and_logps(model, prompts, completions, False, device)
-    finally:
-        model.train(training)
+    with evaluation_mode(model), _short_windows(base_model.config):
+        own = torch.cat(
+            [
+                _own_logits(model, prompt, completion, device)
+                for prompt, options in zip(prompts, completions, strict=True)
+                for completion in options
+            ]
+        )  # (tokens of all completions, V)
+        trie, _ = _logits_and_logps(model, prompts, completions, True, device)
+        copies, logps = _logits_and_logps(model, prompts, completions, False, device)
     targets = torch.tensor([token for options in completions for option in options for token in option], device=device)
     own_logps = own.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
     head_error = float((logps - own_logps).abs().mean())

@@ -1,20 +1,29 @@
-"""Score completions with a language model, all completions of a prompt in one forward."""
+"""Score completions with a language model, the completions of a prompt in as few forwards as their number allows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .collator import lay_out
 from .contract import tokenize_completions
+from .modes import evaluation_mode
 from .probe import prepare_for_scoring
+from .trie import common_prefix_length
 
 Text = str | list[dict[str, Any]]
+Example = tuple[list[int], list[list[int]]]  # a prompt and its completions
+
+# Prompts are tokenised and sorted by length a window at a time, a window about so many batches
+_WINDOW_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,15 @@ def score_completions(
     """Log-probs of completions given their prompts, each prompt computed once where the model allows it.
 
     Args:
-        model: A causal language model of transformers, or a `PeftModel` around one.
+        model: A causal language model of transformers, a `PeftModel` around one, or what accelerate wraps around it.
         tokenizer: Its tokenizer.
         prompts: Texts, or lists of messages.
         completions: For each prompt, any number of completions of the same kind. Texts get the end-of-sequence token
             appended, as in training.
         prefix_sharing: See `DMPOConfig.prefix_sharing`.
-        tokens_per_batch: Bound on the tokens of a forward. A single prompt with its completions may exceed it.
+        tokens_per_batch: Bound on the tokens of a forward, padding included. The completions of one prompt are spread
+            over several rows where they are too many for one; only a single completion that with its prompt is
+            longer than the bound exceeds it.
         progress: Label of a progress bar; None for no bar.
 
     Returns:
@@ -63,68 +74,182 @@ def score_completions(
         raise ValueError(
             f"{len(prompts)} prompts, but {len(completions)} lists of completions: give one list a prompt."
         )
-    for index, options in enumerate(completions):
-        if len(options) == 0:
-            raise ValueError(f"Prompt {index} has no completions to score: leave it out, or give it some.")
-    base_model: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    share = prepare_for_scoring(model, base_model, prefix_sharing)
-    examples = [
-        tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)
-        for prompt, options in zip(prompts, completions, strict=True)
-    ]
-    pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    device = base_model.get_input_embeddings().weight.device
-    scores: dict[int, CompletionScores] = {}
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), tqdm(total=len(examples), desc=progress, disable=progress is None) as bar:
-            for indices in _batches(examples, share, tokens_per_batch):
-                chosen_examples = [examples[i] for i in indices]
-                batch = lay_out(
-                    [prompt for prompt, _ in chosen_examples],
-                    [options for _, options in chosen_examples],
-                    prefix_sharing=share,
-                    pad_token_id=pad_token_id,
-                )
-                for index, score in zip(indices, _score(model, batch, chosen_examples, device), strict=True):
-                    scores[index] = score
-                bar.update(len(indices))
-    finally:
-        model.train(training)
-    return [scores[index] for index in range(len(examples))]
+    for index, options in enumerate(completions):  # before the work, not in the midst of it
+        _refuse_empty(index, options)
+    return list(
+        stream_scores(
+            model,
+            tokenizer,
+            zip(prompts, completions, strict=True),
+            prefix_sharing=prefix_sharing,
+            tokens_per_batch=tokens_per_batch,
+            progress=progress,
+            total=len(prompts),
+        )
+    )
 
 
-Example = tuple[list[int], list[list[int]]]
-
-
-def _batches(examples: list[Example], share: bool, tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices of examples of similar size, as many as the bound allows."""
-
-    def tokens(example: Example) -> int:
-        prompt, options = example
-        return len(prompt) * (1 if share else len(options)) + sum(map(len, options))
-
-    batch: list[int] = []
-    total = 0
-    for index in sorted(range(len(examples)), key=lambda i: -tokens(examples[i])):
-        size = tokens(examples[index])
-        if batch and total + size > tokens_per_batch:
-            yield batch
-            batch, total = [], 0
-        batch.append(index)
-        total += size
-    if batch:
-        yield batch
-
-
-def _score(
-    model: Any, batch: dict[str, torch.Tensor], examples: list[Example], device: torch.device
+def stream_scores(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Iterable[tuple[Text, Sequence[Text]]],
+    *,
+    prefix_sharing: str | bool = "auto",
+    tokens_per_batch: int = 4096,
+    progress: str | None = None,
+    total: int | None = None,
 ) -> Iterator[CompletionScores]:
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    pairs, owners = batch.pop("token_pairs"), batch.pop("token_completions")
-    token_logps = model(**batch, use_cache=False).log_probs[pairs].double()
-    counts = [len(options) for _, options in examples]
-    logps = token_logps.new_zeros(sum(counts)).index_add(0, owners, token_logps).cpu().numpy()
-    for (_, options), own in zip(examples, np.split(logps, np.cumsum(counts)[:-1]), strict=True):
-        yield CompletionScores(own, np.array([len(option) for option in options]))
+    """`score_completions` one prompt after the other, for more of them than memory holds.
+
+    Args:
+        model: See `score_completions`, as for what is not named here.
+        tokenizer: See there.
+        examples: Pairs of a prompt and its completions, taken up as scoring proceeds.
+        prefix_sharing: See there.
+        tokens_per_batch: See there.
+        progress: See there.
+        total: Number of examples, for the progress bar.
+
+    Yields:
+        The scores, in the order of `examples`.
+
+    Raises:
+        ValueError: See there.
+    """
+    if isinstance(model, DistributedDataParallel):
+        # Its forward synchronises buffers with the other processes, which may score other numbers of batches
+        model = model.module
+    base_model = base_model_of(model)
+    share = prepare_for_scoring(model, base_model, prefix_sharing)
+    scorer = _Scorer(
+        model=model,
+        device=base_model.get_input_embeddings().weight.device,
+        share=share,
+        tokens_per_batch=tokens_per_batch,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        # The trainer's: a layer's attention takes 4*L*H FLOPs a token, its matrices about 24*H*H
+        attention_balance=6.0 * base_model.config.get_text_config().hidden_size,
+    )
+    window: list[Example] = []
+    tokens = 0
+    with tqdm(total=total, desc=progress, disable=progress is None) as bar:
+        for index, (prompt, options) in enumerate(examples):
+            _refuse_empty(index, options)
+            example = tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)
+            window.append(example)
+            tokens += len(example[0]) * (1 if share else len(options)) + sum(map(len, example[1]))
+            if tokens > _WINDOW_BATCHES * tokens_per_batch:
+                yield from scorer.score(window, bar)
+                window, tokens = [], 0
+        yield from scorer.score(window, bar)
+
+
+def base_model_of(model: Any) -> Any:
+    """The transformers model inside of what peft and accelerate wrap around it."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _refuse_empty(index: int, options: Sequence[Text]) -> None:
+    if len(options) == 0:
+        raise ValueError(f"Prompt {index} has no completions to score: leave it out, or give it some.")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Completions of one prompt that are computed together: `rows` rows of at most `length` tokens."""
+
+    example: int
+    options: list[int]
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    model: Any
+    device: torch.device
+    share: bool
+    tokens_per_batch: int
+    pad_token_id: int
+    attention_balance: float
+
+    def score(self, examples: list[Example], bar: tqdm) -> list[CompletionScores]:
+        logps = [np.empty(len(options)) for _, options in examples]
+        left = [len(options) for _, options in examples]
+        cut = self._cut_for_trie if self.share else self._cut_for_copies
+        pieces = [piece for index, example in enumerate(examples) for piece in cut(index, *example)]
+        # No mode or gradient setting outlives this call: the caller may do other things between two windows
+        with evaluation_mode(self.model), torch.no_grad():
+            for batch in self._batches(pieces):
+                for piece, values in self._score_batch(batch, examples):
+                    logps[piece.example][piece.options] = values
+                    left[piece.example] -= len(piece.options)
+                    bar.update(int(left[piece.example] == 0))
+        return [
+            CompletionScores(own, np.array([len(option) for option in options]))
+            for own, (_, options) in zip(logps, examples, strict=True)
+        ]
+
+    def _cut_for_trie(self, example: int, prompt: list[int], options: list[list[int]]) -> Iterator[_Piece]:
+        """Cut a long list into rows, the completions that begin alike into the same one.
+
+        A row of a prompt of P tokens and K of completions costs `P + K + (P + K)**2 / balance` (see `plan_rows`), and
+        scores K tokens: the cost a token is least at `K = sqrt(P * (P + balance))`.
+        """
+        best = len(prompt) + sqrt(len(prompt) * (len(prompt) + self.attention_balance))
+        room = min(self.tokens_per_batch, max(best, 1))
+        members: list[int] = []
+        length = len(prompt)
+        for option in sorted(range(len(options)), key=lambda option: options[option]):
+            nodes = options[option][:-1]
+            shared = common_prefix_length(options[members[-1]][:-1], nodes) if members else 0
+            if members and length + len(nodes) - shared > room:
+                yield _Piece(example, members, 1, length)
+                members, length, shared = [], len(prompt), 0
+            members.append(option)
+            length += len(nodes) - shared
+        yield _Piece(example, members, 1, length)
+
+    def _cut_for_copies(self, example: int, prompt: list[int], options: list[list[int]]) -> Iterator[_Piece]:
+        """Cut a list into as many rows as fit into a forward, completions of similar length together."""
+        order = sorted(range(len(options)), key=lambda option: -len(options[option]))
+        start = 0
+        while start < len(order):
+            length = max(len(prompt) + len(options[order[start]]) - 1, 1)
+            members = order[start : start + max(self.tokens_per_batch // length, 1)]
+            yield _Piece(example, members, len(members), length)
+            start += len(members)
+
+    def _batches(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+        """Pieces of similar length, as many as the bound allows when all rows are padded to the longest."""
+        batch: list[_Piece] = []
+        rows = 0
+        for piece in sorted(pieces, key=lambda piece: -piece.length):
+            if batch and (rows + piece.rows) * batch[0].length > self.tokens_per_batch:
+                yield batch
+                batch, rows = [], 0
+            batch.append(piece)
+            rows += piece.rows
+        if batch:
+            yield batch
+
+    def _score_batch(self, pieces: list[_Piece], examples: list[Example]) -> Iterator[tuple[_Piece, np.ndarray]]:
+        batch = lay_out(
+            [examples[piece.example][0] for piece in pieces],
+            [[examples[piece.example][1][option] for option in piece.options] for piece in pieces],
+            prefix_sharing=self.share,
+            pad_token_id=self.pad_token_id,
+            attention_balance=self.attention_balance,
+        )
+        if batch["input_ids"].numel() > self.tokens_per_batch and len(pieces) > 1:
+            # Prompts that resemble each other were joined in a row so long that padding to it passes the bound
+            for half in (pieces[: len(pieces) // 2], pieces[len(pieces) // 2 :]):
+                yield from self._score_batch(half, examples)
+            return
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        pairs, owners = batch.pop("token_pairs"), batch.pop("token_completions")
+        token_logps = self.model(**batch, use_cache=False).log_probs[pairs].double()
+        counts = [len(piece.options) for piece in pieces]
+        logps = token_logps.new_zeros(sum(counts)).index_add(0, owners, token_logps).cpu().numpy()
+        yield from zip(pieces, np.split(logps, np.cumsum(counts)[:-1]), strict=True)

@@ -1,7 +1,10 @@
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dmpo_trl.data import Interactions, leave_one_out, split_users
+from dmpo_trl.data.interactions import Interactions
+from dmpo_trl.data.splits import few_shot, leave_one_out, next_items, split_by_time, split_leave_one_out, split_users
 
 
 def interactions(rows: list[tuple]) -> Interactions:
@@ -39,6 +42,148 @@ def test_short_histories_are_left_out_and_counted(data, caplog):
 def test_threshold_needs_ratings(data):
     with pytest.raises(ValueError, match="no column 'rating'"):
         leave_one_out(Interactions(data.interactions.drop("rating"), data.items), min_rating=4)
+
+
+RATINGS = st.dictionaries(
+    st.tuples(st.sampled_from("abc"), st.sampled_from([f"i{i}" for i in range(9)])),
+    st.tuples(st.integers(0, 20), st.integers(1, 5)),
+    min_size=1,
+)
+OPTIONS = st.fixed_dictionaries(
+    {
+        "min_rating": st.sampled_from([None, 3]),
+        "history_length": st.integers(1, 4),
+        "min_history": st.integers(1, 3),
+        "per_user": st.sampled_from([None, 1, 2]),
+    }
+)
+PARTS = ("train", "validation", "test")
+
+
+def brute_force(ratings, min_rating, history_length, min_history, per_user) -> dict[str, list[tuple]]:
+    """Every example of each user."""
+    examples = {}
+    for user in sorted({user for user, _ in ratings}):
+        own = [
+            (time, item) for (u, item), (time, rating) in ratings.items() if u == user and rating >= (min_rating or 0)
+        ]
+        own.sort(key=lambda row: row[0])
+        examples[user] = [
+            (user, [item for _, item in own[:place]][-history_length:], own[place][1], own[place][0])
+            for place in range(min_history, len(own))
+        ]
+    return examples
+
+
+def latest(rows: list, per_user: int | None) -> list:
+    return rows if per_user is None else rows[-per_user:]
+
+
+def check(split, expected: dict[str, list[tuple]]):
+    """The split gives what is expected, or says that a part is empty."""
+    if all(expected.values()):
+        assert {name: part.rows() for name, part in split().items()} == expected
+    else:
+        with pytest.raises(ValueError, match=r"liked items and one more|No rating reaches"):
+            split()
+
+
+@pytest.fixture
+def many() -> Interactions:
+    """Enough for every part of every split."""
+    rows = [(f"u{user}", f"i{user}-{time}", 10 * time + user, 5.0) for user in range(3) for time in range(6)]
+    return interactions(rows)
+
+
+@settings(deadline=None)
+@given(RATINGS, OPTIONS, st.randoms(use_true_random=False))
+def test_every_split_is_the_brute_force_one(ratings, options, order):
+    rows = [(user, item, time, float(rating)) for (user, item), (time, rating) in ratings.items()]
+    data, per_user = interactions(rows), options["per_user"]
+    users = brute_force(ratings, **options)
+    every = [row for own in users.values() for row in latest(own, per_user)]
+    check(lambda: {"all": next_items(data, **options)}, {"all": every})
+
+    enough = {user: len(own) >= 3 for user, own in users.items()}
+    expected = {
+        "train": [row for user, own in users.items() for row in latest(own[:-2] if enough[user] else own, per_user)],
+        "validation": [own[-2] for user, own in users.items() if enough[user]],
+        "test": [own[-1] for user, own in users.items() if enough[user]],
+    }
+    check(lambda: split_leave_one_out(data, **options), expected)
+
+    first, second = sorted(order.sample(range(1, 21), 2))
+    bounds = {"train": (0, first), "validation": (first, second), "test": (second, 99)}
+    expected = {
+        name: [row for own in users.values() for row in latest([r for r in own if start <= r[3] < end], per_user)]
+        for name, (start, end) in bounds.items()
+    }
+    check(lambda: split_by_time(data, validation_from=first, test_from=second, **options), expected)
+
+
+@settings(deadline=None)
+@given(RATINGS.filter(lambda ratings: len({time for time, _ in ratings.values()}) > 4))
+def test_cuts_can_be_shares_of_the_interactions(ratings):
+    data = interactions([(user, item, time, float(rating)) for (user, item), (time, rating) in ratings.items()])
+    times = sorted(time for time, _ in ratings.values())
+    cuts = [times[int(share * len(times))] for share in (0.5, 0.75)]
+    outcomes = []
+    for first, second in ((0.5, 0.75), cuts):
+        try:
+            parts = split_by_time(data, validation_from=first, test_from=second)
+            outcomes.append({name: part.rows() for name, part in parts.items()})
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_no_training_target_is_later_than_the_cut(many):
+    parts = split_by_time(many, validation_from=0.5, test_from=0.75)
+    train, validation, test = (parts[name]["timestamp"] for name in PARTS)
+    assert train.max() < validation.min() <= validation.max() < test.min()
+    with pytest.raises(ValueError, match="orders by 'plays', which cannot be compared between users"):
+        split_by_time(Interactions(many.interactions, many.items, order="plays"), validation_from=0.5, test_from=0.75)
+    with pytest.raises(ValueError, match="one more for the test part"):
+        split_by_time(many, validation_from=0.5, test_from=999)
+
+
+def test_leave_one_out_measures_its_leak(many, caplog):
+    parts = split_leave_one_out(many)
+    train, test = parts["train"]["timestamp"].to_list(), parts["test"]["timestamp"].to_list()
+    assert max(train) < min(test)  # these users go side by side
+    assert "0.0% of the training targets are later than a test target on average, and 0.0% of the test" in caplog.text
+    caplog.clear()
+    late = many.interactions.with_columns(timestamp=pl.col("timestamp") + 30 * (pl.col("user") == "u2"))
+    parts = split_leave_one_out(Interactions(late, many.items))
+    train, test = parts["train"]["timestamp"].to_list(), parts["test"]["timestamp"].to_list()
+    share = sum(a > b for a in train for b in test) / len(train) / len(test)
+    leaking = sum(any(a > b for a in train) for b in test) / len(test)
+    assert share > 0
+    assert f"{share:.1%} of the training targets" in caplog.text
+    assert f"{leaking:.1%} of the test targets" in caplog.text
+    caplog.clear()
+    split_leave_one_out(Interactions(many.interactions, many.items, order="position"))
+    assert "without times (order 'position') nobody can tell how much" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["history_length", "min_history", "per_user"])
+def test_numbers_below_one_are_refused(many, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, it is 0"):
+        next_items(many, **{name: 0})
+
+
+def test_few_users_keep_all_their_examples(many):
+    examples = next_items(many)
+    few = few_shot(examples, 2, seed=0)
+    assert few["user"].n_unique() == 2
+    assert few.rows() == examples.filter(pl.col("user").is_in(few["user"].unique().to_list())).rows()
+    assert {tuple(few_shot(examples, 1, seed=seed)["user"].unique()) for seed in range(20)} == {
+        ("u0",),
+        ("u1",),
+        ("u2",),
+    }
+    with pytest.raises(ValueError, match="need 4 users, there are 3"):
+        few_shot(examples, 4, seed=0)
 
 
 def test_groups_of_users_are_disjoint_whatever_the_order():

@@ -14,7 +14,21 @@ from dmpo_trl.data import natural_title
         ("Cook the Thief His Wife & Her Lover, The", "The Cook the Thief His Wife & Her Lover"),
         ("Adventures of Priscilla, Queen of the Desert, The", "The Adventures of Priscilla, Queen of the Desert"),
         ("Good, The Bad and The Ugly, The", "The Good, The Bad and The Ugly"),
+        (
+            "Vitelloni, I (a.k.a. The Young and the Passionate) (1953)",
+            "I Vitelloni (a.k.a. The Young and the Passionate) (1953)",
+        ),
+        ("Macbeth (a.k.a. Tragedy of Macbeth, The) (1971)", "Macbeth (a.k.a. The Tragedy of Macbeth) (1971)"),
+        ("Night Watch (aka Hole, The)", "Night Watch (aka The Hole)"),
+        ("Trou, Le (Hole, The) (Night Watch, The) (1960)", "Le Trou (The Hole) (The Night Watch) (1960)"),
+        ("Special Day, A (Giornata particolare, Una) (1977)", "A Special Day (Una Giornata particolare) (1977)"),
         # Not articles
+        (
+            "Strike! (a.k.a. All I Wanna Do, The Hairy Bird) (1998)",
+            "Strike! (a.k.a. All I Wanna Do, The Hairy Bird) (1998)",
+        ),
+        ("Lust, Caution (Se, jie) (2007)", "Lust, Caution (Se, jie) (2007)"),
+        ("I Love You, Man (2009)", "I Love You, Man (2009)"),
         ("Paris, Texas", "Paris, Texas"),
         ("Kiss Me, Guido", "Kiss Me, Guido"),
         ("Cry, the Beloved Country", "Cry, the Beloved Country"),

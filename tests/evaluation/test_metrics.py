@@ -1,12 +1,14 @@
+from itertools import product
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, roc_auc_score, top_k_accuracy_score
 
 from dmpo_trl.evaluation import Ranks, auc, bootstrap_mean, hit_rate, ndcg, reciprocal_rank
-from dmpo_trl.evaluation.metrics import per_user
+from dmpo_trl.evaluation.metrics import bootstrap_pooled_auc, paired_difference, per_user, pooled_auc
 
 # Few distinct values make ties; without ties every value differs
 TIED = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=2, max_size=8)
@@ -74,6 +76,8 @@ def test_metrics_by_name():
     for unknown in ("hr", "hr@0", "ndcg@x", "precision@5"):
         with pytest.raises(ValueError, match="Unknown metric"):
             per_user(ranks, unknown)
+    with pytest.raises(ValueError, match="no user has a value of it"):
+        per_user(ranks, "pooled_auc")
 
 
 @pytest.mark.parametrize(
@@ -100,3 +104,55 @@ def test_bootstrap_interval_agrees_with_the_normal_one():
     wider = bootstrap_mean(values, confidence=0.99)
     assert wider.low < interval.low < interval.high < wider.high
     assert str(bootstrap_mean(np.full(5, 0.25))) == "0.250 [0.250, 0.250]"
+    with pytest.raises(ValueError, match="at least two"):
+        bootstrap_mean(np.array([1.0]))
+
+
+USERS = st.lists(
+    TIED.flatmap(lambda own: st.tuples(st.just(own), st.integers(0, len(own) - 1))), min_size=1, max_size=6
+)
+
+
+def pooled(users) -> tuple[np.ndarray, np.ndarray]:
+    """Relevance and scores of all users' candidates in one list, as scikit-learn takes them."""
+    relevance = [np.arange(len(own)) == positive for own, positive in users]
+    return np.concatenate(relevance), np.concatenate([own for own, _ in users])
+
+
+@settings(deadline=None)
+@given(USERS)
+def test_pooled_auc_is_scikit_learns_with_ties(users):
+    scores, positives = [np.array(own) for own, _ in users], [positive for _, positive in users]
+    assert pooled_auc(scores, positives) == pytest.approx(roc_auc_score(*pooled(users)))
+
+
+def test_the_interval_of_pooled_auc_resamples_users():
+    rng = np.random.default_rng(0)
+    users = [(rng.normal(size=4).round(1) + rng.normal() + np.eye(4)[1] * 0.8, 1) for _ in range(60)]
+    scores, positives = [own for own, _ in users], [positive for _, positive in users]
+    interval = bootstrap_pooled_auc(scores, positives)
+    drawn = [roc_auc_score(*pooled([users[i] for i in rng.integers(0, 60, 60)])) for _ in range(500)]
+    assert interval.mean == pytest.approx(roc_auc_score(*pooled(users)))
+    assert (interval.low, interval.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
+    assert bootstrap_pooled_auc(scores, positives) == interval  # seeded
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 1.0]), min_size=2, max_size=9))
+def test_the_paired_test_of_few_users_tries_all_signs(differences):
+    ours, theirs = np.array(differences) + 0.125, np.full(len(differences), 0.125)
+    means = [np.mean(np.array(signs) * differences) for signs in product([-1, 1], repeat=len(differences))]
+    expected = np.mean(np.abs(means) >= abs(np.mean(differences)) - 1e-12)
+    assert paired_difference(ours, theirs).p_value == pytest.approx(expected)
+
+
+def test_the_paired_test_of_many_users_agrees_with_the_t_test():
+    rng = np.random.default_rng(0)
+    ours = rng.normal(size=300)
+    theirs = ours + rng.normal(-0.1, 1, size=300)
+    difference = paired_difference(ours, theirs)
+    assert difference.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue, abs=0.01)
+    assert difference == paired_difference(ours, theirs)  # seeded
+    interval = bootstrap_mean(ours - theirs)
+    assert (difference.mean, difference.low, difference.high) == (interval.mean, interval.low, interval.high)
+    assert paired_difference(ours, ours).p_value == 1

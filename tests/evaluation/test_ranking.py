@@ -5,7 +5,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dmpo_trl.data import MOVIES
 from dmpo_trl.evaluation import RankingResult, rank_at_random, rank_by_popularity, rank_with_model
+from dmpo_trl.evaluation.ranking import full_catalogue, rank_by_log_prob, score_candidates
 
 DATASET = Dataset.from_list(
     [
@@ -30,16 +32,21 @@ def test_differences_are_paired_by_user():
     rng = np.random.default_rng(0)
     users = [f"u{i}" for i in range(200)]
     scores = [rng.normal(size=20) for _ in users]
-    worse = RankingResult("worse", users, scores, [0] * 200)
+    items = [[str(i) for i in range(20)]] * 200
+    worse = RankingResult("worse", users, scores, [0] * 200, items)
     lifted = [values + np.eye(20)[0] * 0.1 for values in scores]  # the positive a little higher, for each user
-    better = RankingResult("better", users, lifted, [0] * 200)
+    better = RankingResult("better", users, lifted, [0] * 200, items)
     difference = better.minus(worse, ["auc"])["auc"]
+    assert difference.p_value == 2e-4  # the least that 9,999 draws can give: not one went as far
     assert difference.mean == pytest.approx(better.metrics(["auc"])["auc"] - worse.metrics(["auc"])["auc"])
     # Unpaired intervals overlap by far; the paired one excludes 0
     assert better.intervals(["auc"])["auc"].low < worse.intervals(["auc"])["auc"].high
     assert 0 < difference.low < difference.mean < difference.high
     with pytest.raises(ValueError, match="better and other ranked different users"):
-        better.minus(RankingResult("other", users[::-1], scores, [0] * 200))
+        better.minus(RankingResult("other", users[::-1], scores, [0] * 200, items))
+    others = [items[0], items[0][::-1], *items[2:]]
+    with pytest.raises(ValueError, match="better and other ranked different candidates of user u1"):
+        better.minus(RankingResult("other", users, scores, [0] * 200, others))
 
 
 @pytest.fixture
@@ -90,3 +97,51 @@ def test_model_scores_are_log_probs(model_and_tokenizer, score):
 def test_the_kind_of_score_is_checked():
     with pytest.raises(ValueError, match="'sum' or 'mean', not 'median'"):
         rank_with_model(None, None, DATASET, score="median", name="x")
+
+
+def test_one_scoring_serves_both_kinds_of_score(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    scored = score_candidates(model, tokenizer, DATASET)
+    for score in ("sum", "mean"):
+        result = rank_by_log_prob(DATASET, scored, score=score, name="tiny")
+        alone = rank_with_model(model, tokenizer, DATASET, score=score, name="tiny")
+        assert [own.tolist() for own in result.scores] == [own.tolist() for own in alone.scores]
+        assert result.items == DATASET["items"][:]
+    with pytest.raises(ValueError, match="'sum' or 'mean', not 'median'"):
+        rank_by_log_prob(DATASET, scored, score="median", name="x")
+
+
+TITLES = {"a": "x", "b": "y y", "c": "z", "d": "x y z", "e": "p"}
+
+
+@pytest.mark.parametrize("template", [MOVIES, MOVIES.plain()])
+def test_the_full_catalogue_leaves_out_what_the_user_has_had(template):
+    dataset = DATASET.add_column("history", [["e"], ["a", "b"]])
+    rows = list(full_catalogue(dataset, TITLES, template))
+    assert [row["items"] for row in rows] == [["a", "b", "c", "d"], ["c", "d", "e"]]
+    assert [row["items"][row["positive"]] for row in rows] == ["b", "c"]
+    assert [row["prompt"] for row in rows] == ["p q ", "q "]
+    for row in rows:
+        assert row["candidates"] == [template.completion(TITLES[item]) for item in row["items"]]
+    # All that the user has had, the target among it
+    seen = {"u1": {"a", "b", "e"}}
+    rows = list(full_catalogue(dataset, TITLES, template, seen=seen))
+    assert [row["items"] for row in rows] == [["b", "c", "d"], ["a", "b", "c", "d", "e"]]
+
+
+def test_the_full_catalogue_is_ranked_like_any_candidates(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    dataset = full_catalogue(DATASET.add_column("history", [["e"], ["a", "b"]]), TITLES, MOVIES.plain())
+    result = rank_with_model(model, tokenizer, dataset, score="sum", name="tiny", tokens_per_batch=8)
+    for row, scores in zip(dataset, result.scores, strict=True):
+        expected = [log_prob(model, tokenizer, row["prompt"], TITLES[item])[0] for item in row["items"]]
+        assert scores == pytest.approx(expected, abs=1e-5)
+    assert rank_by_popularity(dataset, {"b": 2, "e": 1}).metrics(["hr@1"]) == {"hr@1": 0.5}
+
+
+def test_what_has_no_full_catalogue_is_named():
+    dataset = DATASET.add_column("history", [["e"], ["a", "b"]])
+    with pytest.raises(ValueError, match="target 'b' of user u1"):
+        full_catalogue(dataset, {"a": "x"}, MOVIES)
+    with pytest.raises(ValueError, match="lists the candidates in the prompt"):
+        full_catalogue(dataset, TITLES, MOVIES.with_candidates())

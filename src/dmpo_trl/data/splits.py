@@ -8,9 +8,41 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
+from .columns import lists
 from .interactions import Interactions
 
 logger = logging.getLogger(__name__)
+
+
+def next_items(
+    data: Interactions,
+    *,
+    min_rating: float | None = None,
+    history_length: int = 10,
+    min_history: int = 1,
+    per_user: int | None = None,
+) -> pl.DataFrame:
+    """Every item that a user liked, with the items liked before it as history.
+
+    Args:
+        data: the interactions.
+        min_rating: an item counts as liked from this rating on; `None` counts every interaction.
+        history_length: at most so many items before the target, the latest ones.
+        min_history: items with fewer liked items before them are no targets.
+        per_user: at most so many examples a user, the latest ones; `None` takes all.
+
+    Returns:
+        One row an example, by user and time: `user` (String), `history` (List[String], items from old to new),
+        `target` (String, an item) and `timestamp` (the target's).
+
+    Raises:
+        ValueError: where `min_rating` is given and there are no ratings, no user has enough items, or a number is
+            below 1.
+    """
+    _check_positive(history_length=history_length, min_history=min_history, per_user=per_user)
+    liked = _liked(data, min_rating)
+    before, _ = _places(liked)
+    return _examples(liked, before, before >= 0, history_length, min_history, per_user)
 
 
 def leave_one_out(
@@ -31,28 +63,105 @@ def leave_one_out(
     Raises:
         ValueError: where `min_rating` is given and there are no ratings, or no user has enough items.
     """
-    if history_length < 1 or min_history < 1:
-        raise ValueError("history_length and min_history must be at least 1")
-    liked = data.interactions
-    if min_rating is not None:
-        if "rating" not in liked.columns:
-            raise ValueError("min_rating is given, but the interactions have no column 'rating'; pass min_rating=None")
-        liked = liked.filter(pl.col("rating") >= min_rating)
-    users = liked.sort("timestamp", maintain_order=True).group_by("user").agg("item")
-    examples = (
-        users.filter(pl.col("item").list.len() > min_history)
-        .select(
-            "user",
-            history=pl.col("item").list.head(pl.col("item").list.len() - 1).list.tail(history_length),
-            target=pl.col("item").list.last(),
-        )
-        .sort("user")
+    examples = next_items(
+        data, min_rating=min_rating, history_length=history_length, min_history=min_history, per_user=1
     )
-    if examples.is_empty():
-        raise ValueError(f"No user has {min_history} liked items and one more; lower min_history or min_rating")
     left_out = data.interactions["user"].n_unique() - examples.height
     logger.info("%d examples; %d users have fewer than %d liked items", examples.height, left_out, min_history + 1)
-    return examples
+    return examples.drop("timestamp")
+
+
+def split_leave_one_out(
+    data: Interactions,
+    *,
+    min_rating: float | None = None,
+    history_length: int = 10,
+    min_history: int = 1,
+    per_user: int | None = None,
+) -> dict[str, pl.DataFrame]:
+    """Tests on the last item of each user, validates on the one before, trains on the earlier ones.
+
+    Users with fewer than three examples only train. Times differ from user to user, so a model trains on what others
+    liked after a test target, which it could not know when it matters; how much of that there is, is measured and
+    logged as a warning. [`split_by_time`] has none of it.
+
+    Args:
+        data: the interactions.
+        min_rating: as in [`next_items`].
+        history_length: as in [`next_items`].
+        min_history: as in [`next_items`].
+        per_user: at most so many training examples a user, the latest ones; `None` takes all.
+
+    Returns:
+        `{"train": ..., "validation": ..., "test": ...}`, each as [`next_items`] returns it.
+
+    Raises:
+        ValueError: as in [`next_items`], and where no user has three examples.
+    """
+    _check_positive(history_length=history_length, min_history=min_history, per_user=per_user)
+    liked = _liked(data, min_rating)
+    before, after = _places(liked)
+    enough = before + after >= min_history + 2
+    test, validation = enough & (after == 0), enough & (after == 1)
+    targets = {"train": ~test & ~validation, "validation": validation, "test": test}
+    parts = {
+        name: _examples(liked, before, which, history_length, min_history, per_user, name)
+        for name, which in targets.items()
+    }
+    logger.info("%d users of %d are tested", parts["test"].height, int((after == 0).sum()))
+    _warn_of_leak(parts["train"]["timestamp"], parts["test"]["timestamp"], data.order)
+    return parts
+
+
+def split_by_time(
+    data: Interactions,
+    *,
+    validation_from: float,
+    test_from: float,
+    min_rating: float | None = None,
+    history_length: int = 10,
+    min_history: int = 1,
+    per_user: int | None = None,
+) -> dict[str, pl.DataFrame]:
+    """Trains before one point in time, validates from there on, tests from a later one on, for all users alike.
+
+    A history holds whatever its user liked before the target, also after a cut.
+
+    Args:
+        data: the interactions; their `order` must be "time".
+        validation_from: where the validation targets begin: a time in the unit of `timestamp`, or between 0 and 1 the
+            share of the interactions (liked or not) that are earlier.
+        test_from: likewise for the test targets.
+        min_rating: as in [`next_items`].
+        history_length: as in [`next_items`].
+        min_history: as in [`next_items`].
+        per_user: at most so many examples a user in each part, the latest ones; `None` takes all.
+
+    Returns:
+        `{"train": ..., "validation": ..., "test": ...}`, each as [`next_items`] returns it.
+
+    Raises:
+        ValueError: as in [`next_items`], for interactions without times, and for a part without examples.
+    """
+    if data.order != "time":
+        raise ValueError(
+            f"The interactions have no times: their timestamp orders by {data.order!r}, which cannot be compared "
+            "between users; use split_leave_one_out or split_users"
+        )
+    _check_positive(history_length=history_length, min_history=min_history, per_user=per_user)
+    liked = _liked(data, min_rating)
+    before, _ = _places(liked)
+    time = liked["timestamp"].to_numpy()
+    first, second = (_as_time(cut, data.interactions["timestamp"]) for cut in (validation_from, test_from))
+    targets = {"train": time < first, "validation": (time >= first) & (time < second), "test": time >= second}
+    parts = {
+        name: _examples(liked, before, which, history_length, min_history, per_user, name)
+        for name, which in targets.items()
+    }
+    logger.info(
+        "Validation from %s, test from %s; examples: %s", first, second, {name: len(parts[name]) for name in parts}
+    )
+    return parts
 
 
 def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) -> dict[str, pl.DataFrame]:
@@ -78,3 +187,104 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
         groups[name] = examples.filter(pl.col("user").is_in(users[start : start + size].tolist()))
         start += size
     return groups
+
+
+def few_shot(examples: pl.DataFrame, users: int, *, seed: int) -> pl.DataFrame:
+    """All examples of `users` users drawn at random.
+
+    Args:
+        examples: rows with a column `user`, any number a user.
+        users: how many users.
+        seed: of the draw. It does not depend on the order of the rows.
+
+    Raises:
+        ValueError: where there are fewer users.
+    """
+    return split_users(examples, {"few": users}, seed=seed)["few"]
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, it is {number}")
+
+
+def _liked(data: Interactions, min_rating: float | None) -> pl.DataFrame:
+    if min_rating is None:
+        return data.interactions
+    if "rating" not in data.interactions.columns:
+        raise ValueError("min_rating is given, but the interactions have no column 'rating'; pass min_rating=None")
+    liked = data.interactions.filter(pl.col("rating") >= min_rating)
+    if liked.is_empty():
+        highest = data.interactions["rating"].max()
+        raise ValueError(f"No rating reaches min_rating={min_rating}; the highest is {highest!r}")
+    return liked
+
+
+def _places(liked: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """How many rows of its user each row has before and after it; the rows of a user stand together."""
+    lengths = liked["user"].rle().struct.field("len").to_numpy().astype(np.int32)
+    before = np.arange(liked.height, dtype=np.int32) - np.repeat(np.cumsum(lengths, dtype=np.int32) - lengths, lengths)
+    return before, np.repeat(lengths, lengths) - 1 - before
+
+
+def _latest(targets: np.ndarray, before: np.ndarray, per_user: int | None) -> np.ndarray:
+    """Of the rows marked as targets, the last `per_user` of each user."""
+    if per_user is None:
+        return targets
+    upto = np.cumsum(targets, dtype=np.int32)
+    ends = np.append(np.flatnonzero(before == 0)[1:], len(before)) - 1
+    of_user = np.repeat(upto[ends], np.diff(ends, prepend=-1))  # how many there are up to the end of the row's user
+    return targets & (of_user - upto < per_user)
+
+
+def _examples(
+    liked: pl.DataFrame,
+    before: np.ndarray,
+    targets: np.ndarray,
+    history_length: int,
+    min_history: int,
+    per_user: int | None,
+    part: str = "",
+) -> pl.DataFrame:
+    """An example for each row of `liked` that is marked as a target and has enough before it."""
+    rows = np.flatnonzero(_latest(targets & (before >= min_history), before, per_user))
+    if not len(rows):
+        where = f" for the {part} part" if part else ""
+        raise ValueError(
+            f"No user has {min_history} liked items and one more{where}; lower min_history or min_rating, or choose "
+            "another split"
+        )
+    lengths = np.minimum(before[rows], history_length).astype(np.int64)
+    ends = np.cumsum(lengths)
+    history = np.repeat(rows - ends, lengths) + np.arange(ends[-1])
+    return liked[rows].select(
+        pl.col("user").cast(pl.String),
+        lists(liked["item"].gather(history).alias("history"), lengths),
+        pl.col("item").cast(pl.String).alias("target"),
+        "timestamp",
+    )
+
+
+def _as_time(cut: float, timestamps: pl.Series) -> float:
+    if not 0 < cut < 1:
+        return cut
+    # The first of the later interactions: the cut itself belongs to the part that begins with it
+    return timestamps.sort()[int(cut * len(timestamps))]
+
+
+def _warn_of_leak(train: pl.Series, test: pl.Series, order: str) -> None:
+    if order != "time":
+        logger.warning(
+            "Leave-one-out leaks across users, and without times (order %r) nobody can tell how much; "
+            "split_users keeps test users out of training",
+            order,
+        )
+        return
+    later = len(train) - np.searchsorted(train.sort().to_numpy(), test.to_numpy(), side="right")
+    logger.warning(
+        "Leave-one-out leaks across users: %.1f%% of the training targets are later than a test target on average, "
+        "and %.1f%% of the test targets have later ones; split_by_time has no such leak",
+        100 * later.mean() / len(train),
+        100 * (later > 0).mean(),
+    )

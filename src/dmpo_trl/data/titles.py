@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
-# Articles that MovieLens moves behind the title: English, French, Italian, Spanish, Portuguese, German, Danish.
-_ARTICLES = "The|A|An|Le|La|Les|L'|Un|Une|Il|Lo|El|Los|Las|O|Os|Der|Die|Das|Det|Den"
-_FILED = re.compile(rf"(?P<rest>[^()]+?), (?P<article>{_ARTICLES})(?= \(|\)|$)")
+# Articles that MovieLens moves behind the title: English, French, Italian, Spanish, Portuguese, German, Dutch,
+# Scandinavian.
+_ARTICLES = (
+    "The|A|An|Da|Le|La|Les|L'|Un|Une|Il|Lo|I|Gli|Una|Uno|El|Los|Las|O|Os|As|Um|Uma|Der|Die|Das|Ein|Eine|De|Het|Een|"
+    "Den|Det|En|Et"
+)
+_FILED = re.compile(rf"(?P<also>a\.k\.a\. |aka )?(?P<rest>[^()]+?), (?P<article>{_ARTICLES})(?= \(|\)|$)")
 
 
 def natural_title(title: str) -> str:
@@ -24,6 +28,6 @@ def natural_title(title: str) -> str:
 
     def front(match: re.Match[str]) -> str:
         article, rest = match["article"], match["rest"]
-        return article + ("" if article.endswith("'") else " ") + rest
+        return (match["also"] or "") + article + ("" if article.endswith("'") else " ") + rest
 
     return _FILED.sub(front, title)

@@ -2,67 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .metrics import METRICS, Interval, Ranks, bootstrap_mean, per_user
+from .result import RankingResult, interned
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..data import PromptTemplate
+    from ..scoring import CompletionScores
 
-@dataclass(frozen=True)
-class RankingResult:
-    """One ranker's scores for the candidates of every user.
-
-    Args:
-        name: of the ranker.
-        users: their identifiers, in the order of the other fields.
-        scores: a score a candidate, the higher the better, (candidates,) for each user.
-        positives: index of the relevant candidate of each user.
-    """
-
-    name: str
-    users: list[str]
-    scores: list[np.ndarray]
-    positives: list[int]
-
-    @property
-    def ranks(self) -> Ranks:
-        """Where the relevant candidates stand."""
-        return Ranks.from_scores(self.scores, self.positives)
-
-    def per_user(self, metric: str) -> np.ndarray:
-        """The metric's value of each user, (U,)."""
-        return per_user(self.ranks, metric)
-
-    def metrics(self, names: Sequence[str] = METRICS) -> dict[str, float]:
-        """Means over the users, by metric."""
-        return {name: float(self.per_user(name).mean()) for name in names}
-
-    def intervals(self, names: Sequence[str] = METRICS, *, confidence: float = 0.95) -> dict[str, Interval]:
-        """Means over the users with bootstrap confidence intervals, by metric."""
-        return {name: bootstrap_mean(self.per_user(name), confidence=confidence) for name in names}
-
-    def minus(
-        self, other: RankingResult, names: Sequence[str] = METRICS, *, confidence: float = 0.95
-    ) -> dict[str, Interval]:
-        """Mean difference to another ranker with the paired bootstrap interval, by metric.
-
-        Raises:
-            ValueError: where the other ranker ranked other users.
-        """
-        if self.users != other.users:
-            raise ValueError(
-                f"{self.name} and {other.name} ranked different users; a paired difference needs the same"
-            )
-        return {
-            name: bootstrap_mean(self.per_user(name) - other.per_user(name), confidence=confidence) for name in names
-        }
+SCORES: tuple[Literal["sum", "mean"], ...] = ("sum", "mean")
 
 
 def rank_with_model(
@@ -80,34 +34,83 @@ def rank_with_model(
         model: a causal language model.
         tokenizer: the model's.
         dataset: columns of [`ranking_dataset`].
-        score: `"sum"` ranks by the log-probability of the whole completion, `"mean"` by that of its average token. The
-            sum is the probability of the item itself and favours short titles, the mean does not; state which one a
-            figure was made with.
+        score: see [`rank_by_log_prob`].
         name: of the result, also shown at the progress bar.
         tokens_per_batch: as in [`score_completions`].
     """
-    if score not in ("sum", "mean"):
-        raise ValueError(f"score must be 'sum' or 'mean', not {score!r}")
-    # Imported here because this module's other rankers do without torch.
-    from ..scoring import score_completions
+    _check(score)
+    scored = score_candidates(model, tokenizer, dataset, tokens_per_batch=tokens_per_batch, progress=name)
+    return rank_by_log_prob(dataset, scored, score=score, name=name)
 
-    scored = score_completions(
-        model,
-        tokenizer,
-        dataset["prompt"][:],
-        dataset["candidates"][:],
-        tokens_per_batch=tokens_per_batch,
-        progress=name,
-    )
-    scores = [one.logps / one.lengths if score == "mean" else one.logps for one in scored]
-    return RankingResult(name, dataset["user"][:], scores, dataset["positive"][:])
+
+def score_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    *,
+    tokens_per_batch: int = 4096,
+    progress: str | None = None,
+) -> list[CompletionScores]:
+    """Log-probs of all candidates, for several ways to rank by them.
+
+    Several processes (`accelerate launch`, `torchrun`) share the users out, and every one gets all scores; all must
+    call this function. A sharded model (FSDP, ZeRO-3) scores all users in every process.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's.
+        dataset: columns of [`ranking_dataset`].
+        tokens_per_batch: as in [`score_completions`].
+        progress: label of a progress bar; None for no bar.
+
+    Returns:
+        Sums and lengths, one entry a row of the dataset.
+    """
+    # Imported here because this module's other rankers do without torch.
+    from ..scoring import stream_scores
+    from .distributed import on_main_process, over_processes
+
+    questions = dataset.select_columns(["prompt", "candidates"])
+
+    def score(rows: Sequence[int]) -> list[CompletionScores]:
+        examples = ((row["prompt"], row["candidates"]) for row in questions.select(rows))
+        return list(
+            stream_scores(
+                model,
+                tokenizer,
+                examples,
+                tokens_per_batch=tokens_per_batch,
+                progress=on_main_process(progress),
+                total=len(rows),
+            )
+        )
+
+    return over_processes(score, len(dataset), model)
+
+
+def rank_by_log_prob(
+    dataset: Dataset, scored: Sequence[CompletionScores], *, score: Literal["sum", "mean"], name: str
+) -> RankingResult:
+    """Ranks by what [`score_candidates`] found.
+
+    Args:
+        dataset: what was scored.
+        scored: the scores of its rows.
+        score: `"sum"` ranks by the log-probability of the whole completion, `"mean"` by that of its average token. The
+            sum is the probability of the item itself and favours short titles, the mean does not; state which one a
+            figure was made with.
+        name: of the result.
+
+    Raises:
+        ValueError: for another `score`.
+    """
+    _check(score)
+    return _result(name, dataset, [one.logps / one.lengths if score == "mean" else one.logps for one in scored])
 
 
 def rank_at_random(dataset: Dataset) -> RankingResult:
     """Choosing blindly: all candidates are tied, so every metric is its exact expectation."""
-    return RankingResult(
-        "random", dataset["user"][:], [np.zeros(len(items)) for items in dataset["items"]], dataset["positive"][:]
-    )
+    return _result("random", dataset, [np.zeros(len(items)) for items in dataset["items"]])
 
 
 def rank_by_popularity(dataset: Dataset, popularity: Mapping[str, float]) -> RankingResult:
@@ -119,4 +122,55 @@ def rank_by_popularity(dataset: Dataset, popularity: Mapping[str, float]) -> Ran
             the held-out item would be counted too.
     """
     scores = [np.array([popularity.get(item, 0) for item in items], dtype=float) for items in dataset["items"]]
-    return RankingResult("popularity", dataset["user"][:], scores, dataset["positive"][:])
+    return _result("popularity", dataset, scores)
+
+
+def full_catalogue(
+    dataset: Dataset,
+    titles: Mapping[str, str],
+    template: PromptTemplate,
+    *,
+    seen: Mapping[str, Collection[str]] | None = None,
+) -> Dataset:
+    """The same questions with every item that the user has not had as a candidate, instead of sampled ones.
+
+    Every ranker takes the outcome in the place of the sampled dataset. Metrics with sampled candidates and with the
+    whole catalogue can order models differently (Krichene and Rendle, KDD 2020, "On Sampled Metrics for Item
+    Recommendation"): report which of the two it was.
+
+    Args:
+        dataset: columns of [`ranking_dataset`].
+        titles: of all items, by item.
+        template: the one that the prompts were made with.
+        seen: items that each user has had, not to be recommended again; the target stays a candidate in any case. By
+            default the items of the history column, which may be the last few of all.
+
+    Raises:
+        ValueError: where a target has no title, or the prompts list candidates.
+    """
+    if template.candidates is not None:
+        raise ValueError("The template lists the candidates in the prompt, which a whole catalogue does not fit into")
+    completions = {item: template.completion(title) for item, title in titles.items()}
+
+    def widen(row: dict[str, Any]) -> dict[str, Any]:
+        target = row["items"][row["positive"]]
+        if target not in completions:
+            raise ValueError(f"The target {target!r} of user {row['user']} is not in `titles`")
+        had = set(row["history"] if seen is None else seen.get(row["user"], ())) - {target}
+        items = [item for item in completions if item not in had]
+        return {
+            "items": items,
+            "positive": items.index(target),
+            "candidates": [completions[item] for item in items],
+        }
+
+    return dataset.map(widen, writer_batch_size=100)  # rows are thousands of candidates long
+
+
+def _check(score: str) -> None:
+    if score not in SCORES:
+        raise ValueError(f"score must be 'sum' or 'mean', not {score!r}")
+
+
+def _result(name: str, dataset: Dataset, scores: list[np.ndarray]) -> RankingResult:
+    return RankingResult(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))

@@ -1,0 +1,103 @@
+"""`dmpo-trl evaluate`: a model's ranking of held-out users, beside what it has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import TrlParser
+
+from .options import ModelArguments, ranking_users
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate on, and how."""
+
+    data: str = field(metadata={"help": "Folder that `dmpo-trl prepare` wrote."})
+    split: str = field(default="test", metadata={"help": "Users to rank.", "choices": ["validation", "test"]})
+    users: int | None = field(default=None, metadata={"help": "At most so many of them, the first ones."})
+    baseline: str | None = field(
+        default=None,
+        metadata={"help": "Another model, for instance the SFT stage, to compare with on the same users, paired."},
+    )
+    whole_catalogue: bool = field(
+        default=False, metadata={"help": "Rank all items that the user has not had, instead of the sampled candidates."}
+    )
+    generate: bool = field(
+        default=False, metadata={"help": "Also let the model generate freely, and count how much of it is an item."}
+    )
+    top_k: int = field(default=5, metadata={"help": "Length of a recommendation, for coverage and popularity bias."})
+    tokens_per_batch: int = field(default=4096, metadata={"help": "Bound on the tokens of a forward."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the table and for every user's scores (Parquet, one file a ranker)."}
+    )
+
+
+def run(arguments: list[str]) -> None:
+    """Evaluates as the arguments say. Under `accelerate launch` the processes share the users out."""
+    from accelerate import PartialState
+
+    from ..data import Prepared
+    from ..evaluation import beyond_accuracy, evaluate_model, full_catalogue, markdown_table
+
+    parser = TrlParser((ModelArguments, EvaluateArguments), prog="dmpo-trl evaluate")
+    model, options = parser.parse_args_and_config(arguments)
+    prepared = Prepared.load(options.data)
+    users = ranking_users(prepared, options.split, options.users)
+    titles = dict(prepared.items.select("item", "title").iter_rows())
+    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    if options.whole_catalogue:
+        users = full_catalogue(users, titles, prepared.template)
+
+    results = evaluate_model(
+        model.model, users, popularity, tokens_per_batch=options.tokens_per_batch, **model.from_pretrained()
+    )
+    rows: dict[str, Any] = {name: result.intervals() for name, result in results.items()}
+    for score in ("sum", "mean"):
+        rows[f"{score} - popularity"] = results[score].minus(results["popularity"])
+    if options.baseline is not None:
+        baseline = evaluate_model(
+            options.baseline, users, popularity, tokens_per_batch=options.tokens_per_batch, **model.from_pretrained()
+        )
+        for score in ("sum", "mean"):
+            results[f"baseline {score}"] = baseline[score]
+            rows[f"baseline {score}"] = baseline[score].intervals()
+            rows[f"{score} - baseline {score}"] = results[score].minus(baseline[score])
+    report = [
+        f"{len(users)} {options.split} users, {'the whole catalogue' if options.whole_catalogue else 'candidates'} "
+        f"ranked by the sum of log-probs or their mean a token; mean [95% bootstrap interval over users].",
+        markdown_table(rows),
+        f"The first {options.top_k}:",
+        _plain_table({name: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()}),
+    ]
+    if options.generate:
+        report += ["Generated freely:", _generated(model, users, titles)]
+    text = "\n\n".join(report)
+    if not PartialState().is_main_process:
+        return
+    print(text)
+    if options.output_dir is not None:
+        folder = Path(options.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
+        for name, result in results.items():
+            result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
+        print(f"\nWritten to {folder}.")
+
+
+def _generated(model: ModelArguments, users: Any, titles: dict[str, str]) -> str:
+    from ..evaluation import generate_items, markdown_table
+    from ..loading import load_model, load_tokenizer
+
+    loaded = load_model(model.model, **model.from_pretrained())
+    result = generate_items(loaded, load_tokenizer(model.model), users, titles.values(), name="generation")
+    return markdown_table({"model": result.intervals()})
+
+
+def _plain_table(rows: dict[str, dict[str, float]]) -> str:
+    metrics = list(next(iter(rows.values())))
+    lines = [["", *metrics], ["---"] * (len(metrics) + 1)]
+    lines += [[name, *(f"{row[metric]:.3f}" for metric in metrics)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

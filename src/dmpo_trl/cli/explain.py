@@ -1,0 +1,37 @@
+"""`dmpo-trl explain`: which items of a history carry a recommendation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import TrlParser
+
+from .options import ModelArguments
+
+
+@dataclass
+class ExplainArguments:
+    """What to explain."""
+
+    history: list[str] = field(metadata={"help": "The user's items from old to new, by identifier or exact title."})
+    item: str | None = field(
+        default=None, metadata={"help": "The item to explain. Default: the one that would be recommended."}
+    )
+    data: str | None = field(default=None, metadata={"help": "As in `dmpo-trl recommend`."})
+    picture: str | None = field(default=None, metadata={"help": "Also draw it to this file (.png, .svg, .pdf)."})
+    max_new_tokens: int = field(default=60, metadata={"help": "Length of the model's own words; 0 for none."})
+
+
+def run(arguments: list[str]) -> None:
+    """Explains as the arguments say; prints, and draws where asked to."""
+    from ..recommend import Recommender
+
+    parser = TrlParser((ModelArguments, ExplainArguments), prog="dmpo-trl explain")
+    model, options = parser.parse_args_and_config(arguments)
+    recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
+    item = options.item or recommender.recommend(options.history, 1)[0].item
+    explanation = recommender.explain(options.history, item, max_new_tokens=options.max_new_tokens)
+    print(explanation)
+    if options.picture is not None:
+        explanation.plot(options.picture)
+        print(f"Drawn to {options.picture}.")

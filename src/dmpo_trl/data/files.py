@@ -1,0 +1,163 @@
+"""The raw files of a data set, whether they lie in a folder, in an archive or beside one another."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+_ARCHIVES = (".zip", ".tar.gz", ".tgz")
+
+
+class SourceFiles:
+    """Finds files of a folder or an archive by their base names; made by [`open_source`].
+
+    Attributes:
+        given: the file itself where the source is a single file, else None.
+        names: base names of all files there, the least deep first.
+        used: paths on disk of what was found so far: the files, or the archive that holds them.
+    """
+
+    def __init__(
+        self, source: Path, members: list[str], open_member: Callable[[str], Path], given: Path | None = None
+    ):
+        self._source = source
+        self._members = sorted(members, key=lambda member: (member.count("/"), member))
+        self._open_member = open_member
+        self._found: dict[str, Path] = {}
+        self.given = given
+        self.names = [_base_name(member) for member in self._members]
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Paths of the files that were read, for a manifest."""
+        if self._source.is_dir():
+            return tuple(str(path) for path in self._found.values())
+        return (str(self._source),) if self._found else ()
+
+    def find(self, *names: str) -> Path | None:
+        """The path of the first of these base names that is there, itself or as `name.gz`; None where there is none.
+
+        Of several files with the name the least deep counts. A member of an archive is extracted to a temporary
+        folder that lasts as long as the source is open.
+
+        Raises:
+            ValueError: where two files of the name lie equally deep, or the archive is damaged.
+        """
+        wanted = [candidate for name in names for candidate in (name, f"{name}.gz")]
+        if self.given and self.given.name in wanted:
+            wanted = [self.given.name]
+        for name in wanted:
+            members = [member for member, base in zip(self._members, self.names, strict=True) if base == name]
+            if not members:
+                continue
+            if len(members) > 1 and members[0].count("/") == members[1].count("/"):
+                raise ValueError(
+                    f"{self._source} holds {name} more than once: {members[0]} and {members[1]}. "
+                    "Give the folder of one of them."
+                )
+            if members[0] not in self._found:
+                self._found[members[0]] = self._open_member(members[0])
+            return self._found[members[0]]
+        return None
+
+    def need(self, *names: str) -> Path:
+        """Like `find`, but an error where there is none.
+
+        Raises:
+            FileNotFoundError: naming what was looked for and what is there.
+        """
+        path = self.find(*names)
+        if path is None:
+            there = ", ".join(self.names[:20]) or "no file"
+            more = f" and {len(self.names) - 20} more" if len(self.names) > 20 else ""
+            raise FileNotFoundError(f"{self._source} does not hold {' or '.join(names)}. It holds {there}{more}.")
+        return path
+
+
+@contextmanager
+def open_source(path: str | Path) -> Iterator[SourceFiles]:
+    """Opens a folder, an archive (`.zip`, `.tar.gz`, `.tgz`) or a single file with the files beside it.
+
+    Nothing of an archive reaches the disk but the files asked for. Each is written under the base name that was asked
+    for, so no path or link inside the archive can lead anywhere.
+
+    Example:
+
+    ```python
+    with open_source("ml-latest-small.zip") as files:
+        ratings = pl.read_csv(files.need("ratings.csv"))
+    ```
+
+    Raises:
+        FileNotFoundError: where `path` does not exist.
+        ValueError: where an archive cannot be read.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        members = [
+            (Path(folder) / name).relative_to(path).as_posix() for folder, _, names in os.walk(path) for name in names
+        ]
+        yield SourceFiles(path, members, path.joinpath)
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist. Give a folder, an archive ({', '.join(_ARCHIVES)}) or a file."
+        )
+    elif path.name.lower().endswith(_ARCHIVES):
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dmpo-trl-")))
+            with _problems_named(path):
+                members, open_stream = _open_archive(path, stack)
+
+            def extract(member: str) -> Path:
+                target = scratch / _base_name(member)
+                with _problems_named(path), open_stream(member) as stream, target.open("wb") as file:
+                    shutil.copyfileobj(stream, file, 1 << 20)
+                return target
+
+            yield SourceFiles(path, members, extract)
+    else:
+        siblings = [sibling.name for sibling in path.parent.iterdir() if sibling.is_file()]
+        yield SourceFiles(path.parent, siblings, path.parent.joinpath, given=path)
+
+
+def _base_name(member: str) -> str:
+    # Archives made on Windows may hold backslashes
+    return PurePosixPath(member.replace("\\", "/")).name
+
+
+def _open_archive(path: Path, stack: ExitStack) -> tuple[list[str], Callable[[str], IO[bytes]]]:
+    """Names of the regular files, links and devices left out, and a function that opens one of them."""
+    if path.name.lower().endswith(".zip"):
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        regular = [info.filename for info in archive.infolist() if not info.is_dir() and not _is_link(info)]
+        return regular, archive.open
+    tar = stack.enter_context(tarfile.open(path, "r:gz"))  # noqa: SIM115, closed by the stack
+    regular = [info.name for info in tar if info.isreg()]
+    return regular, lambda member: cast(IO[bytes], tar.extractfile(member))
+
+
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    return (info.external_attr >> 16) & 0o170000 == 0o120000
+
+
+@contextmanager
+def _problems_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as an archive: {error}. Delete it and get it again.") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno, f"No room in {tempfile.gettempdir()} to unpack {path}. Free some, or set TMPDIR."
+            ) from error
+        raise

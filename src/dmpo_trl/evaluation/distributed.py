@@ -1,0 +1,48 @@
+"""Several processes: each computes its share of the users, all get all results."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+
+def over_processes(compute: Callable[[Sequence[int]], Sequence[T]], count: int, model: torch.nn.Module) -> list[T]:
+    """Results of `compute` for the indices 0 to `count - 1`, shared out over the processes, the same in all of them.
+
+    Every process must call it. Where the model's parameters are sharded (FSDP, ZeRO-3, tensor parallelism) the
+    processes cannot go separate ways, since each forward needs all of them: there every process computes everything.
+
+    Args:
+        compute: takes indices and returns a result for each.
+        count: how many there are.
+        model: decides whether the work can be shared out.
+
+    Returns:
+        One result an index, in their order.
+    """
+    state = PartialState()
+    if state.num_processes == 1 or is_sharded(model):
+        return list(compute(range(count)))
+    own = range(state.process_index, count, state.num_processes)
+    numbered: list[tuple[int, T]] = gather_object(list(zip(own, compute(own), strict=True)))
+    return [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether a process holds only parts of the model's parameters."""
+    # By the modules too: between forwards FSDP may hold some of its parameters whole, as plain ones
+    return any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")  # DeepSpeed ZeRO-3 numbers what it shards
+        for parameter in model.parameters()
+    )
+
+
+def on_main_process(label: Any) -> Any:
+    """`label` on the main process, None on the others: one progress bar, not one a process."""
+    return label if PartialState().is_main_process else None

@@ -1,0 +1,146 @@
+"""What a model says when it may say anything: how much of it are items at all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from ..contract import tokenize_completions
+from ..modes import evaluation_mode
+from .distributed import is_sharded, on_main_process, over_processes
+from .metrics import Interval, bootstrap_mean
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One model's own words after every user's prompt.
+
+    Args:
+        name: of the model.
+        users: their identifiers, in the order of the other fields.
+        outputs: what it said, without white space around it.
+        in_catalogue: whether that is the title of an item, (U,).
+        in_candidates: whether it is that of one of the user's candidates, (U,): LLaRA's valid ratio (Liao et al.,
+            SIGIR 2024, "LLaRA"). A model can only know the candidates from a prompt that lists them.
+        hits: whether it is that of the user's relevant item, (U,): HR@1 among all that can be said.
+    """
+
+    name: str
+    users: list[str]
+    outputs: list[str]
+    in_catalogue: np.ndarray
+    in_candidates: np.ndarray
+    hits: np.ndarray
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of the users: `valid` (in the catalogue), `valid_candidate` and `hr@1`."""
+        return {name: float(values.mean()) for name, values in self._per_user().items()}
+
+    def intervals(self, *, confidence: float = 0.95) -> dict[str, Interval]:
+        """The same with bootstrap confidence intervals over the users."""
+        return {name: bootstrap_mean(values, confidence=confidence) for name, values in self._per_user().items()}
+
+    def _per_user(self) -> dict[str, np.ndarray]:
+        values = {"valid": self.in_catalogue, "valid_candidate": self.in_candidates, "hr@1": self.hits}
+        return {name: own.astype(float) for name, own in values.items()}
+
+
+def generate_items(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    titles: Collection[str],
+    *,
+    name: str,
+    batch_size: int = 16,
+) -> GenerationResult:
+    """Lets a model complete each prompt greedily and compares what it says with the titles, letter by letter.
+
+    An output is an item only if the whole of it is: a model that goes on talking after a title has not learnt to
+    recommend. Several processes share the users out, as in [`score_candidates`].
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's.
+        dataset: columns of [`ranking_dataset`].
+        titles: of the whole catalogue.
+        name: of the result, also shown at the progress bar.
+        batch_size: prompts generated together.
+    """
+    questions = dataset.select_columns(["prompt", "candidates"])
+    longest = _longest_title(tokenizer, questions[0], titles)
+
+    def generate(rows: Sequence[int]) -> list[str]:
+        return _generate(model, tokenizer, questions.select(rows), longest, batch_size, on_main_process(name))
+
+    outputs = over_processes(generate, len(dataset), model)
+    catalogue = {title.strip() for title in titles}
+    candidates = [[_text(candidate) for candidate in row] for row in dataset["candidates"]]
+    return GenerationResult(
+        name,
+        dataset["user"][:],
+        outputs,
+        np.array([output in catalogue for output in outputs]),
+        np.array([output in own for output, own in zip(outputs, candidates, strict=True)]),
+        np.array(
+            [
+                output == own[positive]
+                for output, own, positive in zip(outputs, candidates, dataset["positive"], strict=True)
+            ]
+        ),
+    )
+
+
+def _generate(
+    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Dataset, longest: int, batch_size: int, bar: str | None
+) -> list[str]:
+    sharded = is_sharded(model)
+    model = extract_model_from_parallel(model)
+    device = model.get_input_embeddings().weight.device
+    # The prompt as it is scored and trained on: a last token that would merge with a title's first is left out
+    prompts = [
+        tokenize_completions(tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token)[0]
+        for row in questions
+    ]
+    stops = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *([] if stops is None else [stops] if isinstance(stops, int) else stops)}
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    config = GenerationConfig(
+        max_new_tokens=longest, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=padding
+    )
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    outputs: dict[int, str] = {}
+    with evaluation_mode(model), torch.no_grad(), tqdm(total=len(prompts), desc=bar, disable=bar is None) as progress:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            length = len(prompts[rows[0]])
+            room = [length - len(prompts[row]) for row in rows]  # padded on the left, so that all end together
+            ids = torch.tensor([[padding] * gap + prompts[row] for gap, row in zip(room, rows, strict=True)])
+            mask = torch.tensor([[0] * gap + [1] * (length - gap) for gap in room])
+            generated = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, synced_gpus=sharded
+            )
+            texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
+            outputs |= zip(rows, (text.strip() for text in texts), strict=True)
+            progress.update(len(rows))
+    return [outputs[row] for row in range(len(prompts))]
+
+
+def _longest_title(tokenizer: PreTrainedTokenizerBase, question: dict[str, Any], titles: Collection[str]) -> int:
+    """Tokens of the longest completion, its end included: nothing longer can be a title."""
+    conversational = not isinstance(question["prompt"], str)
+    completions = [[{"role": "assistant", "content": title}] if conversational else title for title in titles]
+    _, ids = tokenize_completions(tokenizer, question["prompt"], completions, eos_token=tokenizer.eos_token)
+    return max(map(len, ids))
+
+
+def _text(completion: str | list[dict[str, str]]) -> str:
+    return (completion if isinstance(completion, str) else completion[-1]["content"]).strip()

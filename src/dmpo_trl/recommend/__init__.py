@@ -1,0 +1,7 @@
+"""Recommend from a catalogue with a language model: rank, recommend, explain."""
+
+from .catalogue import Catalogue, TitleTrie
+from .explain import Explanation
+from .recommender import Recommendation, Recommender
+
+__all__ = ["Catalogue", "Explanation", "Recommendation", "Recommender", "TitleTrie"]

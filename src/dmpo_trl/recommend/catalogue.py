@@ -1,0 +1,188 @@
+"""The catalogue: its items by id and by title, and the trie of their tokenised titles."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from transformers import PreTrainedTokenizerBase
+
+from ..contract import tokenize_completions
+from ..data.prompts import PromptTemplate
+from ..trie import common_prefix_length
+
+logger = logging.getLogger(__name__)
+
+# What a title becomes depends on the end of the prompt before it. Prompts that agree in this many last tokens, and
+# in what some sample titles become after them, share a trie.
+_TAIL = 8
+_SAMPLES = 3
+_TRIES_KEPT = 8
+
+
+class Catalogue:
+    """Items that can be recommended, numbered by their row.
+
+    Args:
+        items: Columns `item` (String, unique) and `title` (String; several items may share one).
+
+    Raises:
+        ValueError: A column is missing, there are no rows, or an item is null or repeated, or a title null or empty.
+    """
+
+    def __init__(self, items: pl.DataFrame) -> None:
+        if missing := {"item", "title"} - set(items.columns):
+            raise ValueError(f"items: no column {sorted(missing)[0]!r}; the columns are {items.columns}.")
+        items = items.with_columns(pl.col("item", "title").cast(pl.String))
+        if items.is_empty():
+            raise ValueError("items: no rows, so there is nothing to recommend.")
+        bad = items.filter(pl.any_horizontal(pl.col("item", "title").fill_null("") == ""))
+        if not bad.is_empty():
+            raise ValueError(f"items: {bad.height} rows without an item or a title, the first is {bad.row(0)}.")
+        if repeated := items.filter(items["item"].is_duplicated())["item"].to_list():
+            raise ValueError(f"items: item {repeated[0]!r} stands in several rows; keep one.")
+        self.frame = items
+        self.items: list[str] = items["item"].to_list()
+        self.titles: list[str] = items["title"].to_list()
+        self._row = {item: row for row, item in enumerate(self.items)}
+        self._row_of_title = {title: row for row, title in reversed(list(enumerate(self.titles)))}
+
+    def rows(self, entries: Iterable[str], what: str) -> list[int]:
+        """Row of each entry, an item id or an exact title (the first item of that title).
+
+        Args:
+            entries: Item ids or titles. What is both counts as an id.
+            what: Name of the argument, for the message.
+
+        Raises:
+            ValueError: An entry is neither; the message gives the closest titles.
+        """
+        rows = []
+        for entry in entries:
+            row = self._row.get(entry, self._row_of_title.get(entry))
+            if row is None:
+                close = difflib.get_close_matches(str(entry), self.titles, n=3, cutoff=0.5)
+                hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+                raise ValueError(f"{what}: {entry!r} is neither an item id nor a title of the catalogue.{hint}")
+            rows.append(row)
+        return rows
+
+
+class TitleTrie:
+    """Token sequences merged into a tree; node 0 is the root, nodes are numbered in depth-first order.
+
+    Args:
+        sequences: Token ids of each title, by the item's row. Equal ones end in the same node.
+
+    Attributes:
+        token: Token of each node, -1 for the root.
+        count: Number of items that end in a node or below it.
+        ends_item: Whether an item ends in a node.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        token, parent, depth = [-1], [-1], [0]
+        self._end = np.empty(len(sequences), dtype=np.int64)  # the node that each item ends in
+        self._order = np.array(sorted(range(len(sequences)), key=lambda row: list(sequences[row])))
+        path = [0]
+        previous: Sequence[int] = []
+        for row in self._order:
+            ids = sequences[row]
+            shared = common_prefix_length(previous, ids)
+            del path[shared + 1 :]
+            for position in range(shared, len(ids)):
+                parent.append(path[-1])
+                path.append(len(token))
+                token.append(ids[position])
+                depth.append(position + 1)
+            self._end[row] = path[-1]
+            previous = ids
+        self.token, self._parent = np.array(token), np.array(parent)
+        self._sorted_end = self._end[self._order]
+        self._children = np.argsort(self._parent, kind="stable")[1:]  # grouped by parent
+        self._first_child = np.searchsorted(self._parent[self._children], np.arange(len(token) + 1))
+        self.count = np.bincount(self._end, minlength=len(token))
+        self.ends_item = self.count > 0
+        depths = np.array(depth)
+        for level in range(depths.max(), 0, -1):
+            nodes = np.flatnonzero(depths == level)
+            np.add.at(self.count, self._parent[nodes], self.count[nodes])
+
+    def items_at(self, node: int) -> np.ndarray:
+        """Rows of the items that end in a node, in catalogue order."""
+        return self._order[slice(*np.searchsorted(self._sorted_end, [node, node + 1]))]
+
+    def excluded_counts(self, rows: Iterable[int]) -> Counter[int]:
+        """How many of these items end in or below a node, for the nodes on their paths."""
+        counts: Counter[int] = Counter()
+        for row in set(rows):
+            node = self._end[row]
+            while node >= 0:
+                counts[int(node)] += 1
+                node = self._parent[node]
+        return counts
+
+    def children(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Children of several nodes: for each the index of its parent in `nodes`, and its node."""
+        first, last = self._first_child[nodes], self._first_child[nodes + 1]
+        owner = np.repeat(np.arange(len(nodes)), last - first)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+        return owner, self._children[first[owner] + within]
+
+    def forced_after(self, node: int) -> list[int]:
+        """Tokens that alone can follow a node, up to where the trie branches or the last one is to come."""
+        tokens = []
+        while self._first_child[node + 1] - self._first_child[node] == 1:
+            node = self._children[self._first_child[node]]
+            if self._first_child[node + 1] == self._first_child[node]:
+                break
+            tokens.append(int(self.token[node]))
+        return tokens
+
+
+class PromptTries:
+    """Tokenises prompts together with the catalogue's titles, exactly as in training.
+
+    A trie is built once and serves every prompt whose last tokens are the same and after which a few sample titles
+    become the same tokens; any other prompt gets a trie of its own. That holds for a template's prompts, which end in
+    the same question. The latest few tries are kept.
+
+    Args:
+        tokenizer: The tokenizer.
+        titles: The titles, by row.
+        template: Makes the prompts and completions.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], template: PromptTemplate) -> None:
+        self._tokenizer = tokenizer
+        self._completions = [template.completion(title) for title in titles]
+        by_title = sorted(range(len(titles)), key=titles.__getitem__)
+        self._samples = [self._completions[row] for row in by_title[:: max(1, len(titles) // _SAMPLES)]]
+        self._tries: dict[Any, tuple[int, TitleTrie]] = {}
+
+    def __call__(self, prompt: Any) -> tuple[list[int], TitleTrie]:
+        """Token ids of a prompt (cut where a title's tokens begin) and the trie of the titles after it."""
+        prompt_ids, samples = self._tokenize(prompt, self._samples)
+        key = (tuple(prompt_ids[-_TAIL:]), tuple(map(tuple, samples)))
+        if key not in self._tries:
+            own_ids, sequences = self._tokenize(prompt, self._completions)
+            if not own_ids:
+                raise ValueError(f"No token of the prompt {prompt!r} is left before the titles; begin it otherwise.")
+            cut = len(prompt_ids) - len(own_ids)
+            trie = TitleTrie(sequences)
+            logger.info("Built a trie of %d nodes over %d titles", len(trie.token), len(sequences))
+            if cut >= _TAIL:  # the titles begin before the tokens that were compared
+                return own_ids, trie
+            while len(self._tries) >= _TRIES_KEPT:
+                del self._tries[next(iter(self._tries))]
+            self._tries[key] = cut, trie
+        cut, trie = self._tries[key]
+        return prompt_ids[: len(prompt_ids) - cut], trie
+
+    def _tokenize(self, prompt: Any, completions: Sequence[Any]) -> tuple[list[int], list[list[int]]]:
+        return tokenize_completions(self._tokenizer, prompt, completions, eos_token=self._tokenizer.eos_token)

@@ -1,0 +1,149 @@
+import pytest
+from datasets import Dataset
+from evaluation.users import make_users
+from peft import LoraConfig
+from support import make_model, make_tokenizer
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl.evaluation.callback import RankingCallback
+from dmpo_trl.evaluation.ranking import rank_with_model
+
+USERS = make_users(12)
+# Trained to prefer the users' own targets, at a rate at which the ranking changes from step to step
+ROWS = Dataset.from_list(
+    [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["candidates"][row["positive"]],
+            "rejected": [text for text in row["candidates"] if text != row["candidates"][row["positive"]]],
+        }
+        for row in USERS
+    ]
+)
+OPTIONS = {
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 4,
+    "max_steps": 6,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "logging_steps": 1,
+}
+BEST = {
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_ndcg@5",
+    "greater_is_better": True,
+}
+
+
+def make_trainer(kind, tmp_path, callbacks, peft_config=None, **options):
+    model, tokenizer = make_model(), make_tokenizer()
+    if kind is SFTTrainer:
+        data = ROWS.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
+        args, more = SFTConfig(str(tmp_path), **OPTIONS | options), {}
+    else:
+        data, args = ROWS, DMPOConfig(str(tmp_path), **OPTIONS | options)
+        more = {} if peft_config else {"ref_model": make_model()}
+    return kind(
+        model,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        peft_config=peft_config,
+        **more,
+    )
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("kind", [DMPOTrainer, SFTTrainer])
+def test_the_best_checkpoint_is_the_one_that_ranks_best(tmp_path, kind):
+    callback = RankingCallback(USERS, score="sum", metrics=["hr@1", "ndcg@5", "pooled_auc"])
+    trainer = make_trainer(kind, tmp_path, [callback], **BEST)
+    trainer.train()
+    values = logged(trainer, "eval_ndcg@5")
+    assert len(values) == 3
+    assert len(set(values)) > 1
+    assert trainer.state.best_metric == max(values)
+    assert [len(logged(trainer, f"eval_{name}")) for name in ("hr@1", "pooled_auc", "loss")] == [3, 3, 3]
+    # What was loaded at the end ranks as the best one did
+    now = rank_with_model(trainer.model, make_tokenizer(), USERS, score="sum", name="best")
+    assert now.metrics(["ndcg@5"])["ndcg@5"] == pytest.approx(max(values))
+    metrics = trainer.evaluate()
+    assert metrics["eval_ndcg@5"] == pytest.approx(max(values))
+    assert callback.result.per_user("ndcg@5") == pytest.approx(now.per_user("ndcg@5"))
+
+
+class Witness(TrainerCallback):
+    """Notes the model's state at each step and where ranking leaves it."""
+
+    def __init__(self):
+        self.training, self.attention = [], []
+
+    def on_evaluate(self, args, state, control, model, **kwargs):
+        self.attention.append(model.config._attn_implementation)
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.training.append(model.training)
+
+
+@pytest.mark.parametrize("kind", [DMPOTrainer, SFTTrainer])
+def test_training_is_not_disturbed(tmp_path, kind):
+    """The same losses with ranking as without it, and the same attention."""
+    losses = []
+    for callbacks in ([], [RankingCallback(USERS, score="mean")]):
+        witness = Witness()
+        trainer = make_trainer(kind, tmp_path, [*callbacks, witness])
+        attention = trainer.model.config._attn_implementation
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+        assert witness.training == [True] * 6
+        assert witness.attention == [attention] * 3
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
+
+
+def test_an_adapter_is_ranked_with_its_adapter(tmp_path):
+    callback = RankingCallback(USERS, score="mean", metrics=["auc"])
+    adapter = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = make_trainer(DMPOTrainer, tmp_path, [callback], peft_config=adapter)
+    trainer.train()
+    with_adapter, base = (
+        rank_with_model(model, make_tokenizer(), USERS, score="mean", name="x")
+        for model in (trainer.model, make_model())
+    )
+    assert [own.tolist() for own in callback.result.scores] == [own.tolist() for own in with_adapter.scores]
+    assert callback.result.metrics(["auc"]) != base.metrics(["auc"])
+
+
+def test_reports_get_the_figures_through_the_trainer(tmp_path):
+    class Report(TrainerCallback):
+        def __init__(self):
+            self.logs = []
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            self.logs.append(dict(logs))
+
+    report = Report()
+    trainer = make_trainer(DMPOTrainer, tmp_path, [report])
+    trainer.add_callback(RankingCallback(USERS, score="mean", metrics=["ndcg@5"], trainer=trainer))
+    trainer.train()
+    seen = [logs["eval_ndcg@5"] for logs in report.logs if "eval_ndcg@5" in logs]
+    assert len(seen) == 3
+    assert logged(trainer, "eval_ndcg@5") == seen
+
+
+def test_no_users_is_an_error():
+    with pytest.raises(ValueError, match="no users to rank"):
+        RankingCallback(USERS.select([]), score="sum")

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from evaluation.users import TITLES, make_users
+from peft import LoraConfig, get_peft_model
+from support import make_model, make_tokenizer
+
+from dmpo_trl.contract import tokenize_completions
+from dmpo_trl.evaluation.generation import generate_items
+from dmpo_trl.probe import prepare_for_scoring
+
+
+def greedy(model, tokenizer, row, steps) -> str:
+    """Oracle: one prompt, the likeliest token, one forward a token."""
+    ids, _ = tokenize_completions(tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token)
+    said = []
+    for _ in range(steps):
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids + said])).logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        said.append(token)
+    return tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_outputs_are_the_greedy_ones(name):
+    model, tokenizer, users = make_model(name), make_tokenizer(), make_users(7)
+    prompt = users[0]["prompt"]
+    longest = max(len(tokenizer(prompt + title)["input_ids"]) for title in TITLES) - len(
+        tokenizer(prompt)["input_ids"]
+    )
+    expected = [greedy(model, tokenizer, row, longest + 1) for row in users]  # one more: the end
+    assert len(set(expected)) > 1
+    for batch_size in (1, 3):
+        assert generate_items(model, tokenizer, users, TITLES, name="x", batch_size=batch_size).outputs == expected
+    prepare_for_scoring(model, model, "auto")  # ranking before makes no difference
+    assert generate_items(model, tokenizer, users, TITLES, name="x").outputs == expected
+
+
+def taught(users: Dataset, says: list[str]):
+    """A model that says what it was taught after each prompt."""
+    model, tokenizer = make_model(), make_tokenizer()
+    pairs = [
+        tokenize_completions(tokenizer, row["prompt"], [text], eos_token=tokenizer.eos_token)
+        for row, text in zip(users, says, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = torch.zeros(())
+        for prompt, (completion,) in pairs:
+            logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(completion))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, tokenizer
+
+
+def test_what_counts_as_an_item():
+    users = make_users(4)
+    # The target; another candidate; a title, but none of the user's candidates; a title and more
+    own = [row["candidates"] for row in users]
+    elsewhere = next(title for title in TITLES if f" {title}" not in own[2])
+    says = [own[0][users[0]["positive"]], own[1][0], f" {elsewhere}", f"{own[3][users[3]['positive']]} and more"]
+    model, tokenizer = taught(users, says)
+    result = generate_items(model.train(), tokenizer, users, [*TITLES, "Something longer than that"], name="taught")
+    assert result.outputs == [text.strip() for text in says]
+    assert result.in_catalogue.tolist() == [True, True, True, False]
+    assert result.in_candidates.tolist() == [True, True, False, False]
+    assert result.hits.tolist() == [True, False, False, False]
+    assert result.metrics() == {"valid": 0.75, "valid_candidate": 0.5, "hr@1": 0.25}
+    interval = result.intervals()["valid"]
+    assert (interval.mean, interval.high) == (0.75, 1)
+    assert interval.low < 0.75
+    assert (result.name, result.users) == ("taught", ["u0", "u1", "u2", "u3"])
+    assert model.training
+
+
+def test_messages_and_adapters():
+    model = get_peft_model(make_model(), LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
+    tokenizer = make_tokenizer()
+    plain = make_users(3)
+    users = plain.map(
+        lambda row: {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "candidates": [[{"role": "assistant", "content": text.strip()}] for text in row["candidates"]],
+        },
+        remove_columns=["prompt", "candidates"],
+    )
+    result = generate_items(model, tokenizer, users, TITLES, name="adapter", batch_size=2)
+    template = {"add_generation_prompt": True, "tokenize": False}
+    texts = [{"prompt": tokenizer.apply_chat_template(row["prompt"], **template), "candidates": [""]} for row in users]
+    longest = max(len(tokenizer(title)["input_ids"]) for title in TITLES) + 1
+    assert result.outputs == [greedy(model, tokenizer, row, longest) for row in texts]
+    assert not np.any(result.hits)

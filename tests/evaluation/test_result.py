@@ -1,0 +1,61 @@
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmpo_trl.evaluation.metrics import METRICS
+from dmpo_trl.evaluation.result import RankingResult
+
+USERS = st.lists(
+    st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6).flatmap(
+        lambda own: st.tuples(st.just(own), st.integers(0, len(own) - 1))
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def make_result(users) -> RankingResult:
+    scores, positives = [np.array(own) for own, _ in users], [positive for _, positive in users]
+    items = [[f"item {place}" for place in range(len(own))] for own in scores]
+    return RankingResult("a model", [f"u{i}" for i in range(len(users))], scores, positives, items)
+
+
+@settings(deadline=None, max_examples=30)
+@given(users=USERS)
+def test_a_file_holds_the_whole_result(tmp_path_factory, users):
+    result = make_result(users)
+    path = tmp_path_factory.mktemp("results") / "new" / "result.parquet"
+    result.to_parquet(path)
+    read = RankingResult.from_parquet(path)
+    assert (read.name, read.users, read.positives, read.items) == (
+        result.name,
+        result.users,
+        result.positives,
+        result.items,
+    )
+    assert [own.tolist() for own in read.scores] == [own.tolist() for own in result.scores]
+    frame = pl.read_parquet(path)  # and any dataframe library reads every user's metrics
+    for metric in METRICS:
+        assert frame[metric].to_list() == result.per_user(metric).tolist()
+
+
+def test_other_files_are_refused(tmp_path):
+    pl.DataFrame({"user": ["u"], "scores": [[1.0]]}).write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"no column \['items', 'positive', 'ranker'\]"):
+        RankingResult.from_parquet(tmp_path / "other.parquet")
+    make_result([([1.0, 2.0], 0)] * 2).to_parquet(tmp_path / "result.parquet")
+    two = pl.read_parquet(tmp_path / "result.parquet").with_columns(ranker=pl.Series(["b", "a"]))
+    two.write_parquet(tmp_path / "two.parquet")
+    with pytest.raises(ValueError, match=r"holds 2 rankers, not one: \['a', 'b'\]"):
+        RankingResult.from_parquet(tmp_path / "two.parquet")
+
+
+def test_pooled_auc_stands_among_the_metrics():
+    # Within each user the positive wins; between users the scores are worlds apart
+    result = make_result([([2.0, 1.0], 0), ([12.0, 11.0], 0)])
+    assert result.metrics(["auc", "pooled_auc"]) == {"auc": 1, "pooled_auc": 0.75}
+    intervals = result.intervals(["auc", "pooled_auc"])
+    assert (intervals["auc"].mean, intervals["pooled_auc"].mean) == (1, 0.75)
+    assert (intervals["pooled_auc"].low, intervals["pooled_auc"].high) == (0.75, 1)  # both users, or one twice

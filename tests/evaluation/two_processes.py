@@ -1,0 +1,70 @@
+"""What test_distributed.py runs in each of two processes; writes what this process found to a JSON file."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from evaluation.users import TITLES, make_users
+from support import make_model, make_tokenizer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl.evaluation.callback import RankingCallback
+from dmpo_trl.evaluation.generation import generate_items
+from dmpo_trl.evaluation.ranking import rank_with_model
+from dmpo_trl.probe import prepare_for_scoring
+from dmpo_trl.scoring import base_model_of
+
+
+def rank(model, users):
+    prepare_for_scoring(model, base_model_of(model), "auto")  # the probe's forwards are not to be counted
+    forwards = []
+    base_model_of(model).register_forward_hook(lambda *_: forwards.append(1))
+    result = rank_with_model(model, make_tokenizer(), users, score="sum", name="two", tokens_per_batch=64)
+    return {"users": result.users, "scores": [own.tolist() for own in result.scores], "forwards": len(forwards)}
+
+
+def train(folder):
+    rows = [{"prompt": f"Watched: {i}. Next:", "chosen": " Alien", "rejected": [" Babe", " Heidi"]} for i in range(4)]
+    dataset = Dataset.from_list(rows)
+    args = DMPOConfig(
+        f"{folder}/out", bf16=False, use_cpu=True, report_to="none", disable_tqdm=True, gradient_checkpointing=False
+    )
+    trainer = DMPOTrainer(
+        make_model(),
+        make_model(),
+        args=args,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        processing_class=make_tokenizer(),
+        callbacks=[RankingCallback(make_users(7), score="sum", metrics=["ndcg@5", "auc"])],
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    return {"before": before, "after": trainer.evaluate()}
+
+
+def main(folder):
+    state = PartialState(cpu=True)
+    sharded = fully_shard(make_model(), mesh=init_device_mesh("cpu", (state.num_processes,)))
+    found = {
+        "plain": rank(make_model(), make_users(7)),
+        "fewer users than processes": rank(make_model(), make_users(1)),
+        "ddp": rank(DistributedDataParallel(make_model()), make_users(7)),
+        "fsdp": rank(sharded, make_users(7)),
+        "generated": generate_items(
+            DistributedDataParallel(make_model()), make_tokenizer(), make_users(7), TITLES, name="two", batch_size=2
+        ).outputs,
+        "trained": train(folder),
+    }
+    Path(folder, f"{state.process_index}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,114 @@
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import make_tokenizer
+
+from dmpo_trl.contract import tokenize_completions
+from dmpo_trl.data import MOVIES
+from dmpo_trl.recommend.catalogue import Catalogue, PromptTries, TitleTrie
+
+# Few tokens and short sequences: prefixes of others, equal ones and common beginnings are the rule, not the exception
+SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1, max_size=12)
+
+
+def nodes_of(trie, row, sequences):
+    """The path of an item, walked by the public children() from the root."""
+    node, path = 0, []
+    for token in sequences[row]:
+        _, children = trie.children(np.array([node]))
+        (node,) = [child for child in children if trie.token[child] == token]
+        path.append(int(node))
+    return path
+
+
+@given(SEQUENCES, st.sets(st.integers(0, 11)))
+def test_trie_is_the_set_of_prefixes(sequences, excluded):
+    trie = TitleTrie(sequences)
+    excluded = {row for row in excluded if row < len(sequences)}
+    paths = [nodes_of(trie, row, sequences) for row in range(len(sequences))]
+    prefix_of = {0: ()} | {
+        node: tuple(ids[: i + 1]) for path, ids in zip(paths, sequences, strict=True) for i, node in enumerate(path)
+    }
+    assert len(trie.token) == len(prefix_of) == len(set(prefix_of.values()))  # every distinct prefix stands once
+
+    counts = trie.excluded_counts(excluded)
+    for node, prefix in prefix_of.items():
+        below = [row for row, ids in enumerate(sequences) if tuple(ids[: len(prefix)]) == prefix]
+        here = [row for row in below if len(sequences[row]) == len(prefix)]
+        assert trie.count[node] == len(below)
+        assert trie.items_at(node).tolist() == here
+        assert bool(trie.ends_item[node]) == bool(here)
+        assert counts[node] == len(excluded & set(below))
+
+
+@given(SEQUENCES)
+def test_children_of_several_nodes_are_those_of_each(sequences):
+    trie = TitleTrie(sequences)
+    nodes = np.arange(len(trie.token))[::-1]
+    owner, children = trie.children(nodes)
+    together = [(int(nodes[i]), int(child)) for i, child in zip(owner, children, strict=True)]
+    assert together == [(int(node), int(child)) for node in nodes for child in trie.children(np.array([node]))[1]]
+
+
+def test_entries_are_ids_or_titles():
+    catalogue = Catalogue(pl.DataFrame({"item": ["7", "8", "9"], "title": ["Alien", "7", "Alien"]}))
+    assert catalogue.rows(["8", "Alien", "7"], "history") == [1, 0, 0]  # "7" is an id before it is a title
+    with pytest.raises(
+        ValueError, match=r"candidates: 'Alein' is neither an item id nor a title.*Did you mean 'Alien'"
+    ):
+        catalogue.rows(["9", "Alein"], "candidates")
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({"item": ["1"], "name": ["Alien"]}, "no column 'title'"),
+        ({"item": [], "title": []}, "no rows"),
+        ({"item": ["1", "2"], "title": ["Alien", ""]}, r"1 rows without an item or a title.*'2'"),
+        ({"item": ["1", None], "title": ["Alien", "Heidi"]}, "1 rows without"),
+        ({"item": ["1", "1"], "title": ["Alien", "Heidi"]}, "'1' stands in several rows"),
+    ],
+)
+def test_faulty_catalogues(items, message):
+    with pytest.raises(ValueError, match=message):
+        Catalogue(pl.DataFrame(items))
+
+
+TITLES = ["Alien", "Aliens", "The Mask", "The Matrix", "Toy Story", "  Heidi", "s", "Alien 3"]
+
+
+@pytest.mark.parametrize("template", [MOVIES, MOVIES.plain()], ids=["chat", "plain"])
+@given(histories=st.lists(st.lists(st.text("abs. \n", max_size=6), max_size=4), min_size=1, max_size=4))
+def test_prompts_of_a_template_share_a_trie_that_is_right_for_each(template, histories):
+    tokenizer = make_tokenizer()
+    tries = PromptTries(tokenizer, TITLES, template)
+    found = [tries(template.prompt(history)) for history in histories]
+    assert len({id(trie) for _, trie in found}) == 1
+    for history, (prompt_ids, trie) in zip(histories, found, strict=True):
+        completions = [template.completion(title) for title in TITLES]
+        expected_ids, sequences = tokenize_completions(
+            tokenizer, template.prompt(history), completions, eos_token=tokenizer.eos_token
+        )
+        assert prompt_ids == expected_ids
+        assert [trie.items_at(nodes_of(trie, row, sequences)[-1])[0] for row in range(len(TITLES))] == list(
+            range(len(TITLES))
+        )
+
+
+def test_a_prompt_that_merges_with_a_title_gets_its_own_trie_and_cut():
+    tokenizer = make_tokenizer()
+    plain = MOVIES.plain()
+    tries = PromptTries(tokenizer, TITLES, plain)
+    # "Alien" + "s" is one token of the tokenizer: the prompt's last token is no longer there once "s" follows
+    prompts = ["Next, after Toy Story: ", "Next, after Toy Story: Alien", "Next, after Toy Story, Babe: Alien"]
+    found = [tries(prompt) for prompt in prompts]
+    for prompt, (prompt_ids, trie) in zip(prompts, found, strict=True):
+        expected_ids, sequences = tokenize_completions(tokenizer, prompt, TITLES, eos_token=tokenizer.eos_token)
+        assert prompt_ids == expected_ids
+        for row in range(len(TITLES)):
+            assert row in trie.items_at(nodes_of(trie, row, sequences)[-1])
+    whole = tokenizer(prompts[1])["input_ids"]
+    assert len(found[1][0]) < len(whole)  # the case this test is about does occur
+    assert found[0][1] is not found[1][1]

@@ -1,0 +1,187 @@
+import json
+import logging
+from dataclasses import replace
+
+import polars as pl
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from support import make_model, make_tokenizer, naive_logp
+from transformers import AutoModelForCausalLM
+
+from dmpo_trl.contract import tokenize_completions
+from dmpo_trl.data import MOVIES
+from dmpo_trl.data.prepared import FORMAT, MANIFEST
+from dmpo_trl.recommend import Recommender
+from dmpo_trl.scoring import score_completions
+
+HISTORY = ["100", "Star Wars", "111"]
+SEEN = {"100", "106", "111"}
+
+
+@torch.no_grad()
+def naive_scores(case, history, items):
+    """Log-prob and length of every title after the history, by item, from the definition."""
+    title = dict(items.iter_rows())
+    prompt = case.template.prompt([title.get(entry, entry) for entry in history])
+    scores = {}
+    for item, text in title.items():
+        prompt_ids, (ids,) = tokenize_completions(
+            case.tokenizer, prompt, [case.template.completion(text)], eos_token=case.tokenizer.eos_token
+        )
+        scores[item] = float(naive_logp(case.model, prompt_ids, ids)), len(ids)
+    return scores
+
+
+def test_recommends_what_scoring_the_catalogue_would(case, items):
+    found = case.recommender.recommend(HISTORY, k=7, exclude=["The Rock"], num_beams=50)
+    scores = {item: score for item, (score, _) in naive_scores(case, HISTORY, items).items()}
+    left = sorted((item for item in scores if item not in SEEN | {"112"}), key=lambda item: -scores[item])
+    assert [one.item for one in found] == left[:7]
+    assert [one.score for one in found] == pytest.approx([scores[item] for item in left[:7]], abs=2e-5)
+    assert [one.title for one in found] == [dict(items.iter_rows())[one.item] for one in found]
+    completions = [case.template.completion(one.title) for one in found]
+    prompt = case.template.prompt(["Alien", "Star Wars", "Babe"])
+    logps = score_completions(case.model, case.tokenizer, [prompt], [completions])[0].logps
+    assert [one.score for one in found] == pytest.approx(logps, abs=2e-5)
+
+
+def test_items_of_one_title_come_out_together_unless_excluded(case):
+    everything = case.recommender.recommend(["Heidi"], k=13, num_beams=50)
+    places = {one.item: place for place, one in enumerate(everything)}
+    assert places["105"] == places["103"] + 1
+    assert everything[places["103"]].score == everything[places["105"]].score
+    without = [one.item for one in case.recommender.recommend(["Heidi"], k=12, exclude=["103"], num_beams=50)]
+    assert without == [one.item for one in everything if one.item != "103"]
+
+
+def test_more_than_are_left_gives_all_that_are_left(case, items, caplog):
+    with caplog.at_level(logging.WARNING, logger="dmpo_trl.recommend.recommender"):
+        found = case.recommender.recommend(HISTORY, k=100, num_beams=1)  # the beam is raised to k
+    assert {one.item for one in found} == set(items["item"]) - SEEN
+    assert "k=100, but 1 of 1 users have fewer items left" in caplog.text
+    assert case.recommender.recommend(items["item"].to_list(), k=1) == []
+
+
+def test_a_batch_is_its_users(case):
+    histories = [["100"], HISTORY, [], ["Toy Story", "Toy Story 2", "Heidi", "Babe", "The Rock"]]
+    batch = case.recommender.recommend_batch(histories, 3, num_beams=3)
+    for history, found in zip(histories, batch, strict=True):
+        alone = case.recommender.recommend(history, 3, num_beams=3)
+        assert [one.item for one in found] == [one.item for one in alone]
+        assert [one.score for one in found] == pytest.approx([one.score for one in alone], abs=2e-5)
+
+
+@pytest.mark.parametrize("score", ["sum", "mean"])
+def test_rank_sorts_by_the_score_asked_for(case, items, score):
+    recommender = Recommender(case.model, case.tokenizer, items, case.template, score=score)
+    candidates = items["item"].to_list()[::-1]
+    scores = {
+        item: logp / length if score == "mean" else logp
+        for item, (logp, length) in naive_scores(case, HISTORY, items).items()
+    }
+    found = recommender.rank(HISTORY, candidates)
+    assert [one.item for one in found] == sorted(candidates, key=lambda item: (-round(scores[item], 4), -int(item)))
+    assert [one.score for one in found] == pytest.approx([scores[one.item] for one in found], abs=2e-5)
+
+
+def test_a_template_with_candidates_ranks_and_does_not_recommend(case, items):
+    recommender = Recommender(case.model, case.tokenizer, items, case.template.with_candidates())
+    assert len(recommender.rank(HISTORY, ["101", "102"])) == 2
+    with pytest.raises(ValueError, match="rank candidates"):
+        recommender.recommend(HISTORY)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.recommend(["Toy Stroy"]), r"history: 'Toy Stroy' is neither.*'Toy Story'"),
+        (lambda r: r.recommend([], exclude=["x"]), "exclude: 'x' is neither an item id nor a title"),
+        (lambda r: r.recommend([], k=0), "at least 1"),
+        (lambda r: r.rank([], ["Matrix"]), r"candidates: 'Matrix' is neither.*'The Matrix'"),
+        (lambda r: r.rank(["100"], []), "nothing to rank"),
+        (lambda r: Recommender(r.model, r.tokenizer, r.catalogue.frame, r.template, score="max"), "'sum' or 'mean'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(case, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(case.recommender)
+
+
+def test_many_users_are_streamed_to_parquet(case, tmp_path):
+    users = [(f"u{number}", [str(100 + number)]) for number in range(5)]
+    path = tmp_path / "all.parquet"
+    count = case.recommender.recommend_all(
+        iter(users), path, k=3, exclude={"u1": ["Heidi"]}, num_beams=4, batch_size=2
+    )
+    assert count == 5
+    assert list(tmp_path.iterdir()) == [path]
+    frame = pl.read_parquet(path)
+    assert frame.columns == ["user", "rank", "item", "title", "score"]
+    for user, history in users:
+        expected = case.recommender.recommend(history, 3, exclude=["Heidi"] if user == "u1" else (), num_beams=4)
+        rows = frame.filter(user=user)
+        assert rows["rank"].to_list() == [1, 2, 3]
+        assert rows["item"].to_list() == [one.item for one in expected]
+        assert rows["title"].to_list() == [one.title for one in expected]
+        assert rows["score"].to_list() == pytest.approx([one.score for one in expected], abs=2e-5)
+
+
+def test_an_unfinished_file_does_not_appear_and_the_old_one_stays(case, tmp_path):
+    path = tmp_path / "all.parquet"
+    path.write_text("old")
+    with pytest.raises(ValueError, match=r"user 'b': history or exclude: 'Ailen' is neither.*'Alien'"):
+        case.recommender.recommend_all([("a", ["100"]), ("b", ["Ailen"])], path, k=2, batch_size=1)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_saved_and_loaded_it_recommends_the_same(case, items, tmp_path):
+    Recommender(case.model, case.tokenizer, items, case.template, score="mean").save_pretrained(tmp_path / "model")
+    loaded = Recommender.from_pretrained(tmp_path / "model")
+    assert (loaded.score, loaded.template) == ("mean", case.template)
+    assert loaded.recommend(HISTORY, 3) == case.recommender.recommend(HISTORY, 3)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model")  # plain transformers can load it
+
+    other = replace(case.template, question="And then?")
+    loaded = Recommender.from_pretrained(tmp_path / "model", items=items.head(2), template=other, dtype=torch.bfloat16)
+    assert loaded.template == other
+    assert loaded.model.dtype == torch.bfloat16
+    assert {one.item for one in loaded.recommend([], 2)} == {"100", "101"}
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_an_adapter_is_loaded_with_its_base_model(items, tmp_path, with_tokenizer):
+    base, tokenizer = make_model("llama"), make_tokenizer()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    recommender = Recommender(model, tokenizer, items, MOVIES)
+    recommender.save_pretrained(tmp_path / "adapter")
+    if not with_tokenizer:
+        for file in (tmp_path / "adapter").glob("*token*"):
+            file.unlink()
+        assert not (tmp_path / "adapter" / "tokenizer.json").exists()
+    loaded = Recommender.from_pretrained(tmp_path / "adapter")
+    found = loaded.recommend(HISTORY, 5)
+    assert [one.item for one in found] == [one.item for one in recommender.recommend(HISTORY, 5)]
+    plain = Recommender(base, tokenizer, items, MOVIES).recommend(HISTORY, 5)
+    assert [one.score for one in found] != pytest.approx([one.score for one in plain], abs=1e-3)
+
+
+def test_catalogue_and_template_come_from_a_prepared_folder(case, items, tmp_path):
+    case.model.save_pretrained(tmp_path / "model")
+    case.tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    items.with_columns(popularity=1).write_parquet(data / "items.parquet")
+    manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": {}}
+    (data / MANIFEST).write_text(json.dumps(manifest))
+    loaded = Recommender.from_pretrained(tmp_path / "model", data=data)
+    assert loaded.recommend(HISTORY, 3) == case.recommender.recommend(HISTORY, 3)
+
+
+def test_a_model_without_a_catalogue_says_what_to_give(tmp_path):
+    make_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no recommender\.json and items\.parquet: give data="):
+        Recommender.from_pretrained(tmp_path)
