@@ -45,7 +45,9 @@ def main() -> None:
     models = {"zero-shot": settings.model, "SFT": sft}
     for name, loss_type in (("S-DPO", "softmax"), ("DMPO", "dmpo")):
         results = str(Path(settings.results) / loss_type)
-        models[name] = train_dmpo(prepared.preference["train"], sft, replace(settings, loss_type=loss_type, results=results))
+        models[name] = train_dmpo(
+            prepared.preference["train"], sft, replace(settings, loss_type=loss_type, results=results)
+        )
     print(compare(prepared, models, settings))
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -17,11 +18,13 @@ def load_model(path: str, **kwargs: Any) -> Any:
 
     Args:
         path: Folder or hub id.
-        **kwargs: For transformers' or peft's `from_pretrained`, such as `dtype`, `device_map` or `is_trainable`.
+        **kwargs: For transformers' or peft's `from_pretrained`, such as `dtype`, `device_map` or `is_trainable`. Where
+            there is no GPU `dtype` defaults to float32: CPUs without bf16 instructions are many times slower in it.
 
     Returns:
         A `PreTrainedModel`, or a `PeftModel` around one.
     """
+    kwargs = {"dtype": "auto" if torch.cuda.is_available() else torch.float32} | kwargs
     loader = AutoPeftModelForCausalLM if is_adapter(path) else AutoModelForCausalLM
     return loader.from_pretrained(path, **kwargs)
 

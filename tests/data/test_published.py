@@ -7,6 +7,7 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from dmpo_trl.data.dmpo_files import read_dmpo
@@ -85,7 +86,7 @@ def test_llara_variants_must_be_chosen(llara):
     assert read_llara(llara, variant="small").examples["validation"].rows() == [("validation-0", ["5"], "4")]
     assert read_llara(llara).examples["validation"].height == 2
     (llara / "Val_data.jsonl").rename(llara / "Val_data.full.jsonl")
-    with pytest.raises(ValueError, match="choose with variant: 'full', 'small'|choose with variant: 'small', 'full'"):
+    with pytest.raises(ValueError, match=r"choose with variant: '(full|small)', '(full|small)'"):
         read_llara(llara)
 
 
@@ -187,10 +188,10 @@ def test_sdpo_files_must_be_one_a_part(tmp_path):
 def dmpo_row(history: list[str], first: str, second: str, target: str, sft: bool = False) -> dict:
     other = second if target == first else first
     orders = [f" <Title:{target}> ,  <Title:{other}> ", f" <Title:{other}> ,  <Title:{target}> "]
-    titles = " ".join(f" <Title:{title}> " for title in history).rstrip()
+    titles = "".join(f" <Title:{title}> " for title in history)
     instruction = (
         "You are an assistant working on movie recommendations. Here is the user's history of movies they have "
-        f"watched: {titles} . Rank the likelihood of the user watching the two movies  <Title:{first}>  and  "
+        f"watched: {titles}. Rank the likelihood of the user watching the two movies  <Title:{first}>  and  "
         f"<Title:{second}> ."
     )
     return {"instruction": instruction, "input": "", "output": orders[0] if sft else orders}
@@ -230,6 +231,9 @@ def test_dmpo_pairs_are_folded(dmpo):
     assert data.dropped == {"titles repeated within a history": 1}
     assert data.order == "position"
     assert data.interactions.height == 4 + 3 + 2
+    # "Big " is twice in the history: the latest place counts
+    had = data.interactions.filter(pl.col("user") == examples["dpo_2"]["user"][1]).sort("timestamp")
+    assert had["item"].cast(pl.String).to_list() == ["Girl", "Big ", "Antz "]
 
 
 def test_dmpo_leaves_out_and_counts_what_is_not_json(dmpo, caplog):
@@ -272,7 +276,7 @@ def test_real_llara(shared, variant):
         rows = [json.loads(line) for line in (folder / f"{stem}.jsonl").open(encoding="utf-8")]
         plain = [([str(i) for i in row["seq"] if i != len(names)], str(row["next"])) for row in rows]
         assert examples[part].select("history", "target").rows() == plain
-        starts = [not history or "full" not in stem and part != "train" for history, _ in plain]
+        starts = [not history or ("full" not in stem and part != "train") for history, _ in plain]
         users = [f"{part}-{sum(starts[: n + 1]) - 1}" for n in range(0, len(starts), 97)]
         assert examples[part]["user"].gather_every(97).to_list() == users
         had += sum(len(history) + 1 for history, _ in plain) if "llara122" in stem else len(plain)

@@ -25,7 +25,7 @@ def rank(model, users):
     prepare_for_scoring(model, base_model_of(model), "auto")  # the probe's forwards are not to be counted
     forwards = []
     base_model_of(model).register_forward_hook(lambda *_: forwards.append(1))
-    result = rank_with_model(model, make_tokenizer(), users, score="sum", name="two", tokens_per_batch=64)
+    result = rank_with_model(model, make_tokenizer(), users, score="sum", name="two", tokens_per_batch=24)
     return {"users": result.users, "scores": [own.tolist() for own in result.scores], "forwards": len(forwards)}
 
 

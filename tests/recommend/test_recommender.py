@@ -19,6 +19,12 @@ HISTORY = ["100", "Star Wars", "111"]
 SEEN = {"100", "106", "111"}
 
 
+def assert_same(found, expected):
+    """Scores may differ by float32 rounding, which depends on where in memory weights lie."""
+    assert [(one.item, one.title) for one in found] == [(one.item, one.title) for one in expected]
+    assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=2e-5)
+
+
 @torch.no_grad()
 def naive_scores(case, history, items):
     """Log-prob and length of every title after the history, by item, from the definition."""
@@ -139,7 +145,7 @@ def test_saved_and_loaded_it_recommends_the_same(case, items, tmp_path):
     Recommender(case.model, case.tokenizer, items, case.template, score="mean").save_pretrained(tmp_path / "model")
     loaded = Recommender.from_pretrained(tmp_path / "model")
     assert (loaded.score, loaded.template) == ("mean", case.template)
-    assert loaded.recommend(HISTORY, 3) == case.recommender.recommend(HISTORY, 3)
+    assert_same(loaded.recommend(HISTORY, 3), case.recommender.recommend(HISTORY, 3))
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")  # plain transformers can load it
 
     other = replace(case.template, question="And then?")
@@ -178,7 +184,7 @@ def test_catalogue_and_template_come_from_a_prepared_folder(case, items, tmp_pat
     manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": {}}
     (data / MANIFEST).write_text(json.dumps(manifest))
     loaded = Recommender.from_pretrained(tmp_path / "model", data=data)
-    assert loaded.recommend(HISTORY, 3) == case.recommender.recommend(HISTORY, 3)
+    assert_same(loaded.recommend(HISTORY, 3), case.recommender.recommend(HISTORY, 3))
 
 
 def test_a_model_without_a_catalogue_says_what_to_give(tmp_path):

@@ -23,7 +23,8 @@ class EvaluateArguments:
         metadata={"help": "Another model, for instance the SFT stage, to compare with on the same users, paired."},
     )
     whole_catalogue: bool = field(
-        default=False, metadata={"help": "Rank all items that the user has not had, instead of the sampled candidates."}
+        default=False,
+        metadata={"help": "Rank all items that the user has not had, instead of the sampled candidates."},
     )
     generate: bool = field(
         default=False, metadata={"help": "Also let the model generate freely, and count how much of it is an item."}
@@ -31,7 +32,8 @@ class EvaluateArguments:
     top_k: int = field(default=5, metadata={"help": "Length of a recommendation, for coverage and popularity bias."})
     tokens_per_batch: int = field(default=4096, metadata={"help": "Bound on the tokens of a forward."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the table and for every user's scores (Parquet, one file a ranker)."}
+        default=None,
+        metadata={"help": "Folder for the table and for every user's scores (Parquet, one file a ranker)."},
     )
 
 

@@ -1,28 +1,66 @@
 """From raw recommender files to preference datasets: readers, splits, negatives, prompts."""
 
-from .download import MOVIELENS_100K, SMOLLM2_135M_INSTRUCT, DownloadError, WheelFiles, cache_dir
+from .amazon import read_amazon
+from .dmpo_files import read_dmpo
+from .download import MOVIELENS_100K, SMOLLM2_135M_INSTRUCT, DownloadError, RemoteFile, WheelFiles, cache_dir
+from .filters import k_core
 from .interactions import Interactions
-from .negatives import sample_negatives
-from .preferences import preference_dataset, ranking_dataset
-from .prompts import MOVIES, PromptTemplate
+from .lastfm import read_lastfm
+from .leaks import LeakReport, leak_report, leak_report_of_files
+from .movielens import read_movielens
+from .negatives import hard_negatives, sample_negatives
+from .preferences import pair_dataset, preference_dataset, ranking_dataset, sft_dataset
+from .prepare import PrepareConfig, prepare
+from .prepared import Prepared
+from .prompts import GAMES, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
+from .published import PublishedSplits, read_llara
 from .recbole import read_recbole
-from .splits import leave_one_out, split_users
+from .sdpo_files import read_sdpo
+from .splits import few_shot, leave_one_out, next_items, split_by_time, split_leave_one_out, split_users
+from .tables import read_table
 from .titles import natural_title
 
 __all__ = [
+    "GAMES",
     "MOVIELENS_100K",
     "MOVIES",
+    "MUSIC",
+    "PRODUCTS",
     "SMOLLM2_135M_INSTRUCT",
+    "TEMPLATES",
     "DownloadError",
     "Interactions",
+    "LeakReport",
+    "PrepareConfig",
+    "Prepared",
     "PromptTemplate",
+    "PublishedSplits",
+    "RemoteFile",
     "WheelFiles",
     "cache_dir",
+    "few_shot",
+    "hard_negatives",
+    "k_core",
+    "leak_report",
+    "leak_report_of_files",
     "leave_one_out",
     "natural_title",
+    "next_items",
+    "pair_dataset",
     "preference_dataset",
+    "prepare",
     "ranking_dataset",
+    "read_amazon",
+    "read_dmpo",
+    "read_lastfm",
+    "read_llara",
+    "read_movielens",
     "read_recbole",
+    "read_sdpo",
+    "read_table",
     "sample_negatives",
+    "sft_dataset",
+    "split_by_time",
+    "split_leave_one_out",
     "split_users",
 ]

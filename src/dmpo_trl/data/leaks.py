@@ -14,7 +14,7 @@ from .leak_baselines import choose_without_history, one_a_user
 from .leak_rows import comparable, read_rows
 
 ALPHA = 1e-4
-"""Chance that a clean data set fails one of the tests, at most."""
+"""A test reports what chance shows less often than this."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,10 @@ def _same_answer(train: pl.DataFrame, test: pl.DataFrame) -> Check:
     shared = test.join(answers.select("context").unique(), on="context", how="semi")
     rows = shared.join(usual, on=["context", "target"], how="semi")["row"].sort().to_list()
     p = float(stats.binom.sf(len(rows) - 1, shared.height, 0.5))
-    text = f"{shared.height:,} of {test.height:,} test histories are in train, {len(rows):,} with the usual target"
+    text = (
+        f"{shared.height:,} of {test.height:,} test histories are in train, {len(rows):,} with the target that mostly "
+        "follows there"
+    )
     return Check("repeated histories", "both", text, found=p < ALPHA, values={"p": p}, rows=tuple(rows))
 
 

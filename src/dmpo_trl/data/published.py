@@ -98,7 +98,7 @@ def assemble(
     had = pl.concat(frame.select("user", item=pl.concat_list("history", "target")) for frame in examples.values())
     interactions = (
         had.explode("item")
-        .unique(["user", "item"], keep="first", maintain_order=True)
+        .unique(["user", "item"], keep="last", maintain_order=True)  # the latest stays, as in Interactions.from_raw
         .with_columns(timestamp=pl.int_range(pl.len()).over("user"))
     )
     logger.info("Read %s", ", ".join(f"{part}: {frame.height} examples" for part, frame in examples.items()))

@@ -32,9 +32,9 @@ def read_recbole(
         FileNotFoundError: where the folder does not have exactly one file of each kind.
         ValueError: where a field is missing or a file is not an atomic file.
     """
-    folder = Path(folder)
-    inter = _read_atomic(folder, ".inter", ["user_id", "item_id", "timestamp"])
-    item = _read_atomic(folder, ".item", ["item_id", title_field, *([year_field] if year_field else [])])
+    inter_file, item_file = (_find_file(Path(folder), suffix) for suffix in (".inter", ".item"))
+    inter = _read_atomic(inter_file, ["user_id", "item_id", "timestamp"])
+    item = _read_atomic(item_file, ["item_id", title_field, *([year_field] if year_field else [])])
 
     interactions = inter.select(
         user="user_id",
@@ -51,16 +51,19 @@ def read_recbole(
         title = pl.when(year.str.contains(r"^\d{4}$")).then(pl.format("{} ({})", title, year)).otherwise(title)
     items = item.with_columns(title=title).rename({"item_id": "item"})
     others = [name for name in items.columns if name not in ("item", "title", title_field, year_field)]
-    return Interactions.from_raw(interactions, items.select("item", "title", *others))
+    return Interactions.from_raw(interactions, items.select("item", "title", *others), files=(inter_file, item_file))
 
 
-def _read_atomic(folder: Path, suffix: str, fields: list[str]) -> pl.DataFrame:
-    """Reads the one file with this suffix, every field as text, its type cut off the name."""
+def _find_file(folder: Path, suffix: str) -> Path:
     paths = sorted(folder.glob(f"*{suffix}"))
     if len(paths) != 1:
         found = ", ".join(path.name for path in paths) or "none"
         raise FileNotFoundError(f"{folder} must hold exactly one {suffix} file of RecBole's; found: {found}")
-    (path,) = paths
+    return paths[0]
+
+
+def _read_atomic(path: Path, fields: list[str]) -> pl.DataFrame:
+    """Reads a file with every field as text, its type cut off the name."""
     try:
         frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
     except pl.exceptions.PolarsError as error:

@@ -84,21 +84,23 @@ def sdpo_examples(rows: pl.DataFrame, titles: pl.Series) -> pl.DataFrame:
     can be told from its neighbour only where it is one of `titles`, the titles in the lists of candidates.
     """
     colons = "^:|:$|::"
-    awkward = titles.filter(titles.str.contains(colons)).sort().to_list()
+    awkward = titles.filter(titles.str.contains(colons)).sort().alias("title")
     # One private character stands for each awkward title while the history is split
-    marks = [chr(0xE000 + number) for number in range(len(awkward))]
-    marked = pl.format("::{}::", "historyList").str.replace_many(
-        [f"::{title}::" for title in awkward], [f"::{mark}::" for mark in marks], leftmost=True
-    )
+    marks = pl.Series("mark", [chr(0xE000 + number) for number in range(len(awkward))], dtype=pl.String)
+    framed = pl.format("::{}::", "historyList")
+    marked = framed.str.replace_many(("::" + awkward + "::").implode(), ("::" + marks + "::").implode(), leftmost=True)
     split = marked.str.strip_prefix("::").str.strip_suffix("::").str.split("::")
-    examples = rows.select(
+    numbered = rows.with_row_index("row")
+    others = numbered.explode("itemList").filter(pl.col("itemList") != pl.col("trueSelection"))
+    negatives = others.group_by("row").agg(negatives="itemList")  # set_difference would not keep the order
+    examples = numbered.join(negatives, on="row", how="left", maintain_order="left").select(
         history=split.list.eval(pl.element().replace(marks, awkward)),
         target="trueSelection",
-        negatives=pl.col("itemList").list.set_difference(pl.concat_list("trueSelection")),
+        negatives=pl.col("negatives").fill_null([]),
         candidates="itemList",
     )
     seen = examples.select(pl.col("history").explode().unique()).to_series()
-    unknown = seen.filter(seen.str.contains(colons) & ~seen.is_in(awkward)).to_list()
+    unknown = seen.filter(seen.str.contains(colons) & ~seen.is_in(awkward.to_list())).to_list()
     if unknown:
         logger.warning("Histories may be split at the wrong colon: no list of candidates names %s", unknown)
     return examples

@@ -1,19 +1,58 @@
-"""Candidate ranking and its metrics."""
+"""Candidate ranking and its metrics, what the model says freely, and ranking during training."""
 
-from .metrics import METRICS, Interval, Ranks, auc, bootstrap_mean, hit_rate, ndcg, reciprocal_rank
-from .ranking import RankingResult, rank_at_random, rank_by_popularity, rank_with_model
+from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recommendation_popularity
+from .callback import RankingCallback
+from .evaluate import evaluate_model, markdown_table
+from .generation import GenerationResult, generate_items
+from .metrics import (
+    METRICS,
+    Difference,
+    Interval,
+    Ranks,
+    auc,
+    bootstrap_mean,
+    hit_rate,
+    ndcg,
+    paired_difference,
+    pooled_auc,
+    reciprocal_rank,
+)
+from .ranking import (
+    full_catalogue,
+    rank_at_random,
+    rank_by_log_prob,
+    rank_by_popularity,
+    rank_with_model,
+    score_candidates,
+)
+from .result import RankingResult
 
 __all__ = [
     "METRICS",
+    "Difference",
+    "GenerationResult",
     "Interval",
+    "RankingCallback",
     "RankingResult",
     "Ranks",
     "auc",
+    "beyond_accuracy",
     "bootstrap_mean",
+    "coverage",
+    "evaluate_model",
+    "full_catalogue",
+    "generate_items",
     "hit_rate",
+    "long_tail_share",
+    "markdown_table",
     "ndcg",
+    "paired_difference",
+    "pooled_auc",
     "rank_at_random",
+    "rank_by_log_prob",
     "rank_by_popularity",
     "rank_with_model",
     "reciprocal_rank",
+    "recommendation_popularity",
+    "score_candidates",
 ]

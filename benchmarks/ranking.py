@@ -1,0 +1,155 @@
+"""Ranking the candidates of MovieLens users on the CPU, in float32: one trie a user, or one sequence at a time.
+
+    OMP_NUM_THREADS=2 python benchmarks/ranking.py
+
+Compares two ways to get the same scores of the same candidates:
+
+    separate    one forward for every candidate: prompt and title, logits of the title's positions only
+    together    ours, `score_candidates`: every distinct prefix once, several users in a forward
+
+The sides take turns inside one process. A run in which their scores differ, or the ranks of the relevant items, stops.
+The users are MovieLens 100K's, in the quickstart's words; one of the candidates is the film that came next.
+"""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+from dmpo_trl.contract import tokenize_completions
+from dmpo_trl.data import MOVIELENS_100K, MOVIES, leave_one_out, ranking_dataset, read_recbole, sample_negatives
+from dmpo_trl.evaluation.ranking import rank_by_log_prob, score_candidates
+from dmpo_trl.evaluation.result import RankingResult
+from dmpo_trl.scoring import CompletionScores
+
+ROOT = Path(__file__).parents[1]
+TOLERANCE = 2e-3  # nats a title, float32 rounding in another order; about 30 nats is a typical log-prob
+
+
+@dataclass
+class Settings:
+    model: str | None = field(default=None, metadata={"help": "Folder. Default: the quickstart's SmolLM2-135M."})
+    users: int = field(default=8, metadata={"help": "Users to rank for."})
+    candidates: int = field(default=20, metadata={"help": "Films to rank for each."})
+    history: int = field(default=20, metadata={"help": "Films in a prompt."})
+    rounds: int = field(default=3, metadata={"help": "Turns of each side; the median is reported."})
+
+
+def make_users(settings: Settings) -> Dataset:
+    data = read_recbole(MOVIELENS_100K.fetch()[0].parent, title_field="movie_title", year_field="release_year")
+    examples = leave_one_out(data, min_rating=4.0, history_length=settings.history, min_history=settings.history).head(
+        settings.users
+    )
+    return ranking_dataset(sample_negatives(examples, data, settings.candidates - 1, seed=0), data, MOVIES, seed=0)
+
+
+@torch.no_grad()
+def score_separately(model: Any, tokenizer: Any, users: Dataset) -> list[CompletionScores]:
+    scored = []
+    for row in users:
+        prompt, options = tokenize_completions(
+            tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token
+        )
+        logps = []
+        for option in options:
+            ids = torch.tensor([prompt + option])
+            logits = model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=len(option)).logits[0]
+            logps.append(float(logits.log_softmax(-1).gather(1, ids[0, -len(option) :, None]).double().sum()))
+        scored.append(CompletionScores(np.array(logps), np.array([len(option) for option in options])))
+    return scored
+
+
+def check_agreement(users: Dataset, separate: list[CompletionScores], together: list[CompletionScores]) -> float:
+    """The largest difference of two scores; stops the run where it or a rank is another."""
+    difference = max(float(np.abs(a.logps - b.logps).max()) for a, b in zip(separate, together, strict=True))
+    if not difference <= TOLERANCE:
+        raise SystemExit(f"The sides' scores differ by {difference:.2g} nats. Times would mean nothing.")
+    for score in ("sum", "mean"):
+        first, second = (
+            _ranks(rank_by_log_prob(users, scored, score=score, name=score)) for scored in (separate, together)
+        )
+        if first != second:
+            raise SystemExit(f"The sides rank differently by the {score}. Times would mean nothing.")
+    return difference
+
+
+def _ranks(result: RankingResult) -> list[list[int]]:
+    """Every candidate's place, not the relevant one's alone."""
+    return [np.argsort(-scores, kind="stable").tolist() for scores in result.scores]
+
+
+def count_tokens(tokenizer: Any, users: Dataset) -> tuple[int, int]:
+    """Tokens of all prompts, and of all candidates."""
+    prompts = titles = 0
+    for row in users:
+        prompt, options = tokenize_completions(
+            tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token
+        )
+        prompts += len(prompt)
+        titles += sum(map(len, options))
+    return prompts, titles
+
+
+def describe(settings: Settings) -> dict[str, str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return {
+        "cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown",
+        "rounds": str(settings.rounds),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
+    if settings.model is None:
+        sys.path.insert(0, str(ROOT / "examples"))
+        from quickstart import model_folder
+
+        settings.model = model_folder(None)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    users = make_users(settings)
+    score_candidates(model, tokenizer, users.select([0]))  # the probe belongs to a run, not to a ranking
+
+    seconds: dict[str, list[float]] = {"separate": [], "together": []}
+    difference = 0.0
+    for _ in range(settings.rounds):
+        scored = {}
+        for side, score in (("separate", score_separately), ("together", score_candidates)):
+            start = time.perf_counter()
+            scored[side] = score(model, tokenizer, users)
+            seconds[side].append(time.perf_counter() - start)
+        difference = max(difference, check_agreement(users, scored["separate"], scored["together"]))
+
+    prompts, titles = count_tokens(tokenizer, users)
+    print("\n".join(f"- {name}: {value}" for name, value in describe(settings).items()))
+    print(
+        f"- {len(users)} users, {settings.candidates} candidates each; prompts of {prompts / len(users):.0f} tokens, "
+        f"titles of {titles / len(users) / settings.candidates:.1f}"
+    )
+    print(
+        f"- identical orders of the candidates, by sum and by mean; scores differ by at most {difference:.1g} nats\n"
+    )
+    print("| side | seconds a user | candidates a second | ratio |\n|---|---|---|---|")
+    for side, times in seconds.items():
+        own = statistics.median(times) / len(users)
+        ratio = statistics.median(a / b for a, b in zip(seconds["separate"], times, strict=True))
+        print(f"| {side} | {own:.2f} | {settings.candidates / own:.1f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

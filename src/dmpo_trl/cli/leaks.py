@@ -1,0 +1,33 @@
+"""`dmpo-trl leaks`: what gives the answers of a test set away."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from trl import TrlParser
+
+
+@dataclass
+class LeaksArguments:
+    """Which data to look at."""
+
+    train: str = field(
+        metadata={
+            "help": "Folder that `dmpo-trl prepare` wrote, or a Parquet, JSON or JSON lines file of training rows."
+        }
+    )
+    test: str | None = field(
+        default=None, metadata={"help": "File of test rows, or a prepared folder. Default: the folder --train."}
+    )
+
+
+def run(arguments: list[str]) -> None:
+    """Prints the report; the exit status is 1 where it found a problem."""
+    from ..data import leak_report_of_files
+
+    (options,) = TrlParser((LeaksArguments,), prog="dmpo-trl leaks").parse_args_and_config(arguments)
+    report = leak_report_of_files(options.train, options.test)
+    print(report)
+    if report.findings:
+        sys.exit(1)
