@@ -25,7 +25,7 @@ class Training:
     results: str = field(default="outputs", metadata={"help": "Folder for the adapters `sft` and `dmpo`."})
     loss_type: str = field(default="dmpo", metadata={"help": "Or `softmax` (S-DPO), or any loss type of TRL's."})
     beta: float = 1.0
-    batch_size: int = 8
+    train_batch_size: int = 8
     lora_rank: int = 16
     sft_learning_rate: float = 5e-4
     dmpo_learning_rate: float = 2e-4
@@ -100,7 +100,7 @@ def _arguments(settings: Training, folder: str, learning_rate: float) -> dict:
         "output_dir": folder,
         "num_train_epochs": settings.epochs,
         "learning_rate": learning_rate,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": settings.train_batch_size,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "bf16": torch.cuda.is_available(),

@@ -1,5 +1,6 @@
 """A second face for `model.forward`: log-probs of chosen (position, next token) pairs instead of logits."""
 
+import functools
 import types
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -79,8 +80,13 @@ def add_scoring_head(model: Any) -> None:
     """
     if hasattr(model, "_forward_without_scoring"):
         return
+
+    @functools.wraps(type(model).forward)  # `generate` reads in the signature what to prepare
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _forward(self, *args, **kwargs)
+
     model._forward_without_scoring = model.forward
-    model.forward = types.MethodType(_forward, model)
+    model.forward = types.MethodType(forward, model)
 
 
 def _forward(

@@ -13,9 +13,9 @@ def test_reads_typed_files(recbole_folder):
         "i4": "unknown",
     }
     assert data.items.columns == ["item", "title", "class"]
-    assert data.interactions.schema == {
-        "user": pl.String,
-        "item": pl.String,
+    assert dict(data.interactions.schema) == {
+        "user": pl.Categorical,
+        "item": pl.Categorical,
         "timestamp": pl.Float64,
         "rating": pl.Float64,
     }

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import TrlParser
-
-from .options import ModelArguments, ranking_users
+from .options import ModelArguments, parse, ranking_users
 
 
 @dataclass
@@ -44,8 +42,7 @@ def run(arguments: list[str]) -> None:
     from ..data import Prepared
     from ..evaluation import beyond_accuracy, evaluate_model, full_catalogue, markdown_table
 
-    parser = TrlParser((ModelArguments, EvaluateArguments), prog="dmpo-trl evaluate")
-    model, options = parser.parse_args_and_config(arguments)
+    model, options = parse("evaluate", arguments, ModelArguments, EvaluateArguments)
     prepared = Prepared.load(options.data)
     users = ranking_users(prepared, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trl import TrlParser
-
-from .options import ModelArguments
+from .options import ModelArguments, parse
 
 
 @dataclass
@@ -26,8 +24,7 @@ def run(arguments: list[str]) -> None:
     """Explains as the arguments say; prints, and draws where asked to."""
     from ..recommend import Recommender
 
-    parser = TrlParser((ModelArguments, ExplainArguments), prog="dmpo-trl explain")
-    model, options = parser.parse_args_and_config(arguments)
+    model, options = parse("explain", arguments, ModelArguments, ExplainArguments)
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
     item = options.item or recommender.recommend(options.history, 1)[0].item
     explanation = recommender.explain(options.history, item, max_new_tokens=options.max_new_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from trl import TrlParser
+from .options import parse
 
 
 @dataclass
@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> None:
     """Prints the report; the exit status is 1 where it found a problem."""
     from ..data import leak_report_of_files
 
-    (options,) = TrlParser((LeaksArguments,), prog="dmpo-trl leaks").parse_args_and_config(arguments)
+    (options,) = parse("leaks", arguments, LeaksArguments)
     report = leak_report_of_files(options.train, options.test)
     print(report)
     if report.findings:

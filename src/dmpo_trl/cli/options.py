@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from ..data import Prepared
 
 
+def parse(command: str, arguments: list[str], *types: Any) -> Any:
+    """An instance of each type, from flags and from the YAML file of `--config`."""
+    from trl import TrlParser
+
+    return TrlParser(types, prog=f"dmpo-trl {command}").parse_args_and_config(arguments)
+
+
 @dataclass
 class ModelArguments:
     """Which model, and how it is loaded."""

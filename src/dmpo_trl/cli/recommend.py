@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl import TrlParser
-
-from .options import ModelArguments
+from .options import ModelArguments, parse
 
 
 @dataclass
@@ -40,8 +38,7 @@ class RecommendArguments:
 
 def run(arguments: list[str]) -> None:
     """Recommends as the arguments say; prints, or writes to a file."""
-    parser = TrlParser((ModelArguments, RecommendArguments), prog="dmpo-trl recommend")
-    model, options = parser.parse_args_and_config(arguments)
+    model, options = parse("recommend", arguments, ModelArguments, RecommendArguments)
     if (options.history is None) == (options.users is None):
         raise ValueError("give either --history, for one user, or --users, a file of them")
     if options.users is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
-from trl import TrlParser
+from .options import parse
 
 
 @dataclass
@@ -16,14 +16,14 @@ class RankingArguments:
     ranking_data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that `dmpo-trl prepare` wrote. Its users are ranked at each evaluation, and the metrics are "
-            "logged as eval_ndcg@5 and so on, which `--metric_for_best_model eval_ndcg@5` can name."
+            "help": "Folder that `dmpo-trl prepare` wrote. Its users are ranked at each evaluation, and the metrics "
+            "are logged as eval_ndcg@5 and so on, which `--metric_for_best_model eval_ndcg@5` can name."
         },
     )
     ranking_split: str = field(default="validation", metadata={"help": "Which users of the folder."})
     ranking_users: int | None = field(default=None, metadata={"help": "At most so many of them, the first ones."})
-    ranking_score: str = field(
-        default="mean", metadata={"help": "Rank by log-prob: its sum or its mean a token.", "choices": ["sum", "mean"]}
+    ranking_score: Literal["sum", "mean"] = field(
+        default="mean", metadata={"help": "Rank by log-prob: its sum or its mean a token."}
     )
 
 
@@ -35,10 +35,9 @@ def run(arguments: list[str]) -> None:
     from ..config import DMPOConfig
     from ..trainer import DMPOTrainer  # a subclass of the original, so before that is replaced
 
-    parser = TrlParser(
-        (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments), prog="dmpo-trl train"
+    *trl_arguments, ranking = parse(
+        "train", arguments, ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments
     )
-    *trl_arguments, ranking = parser.parse_args_and_config(arguments)
 
     def make_trainer(model: str, **kwargs: Any) -> Any:
         return _make_trainer(DMPOTrainer, model, ranking, **kwargs)
@@ -55,8 +54,8 @@ def _make_trainer(trainer_class: Any, model: str, ranking: RankingArguments, *, 
     if is_adapter(model):
         if kwargs.get("peft_config") is not None:
             raise ValueError(
-                f"--model_name_or_path {model} is an adapter, which goes on training: leave --use_peft out. To train a "
-                "new adapter instead, merge this one into its base model first."
+                f"--model_name_or_path {model} is an adapter, which goes on training: leave --use_peft out. To train "
+                "a new adapter instead, merge this one into its base model first."
             )
         kwargs["processing_class"] = load_tokenizer(model)
         options = {**(args.model_init_kwargs or {}), "quantization_config": kwargs.pop("quantization_config", None)}
@@ -71,5 +70,5 @@ def _make_trainer(trainer_class: Any, model: str, ranking: RankingArguments, *, 
         users = Prepared.load(ranking.ranking_data).ranking[ranking.ranking_split]
         if ranking.ranking_users is not None:
             users = users.select(range(min(ranking.ranking_users, len(users))))
-        trainer.add_callback(RankingCallback(users, score=ranking.ranking_score))
+        trainer.add_callback(RankingCallback(users, score=ranking.ranking_score, trainer=trainer))
     return trainer

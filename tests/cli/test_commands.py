@@ -1,0 +1,134 @@
+"""The commands one after the other on a tiny model: prepare, leaks, evaluate, recommend, explain."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+from support import make_model, make_tokenizer
+
+from dmpo_trl.cli import COMMANDS, main
+from dmpo_trl.evaluation import RankingResult
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model, and ratings of 30 users in MovieLens' format."""
+    folder = tmp_path_factory.mktemp("cli")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    raw = folder / "raw"
+    raw.mkdir()
+    movies = "".join(f"{movie},Film {movie} (19{movie:02}),Drama\n" for movie in range(10, 50))
+    (raw / "movies.csv").write_text(f"movieId,title,genres\n{movies}")
+    ratings = "".join(
+        f"{user},{10 + (7 * user + 3 * step) % 40},4.0,{1000 + step}\n" for user in range(1, 31) for step in range(5)
+    )
+    (raw / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{ratings}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(folders):
+    config = folders / "prepare.yaml"
+    config.write_text(f"dataset: movielens\npath: {folders / 'raw'}\ncandidates: 5\nnegatives: 2\n")
+    main(["prepare", "--config", str(config), "--output_dir", str(folders / "data"), "--test_users", "4"])
+    return folders / "data"
+
+
+def test_prepare_reports_what_it_wrote(folders, capsys):
+    arguments = ["--dataset", "movielens", "--path", str(folders / "raw"), "--output_dir", str(folders / "again")]
+    main(["prepare", *arguments, "--candidates", "5"])
+    out = capsys.readouterr().out
+    assert "preference  24 train, 3 validation" in out
+    with pytest.raises(SystemExit, match="holds prepared data already"):
+        main(["prepare", *arguments])
+
+
+def test_leaks_reports_on_a_prepared_folder(prepared, capsys):
+    main(["leaks", "--train", str(prepared)])
+    assert "No leak found." in capsys.readouterr().out
+
+
+def test_leaks_ends_with_status_one_where_it_found_a_problem(prepared, capsys):
+    train = pl.read_parquet(prepared / "preference" / "train.parquet")
+    train.write_parquet(prepared.parent / "same.parquet")
+    with pytest.raises(SystemExit) as stop:
+        main(["leaks", "--train", str(prepared), "--test", str(prepared.parent / "same.parquet")])
+    assert stop.value.code == 1
+    assert "23 of 23 test rows are in train" in capsys.readouterr().out
+
+
+def test_evaluate_prints_a_table_and_keeps_every_users_scores(folders, prepared, capsys):
+    model = str(folders / "model")
+    out = folders / "evaluation"
+    arguments = ["--model", model, "--data", str(prepared), "--baseline", model, "--generate"]
+    main(["evaluate", *arguments, "--output_dir", str(out)])
+    text = capsys.readouterr().out
+    assert "4 test users, candidates ranked" in text
+    # A model is no better than itself
+    line = next(line for line in text.splitlines() if line.startswith("| sum - baseline sum"))
+    assert "+0.000 [+0.000, +0.000]" in line
+    assert "| valid |" in text
+    assert (out / "table.md").read_text().strip() in text
+    result = RankingResult.from_parquet(out / "mean.parquet")
+    assert [len(scores) for scores in result.scores] == [5] * 4
+
+
+def test_evaluate_ranks_the_whole_catalogue(folders, prepared, capsys):
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--users", "2", "--whole_catalogue"]
+    main(["evaluate", *arguments, "--output_dir", str(folders / "whole")])
+    assert "2 test users, the whole catalogue" in capsys.readouterr().out
+    result = RankingResult.from_parquet(folders / "whole" / "sum.parquet")
+    assert [len(scores) for scores in result.scores] == [36] * 2  # 40 films less the 4 of the history
+
+
+def test_recommend_prints_items_for_one_history(folders, prepared, capsys):
+    history = ["--history", "10", "Film 13 (1913)"]
+    main(["recommend", "--model", str(folders / "model"), "--data", str(prepared), *history, "--k", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all("Film" in line and "Film 10 " not in line and "Film 13 " not in line for line in lines)
+
+
+def test_recommend_writes_a_file_for_many_users_and_replaces_none(folders, prepared):
+    users, output = folders / "users.jsonl", folders / "recommendations.parquet"
+    users.write_text("".join(json.dumps({"user": user, "history": ["10", "11"]}) + "\n" for user in range(5)))
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--users", str(users), "--k", "2"]
+    main(["recommend", *arguments, "--output", str(output)])
+    frame = pl.read_parquet(output)
+    assert frame["user"].to_list() == [str(user) for user in range(5) for _ in range(2)]
+    with pytest.raises(SystemExit, match="exists already"):
+        main(["recommend", *arguments, "--output", str(output)])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"), [("{", "line 2"), ('{"user": 1}', "'history'"), ('{"user": 1, "history": "1"}', "a list")]
+)
+def test_recommend_names_the_line_of_a_bad_user(folders, prepared, line, problem):
+    users = folders / "bad.jsonl"
+    users.write_text('{"user": 1, "history": ["10"]}\n' + line + "\n")
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--users", str(users)]
+    with pytest.raises(SystemExit, match=problem):
+        main(["recommend", *arguments, "--output", str(folders / "bad.parquet")])
+    assert not (folders / "bad.parquet").exists()
+
+
+def test_explain_prints_effects_and_draws_them(folders, prepared, capsys):
+    picture = folders / "why.svg"
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--history", "10", "11", "12"]
+    main(["explain", *arguments, "--item", "20", "--picture", str(picture), "--max_new_tokens", "3"])
+    out = capsys.readouterr().out
+    assert "Film 20 (1920)" in out
+    assert all(f"Film {movie} " in out for movie in (10, 11, 12))
+    assert picture.read_text().lstrip().startswith("<?xml")
+
+
+def test_every_command_has_help_and_help_needs_no_model():
+    code = (
+        "import sys; from dmpo_trl.cli import main\ntry: main(['--help'])\n"
+        "except SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {command} " in done.stdout for command in COMMANDS)
