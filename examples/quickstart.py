@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import polars as pl
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
@@ -144,7 +145,8 @@ def make_datasets(data: Interactions, settings: Settings) -> tuple[Dataset, Data
     sizes = {"train": settings.train_users, "validation": settings.validation_users, "test": settings.test_users}
     last = leave_one_out(data, **options, min_history=2)
     users = split_users(last, sizes, seed=settings.seed)
-    before = data.interactions.join(last, left_on=["user", "item"], right_on=["user", "target"], how="anti")
+    had = data.interactions.cast({"user": pl.String, "item": pl.String})
+    before = had.join(last, left_on=["user", "item"], right_on=["user", "target"], how="anti")
     earlier = leave_one_out(Interactions(before, data.items), **options)
     earlier = earlier.join(users["train"], on="user", how="semi", maintain_order="left")
 
@@ -152,8 +154,7 @@ def make_datasets(data: Interactions, settings: Settings) -> tuple[Dataset, Data
     train = sample_negatives(users["train"], data, settings.negatives, seed=settings.seed)
     # Another seed than in training: the two must not share their draws
     report = sample_negatives(users[settings.report], data, settings.candidates - 1, seed=settings.seed + 1)
-    had = data.interactions.join(users["train"], on="user", how="semi")
-    popularity = dict(had.group_by("item").len().iter_rows())
+    popularity = dict(had.join(users["train"], on="user", how="semi").group_by("item").len().iter_rows())
     dmpo = preference_dataset(train, data, MOVIES)
     return sft, dmpo, ranking_dataset(report, data, MOVIES, seed=settings.seed), popularity
 
