@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow lint bench bench-ranking bench-data clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -24,6 +24,12 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py $(ARGS)
 	$(BIN)/python benchmarks/heads.py
+
+bench-ranking: $(VENV)/.dev
+	$(BIN)/python benchmarks/ranking.py $(ARGS)
+
+bench-data: $(VENV)/.dev
+	$(BIN)/python benchmarks/data.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist
