@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils.peft_utils import find_adapter_config_file
 
 
-def is_adapter(path: str) -> bool:
+def is_adapter(path: str, *, revision: str | None = None) -> bool:
     """Whether a folder or hub id holds an adapter of peft instead of a whole model."""
-    return find_adapter_config_file(path) is not None
+    return find_adapter_config_file(path, revision=revision) is not None
 
 
 def load_model(path: str, **kwargs: Any) -> Any:
@@ -25,19 +25,20 @@ def load_model(path: str, **kwargs: Any) -> Any:
         A `PreTrainedModel`, or a `PeftModel` around one.
     """
     kwargs = {"dtype": "auto" if torch.cuda.is_available() else torch.float32} | kwargs
-    loader = AutoPeftModelForCausalLM if is_adapter(path) else AutoModelForCausalLM
+    loader = AutoPeftModelForCausalLM if is_adapter(path, revision=kwargs.get("revision")) else AutoModelForCausalLM
     return loader.from_pretrained(path, **kwargs)
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Loads the tokenizer beside a model; where an adapter comes without one, its base model's.
 
     Args:
         path: Folder or hub id.
+        **kwargs: For transformers' `from_pretrained`, such as `revision`.
     """
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, **kwargs)
     except (OSError, ValueError):
-        if not is_adapter(path):
+        if not is_adapter(path, revision=kwargs.get("revision")):
             raise
         return AutoTokenizer.from_pretrained(PeftConfig.from_pretrained(path).base_model_name_or_path)

@@ -259,3 +259,12 @@ def test_real_files_read_as_plain_python_reads_them(name):
             "earlier interactions of a user with the same item": len(rows(ratings_file)) - len(latest),
         }
     )
+
+
+@pytest.mark.parametrize("write", [write_100k, write_dat, write_csv])
+def test_brackets_in_a_path_are_no_pattern(tmp_path, write):
+    folder = tmp_path / "ml [1]*"
+    folder.mkdir()
+    write(folder)
+    write(tmp_path)
+    assert read_movielens(folder).interactions.height == read_movielens(tmp_path).interactions.height

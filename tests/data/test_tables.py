@@ -188,3 +188,13 @@ def test_real_ratings_read_as_plain_python_reads_them():
         pairs = {(row["userId"], first[titles[row["movieId"]]]) for row in csv.DictReader(file)}
     assert data.titles() == {item: title for title, item in first.items()}
     assert set(data.interactions.select(pl.col("user", "item").cast(pl.String)).iter_rows()) == pairs
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_brackets_in_a_path_are_no_pattern(tmp_path, ending):
+    folder = tmp_path / "data [1]*"
+    folder.mkdir()
+    paths = [folder / f"{name}.{ending}" for name in ("orders", "products")]
+    for table, path in zip((ORDERS, PRODUCTS), paths, strict=True):
+        {"csv": table.write_csv, "parquet": table.write_parquet, "jsonl": table.write_ndjson}[ending](path)
+    assert read_table(*paths, **COLUMNS).interactions.height == ORDERS.height

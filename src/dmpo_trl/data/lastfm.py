@@ -94,7 +94,7 @@ def _read_hetrec(plays: Path, artists: Path, used: tuple[str, ...]) -> Interacti
 def _read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     """Reads some columns of a table with a header. What is no number becomes null, which from_raw drops and counts."""
     try:
-        table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+        table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path} is not a tab-separated table in UTF-8: {error}") from error
     missing = [name for name in columns if name not in table.columns]

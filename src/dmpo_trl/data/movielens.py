@@ -150,6 +150,7 @@ def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
                 path,
                 separator=layout.separator[0],
                 has_header=False,
+                glob=False,
                 skip_rows=0 if layout.columns else 1,
                 schema={name: _FIELDS.get(name, pl.String) for name in columns},
                 ignore_errors=True,  # what is no number becomes null, which Interactions.from_raw drops and counts

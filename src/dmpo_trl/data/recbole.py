@@ -65,7 +65,7 @@ def _find_file(folder: Path, suffix: str) -> Path:
 def _read_atomic(path: Path, fields: list[str]) -> pl.DataFrame:
     """Reads a file with every field as text, its type cut off the name."""
     try:
-        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path} is not a tab-separated file in UTF-8: {error}") from error
     untyped = [name for name in frame.columns if ":" not in name]

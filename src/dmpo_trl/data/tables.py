@@ -94,11 +94,11 @@ def _scan(name: str, table: Any) -> pl.LazyFrame:
     match path.suffix:
         case ".csv":
             # As text, so that "007" stays the identifier that it is
-            return pl.scan_csv(path, infer_schema=False)
+            return pl.scan_csv(path, infer_schema=False, glob=False)
         case ".parquet":
-            return pl.scan_parquet(path)
+            return pl.scan_parquet(path, glob=False)
         case ".jsonl":
-            return pl.scan_ndjson(path, infer_schema_length=None)
+            return pl.scan_ndjson(path.resolve().as_uri(), infer_schema_length=None)
     raise ValueError(f"{name}: {path.name} is none of .csv, .parquet, .jsonl; read it with polars and give the table")
 
 

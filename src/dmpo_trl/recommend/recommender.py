@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from ..data.prompts import PromptTemplate
+from ..loading import load_model, load_tokenizer
 from ..modes import evaluation_mode
 from ..scoring import score_completions
 from .catalogue import Catalogue, PromptTries
@@ -137,16 +138,7 @@ class Recommender:
             items = pl.read_parquet(stored) if items is None else items
             template = template or PromptTemplate.from_dict(saved["template"])
 
-        if find_adapter_config_file(path, revision=shared.get("revision")) is None:
-            model: Any = AutoModelForCausalLM.from_pretrained(path, **model_options)
-            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        else:
-            from peft import AutoPeftModelForCausalLM
-
-            model = AutoPeftModelForCausalLM.from_pretrained(path, **model_options)
-            own = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-            source = model.active_peft_config.base_model_name_or_path if own is None else path
-            tokenizer = AutoTokenizer.from_pretrained(source, **(shared if own else {}))
+        model, tokenizer = load_model(path, **model_options), load_tokenizer(path, **shared)
         return cls(model.eval(), tokenizer, items, template, score=score or saved.get("score", "sum"))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
