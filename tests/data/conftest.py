@@ -31,8 +31,13 @@ def recbole_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def real_recbole_folder() -> Path:
+def shared() -> Path:
     root = os.environ.get("DMPO_TRL_SHARED_DATA")
     if not root:
         pytest.skip("DMPO_TRL_SHARED_DATA does not point to the folder with real data")
-    return Path(root) / "ml-100k-recbole"
+    return Path(root)
+
+
+@pytest.fixture
+def real_recbole_folder(shared: Path) -> Path:
+    return shared / "ml-100k-recbole"

@@ -1,9 +1,7 @@
 """Each leak is planted in clean data and found; clean data shows none. The published leaks, where the files are."""
 
 import json
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -32,14 +30,6 @@ from dmpo_trl.data.leak_rows import comparable
 
 ITEMS = [f"item {number:03}" for number in range(150)]
 SHOP = ", ".join(ITEMS)  # the most popular first
-
-
-@pytest.fixture
-def shared() -> Path:
-    root = os.environ.get("DMPO_TRL_SHARED_DATA")
-    if not root:
-        pytest.skip("DMPO_TRL_SHARED_DATA does not point to the folder with real data")
-    return Path(root)
 
 
 def popular_items(seed: int, users: int = 300) -> Interactions:

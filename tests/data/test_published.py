@@ -2,7 +2,6 @@
 
 import json
 import lzma
-import os
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -15,14 +14,6 @@ from dmpo_trl.data.published import read_llara
 from dmpo_trl.data.sdpo_files import read_sdpo
 
 NAMES = ["Morcheeba", "Enigma", "Café :: Del Mar", "Moby", ":wumpscut:", "Air"]
-
-
-@pytest.fixture
-def shared() -> Path:
-    root = os.environ.get("DMPO_TRL_SHARED_DATA")
-    if not root:
-        pytest.skip("DMPO_TRL_SHARED_DATA does not point to the folder with real data")
-    return Path(root)
 
 
 def llara_row(history: list[int], target: int, pad: int = len(NAMES), length: int = 3) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import html
 import json
 import re
@@ -10,12 +9,12 @@ import zlib
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 import polars as pl
 
 from .download import RemoteFile
-from .files import SourceFiles, open_source
+from .files import SourceFiles, open_binary, open_source
 from .interactions import Interactions
 
 
@@ -196,7 +195,7 @@ def _release_of(reviews: Path, metadata: Path) -> _Release:
 
 
 def _first_fields(path: Path) -> dict[str, object]:
-    with _open(path) as file:
+    with open_binary(path) as file:
         first = file.readline()
     try:
         fields = json.loads(first or b"{}")
@@ -219,7 +218,7 @@ def _first_problem(path: Path, schema: dict[str, type[pl.DataType]]) -> str:
     """Where and why a file cannot be read, which polars says without the line; "" where it can."""
     number = 0
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             while lines := list(islice(file, 10_000)):
                 try:
                     pl.read_ndjson(b"".join(lines), schema=schema)
@@ -235,7 +234,3 @@ def _first_problem(path: Path, schema: dict[str, type[pl.DataType]]) -> str:
     except (EOFError, OSError, zlib.error) as error:
         return f" is damaged after line {number}: {error}. Download it again."
     return ""
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")

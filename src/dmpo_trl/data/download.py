@@ -15,7 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -286,3 +286,24 @@ MOVIELENS_100K = WheelFiles(
     "with their permission; publications must acknowledge it (https://files.grouplens.org/datasets/movielens/).",
 )
 """MovieLens 100K with titles, as RecBole's atomic files."""
+
+
+def local_or_downloaded(
+    path: str | Path | None, version: str | None, download: bool, releases: Mapping[str, RemoteFile]
+) -> str | Path:
+    """The local copy of a data set, or the archive of the version asked for, downloaded.
+
+    Raises:
+        ValueError: for neither or both of `path` and `download`, a version that is not in `releases`, and a version
+            beside a local copy.
+        DownloadError: where the download fails.
+    """
+    if download and path is None:
+        if version is None or version not in releases:
+            raise ValueError(f"version must say what to download, one of {', '.join(releases)}; it is {version!r}")
+        return releases[version].fetch()
+    if path is None or download:
+        raise ValueError("Give either the path of a local copy, or download=True with a version.")
+    if version is not None:
+        raise ValueError("version only says what to download; which version a local copy is, its files tell.")
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import shutil
 import tarfile
@@ -161,3 +162,8 @@ def _problems_named(path: Path) -> Iterator[None]:
                 error.errno, f"No room in {tempfile.gettempdir()} to unpack {path}. Free some, or set TMPDIR."
             ) from error
         raise
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Opens a file for reading, decompressed where its name ends in `.gz`."""
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")

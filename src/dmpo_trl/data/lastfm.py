@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .download import RemoteFile
+from .download import RemoteFile, local_or_downloaded
 from .files import open_source
 from .interactions import Interactions
 
@@ -57,23 +57,11 @@ def read_lastfm(path: str | Path | None = None, *, version: str | None = None, d
         ValueError: for files in another format, or where neither or both of `path` and `download` are given.
         DownloadError: where the download fails.
     """
-    with open_source(_source(path, version, download)) as files:
+    with open_source(local_or_downloaded(path, version, download, LASTFM)) as files:
         if listens := files.find(_LISTENS):
             return _read_1k(listens, files.used)
         plays, artists = files.need("user_artists.dat", _LISTENS), files.need("artists.dat")
         return _read_hetrec(plays, artists, files.used)
-
-
-def _source(path: str | Path | None, version: str | None, download: bool) -> str | Path:
-    if download and path is None:
-        if version not in LASTFM:
-            raise ValueError(f"version must say what to download, one of {', '.join(LASTFM)}; it is {version!r}")
-        return LASTFM[version].fetch()
-    if path is None or download:
-        raise ValueError("Give either the path of a local copy, or download=True with a version.")
-    if version is not None:
-        raise ValueError("version only says what to download; which version a local copy is, its files tell.")
-    return path
 
 
 def _read_hetrec(plays: Path, artists: Path, used: tuple[str, ...]) -> Interactions:

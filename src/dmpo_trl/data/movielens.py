@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 import polars as pl
 
-from .download import RemoteFile
-from .files import SourceFiles, open_source
+from .download import RemoteFile, local_or_downloaded
+from .files import SourceFiles, open_binary, open_source
 from .interactions import Interactions
 from .titles import natural_title
 
@@ -95,7 +94,7 @@ def read_movielens(
         ValueError: for files in another format, or where neither or both of `path` and `download` are given.
         DownloadError: where the download fails.
     """
-    with open_source(_source(path, version, download)) as files:
+    with open_source(local_or_downloaded(path, version, download, MOVIELENS)) as files:
         ratings, layout = _find_ratings(files)
         movies = files.find(layout.movies)
         if movies is None:
@@ -107,18 +106,6 @@ def read_movielens(
         if natural_titles:
             items = items.with_columns(pl.col("title").map_elements(natural_title, return_dtype=pl.String))
         return Interactions.from_raw(_read_ratings(ratings, layout), items, files=files.used)
-
-
-def _source(path: str | Path | None, version: str | None, download: bool) -> str | Path:
-    if download and path is None:
-        if version not in MOVIELENS:
-            raise ValueError(f"version must say what to download, one of {', '.join(MOVIELENS)}; it is {version!r}")
-        return MOVIELENS[version].fetch()
-    if path is None or download:
-        raise ValueError("Give either the path of a local copy, or download=True with a version.")
-    if version is not None:
-        raise ValueError("version only says what to download; which version a local copy is, its files tell.")
-    return path
 
 
 def _find_ratings(files: SourceFiles) -> tuple[Path, _Format]:
@@ -170,7 +157,7 @@ def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
 
 def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Exception) -> str:
     """Names the line that polars only knows to exist: one with too many fields, or a first one with too few."""
-    with _open(path) as file:
+    with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             fields = line.decode("utf-8", errors="replace").rstrip("\r\n").split(layout.separator[0])
             if len(fields) > len(columns) or (len(fields) < len(columns) and number <= 2):
@@ -183,7 +170,7 @@ def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Excep
 
 def _read_movies(path: Path, layout: _Format) -> pl.DataFrame:
     """The movies as text; a line that is not one is refused, because ratings would lose their titles."""
-    with _open(path) as file:
+    with open_binary(path) as file:
         data = file.read()
     try:
         text = data.decode("utf-8-sig")
@@ -213,9 +200,5 @@ def _read_movies(path: Path, layout: _Format) -> pl.DataFrame:
 
 
 def _first_line(path: Path) -> str:
-    with _open(path) as file:
+    with open_binary(path) as file:
         return file.readline(1000).decode("utf-8-sig", errors="replace").rstrip("\r\n")
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
