@@ -51,11 +51,11 @@ def main() -> None:
 
     # The whole catalogue: a search that only titles of films can come out of
     recommender = Recommender.from_pretrained(dmpo, data=prepared.folder)
-    history = prepared.ranking["test"][0]["history"]
-    recommended = recommender.recommend(history, k=5)
+    user = prepared.ranking["test"][0]
+    recommended = recommender.recommend(user["history"], k=5, exclude=user["seen"])
     for film in recommended:
         print(f"{film.score:8.2f}  {film.title}")
-    print(recommender.explain(history, recommended[0].item))
+    print(recommender.explain(user["history"], recommended[0].item))
 
 
 if __name__ == "__main__":

@@ -93,10 +93,10 @@ def _find_obstacle(model: Any, base_model: PreTrainedModel) -> str | None:
         return f"its layers of type {', '.join(foreign)} see other tokens without an attention mask"
     if not use_trie_attention(base_model):
         return "its attention is not looked up in transformers' registry, so the mask cannot reach it"
-    difference, tolerance = probe(model, base_model)
-    if difference <= tolerance:
+    difference, tolerated = probe(model, base_model)
+    if difference <= tolerated:
         return None
-    return f"its logits differ by {difference:.2g} standard deviations (tolerance {tolerance:.2g})"
+    return f"its logits differ by {difference:.2g} standard deviations (tolerance {tolerated:.2g})"
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def probe(model: Any, base_model: PreTrainedModel) -> tuple[float, float]:
     """
     device = torch.device(str(base_model.device))
     prompts, completions = _sequences(base_model.config.get_text_config().vocab_size)
-    with evaluation_mode(model), _short_windows(base_model.config):
+    with evaluation_mode(model), short_windows(base_model.config):
         own = torch.cat(
             [
                 _own_logits(model, prompt, completion, device)
@@ -136,9 +136,19 @@ def probe(model: Any, base_model: PreTrainedModel) -> tuple[float, float]:
         )
     unit = own.std()
     difference, noise = (float((logits - own).abs().max() / unit) for logits in (trie, copies))
+    return difference, tolerance(base_model, noise)
+
+
+def tolerance(base_model: PreTrainedModel, noise: float) -> float:
+    """The difference that rounding explains, in standard deviations of what is compared.
+
+    Args:
+        base_model: A transformers model.
+        noise: Difference of two ways to compute the same that are right for every model, in the same unit.
+    """
     if base_model.dtype == torch.float32 and not getattr(base_model, "is_quantized", False):
-        return difference, _TOLERANCE
-    return difference, _NOISE_FACTOR * max(noise, torch.finfo(base_model.dtype).eps)
+        return _TOLERANCE
+    return _NOISE_FACTOR * max(noise, torch.finfo(base_model.dtype).eps)
 
 
 def _sequences(vocab_size: int) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -174,7 +184,7 @@ def _logits_and_logps(
 
 
 @contextmanager
-def _short_windows(config: PretrainedConfig) -> Iterator[None]:
+def short_windows(config: PretrainedConfig) -> Iterator[None]:
     """Shorten sliding windows and attention chunks for a moment, so that a short probe exercises them."""
     saved = []
     for part in {id(part): part for part in (config, config.get_text_config())}.values():

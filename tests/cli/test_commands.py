@@ -9,6 +9,7 @@ import pytest
 from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import COMMANDS, main
+from dmpo_trl.data import Prepared
 from dmpo_trl.evaluation import RankingResult
 
 
@@ -103,8 +104,19 @@ def test_recommend_writes_a_file_for_many_users_and_replaces_none(folders, prepa
         main(["recommend", *arguments, "--output", str(output)])
 
 
+def test_recommend_leaves_out_all_that_the_users_of_a_split_had(folders, prepared):
+    output = folders / "split.parquet"
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--split", "test", "--k", "100"]
+    main(["recommend", *arguments, "--output", str(output)])
+    users = Prepared.load(prepared).ranking["test"]
+    assert len(users) > 1
+    for row in users:
+        items = set(pl.read_parquet(output).filter(user=row["user"])["item"])
+        assert items == {str(movie) for movie in range(10, 50)} - set(row["seen"])
+
+
 @pytest.mark.parametrize(
-    ("line", "problem"), [("{", "line 2"), ('{"user": 1}', "'history'"), ('{"user": 1, "history": "1"}', "a list")]
+    ("line", "problem"), [("{", "line 2"), ('{"user": 1}', "'history'"), ('{"user": 1, "history": "1"}', "lists")]
 )
 def test_recommend_names_the_line_of_a_bad_user(folders, prepared, line, problem):
     users = folders / "bad.jsonl"

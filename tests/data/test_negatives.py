@@ -117,6 +117,14 @@ def test_popular_items_are_drawn_in_proportion(items):
     assert sum(counts.values()) == sum(counts[pair] for pair in permutations(weights, 2))
 
 
+def test_popularity_can_be_counted_elsewhere():
+    data = interactions({f"u{i}": CATALOGUE[:2] for i in range(9)} | {"fan": CATALOGUE[2:]})
+    examples = pl.DataFrame({"user": [f"u{i}" for i in range(9)]})
+    popularity = pl.DataFrame({"item": ["i04", "i03", "i02", "unknown"], "popularity": [1, 2, 0, 9]})
+    drawn = sample_negatives(examples, data, 2, seed=0, strategy="popularity", popularity=popularity)
+    assert all(sorted(items) == ["i03", "i04"] for items in drawn["negatives"])
+
+
 @pytest.mark.parametrize("options", [{}, {"strategy": "popularity"}, {"strategy": "in_batch", "batch_size": 9}])
 def test_blocks_of_rows_change_nothing(options, monkeypatch):
     data = interactions({f"u{i}": CATALOGUE[i : i + 4] for i in range(9)})

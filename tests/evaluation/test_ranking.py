@@ -123,6 +123,10 @@ def test_the_full_catalogue_leaves_out_what_the_user_has_had(template):
     assert [row["prompt"] for row in rows] == ["p q ", "q "]
     for row in rows:
         assert row["candidates"] == [template.completion(TITLES[item]) for item in row["items"]]
+    # What the user had before the history
+    more = dataset.add_column("seen", [["c", "e"], ["a", "b", "e"]])
+    rows = list(full_catalogue(more, TITLES, template))
+    assert [row["items"] for row in rows] == [["a", "b", "d"], ["c", "d"]]
     # All that the user has had, the target among it
     seen = {"u1": {"a", "b", "e"}}
     rows = list(full_catalogue(dataset, TITLES, template, seen=seen))

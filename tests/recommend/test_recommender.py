@@ -117,9 +117,8 @@ def test_what_cannot_be_done_is_said(case, call, message):
 def test_many_users_are_streamed_to_parquet(case, tmp_path):
     users = [(f"u{number}", [str(100 + number)]) for number in range(5)]
     path = tmp_path / "all.parquet"
-    count = case.recommender.recommend_all(
-        iter(users), path, k=3, exclude={"u1": ["Heidi"]}, num_beams=4, batch_size=2
-    )
+    given = ((user, history, ["Heidi"]) if user == "u1" else (user, history) for user, history in users)
+    count = case.recommender.recommend_all(given, path, k=3, num_beams=4, batch_size=2)
     assert count == 5
     assert list(tmp_path.iterdir()) == [path]
     frame = pl.read_parquet(path)
@@ -136,7 +135,7 @@ def test_many_users_are_streamed_to_parquet(case, tmp_path):
 def test_an_unfinished_file_does_not_appear_and_the_old_one_stays(case, tmp_path):
     path = tmp_path / "all.parquet"
     path.write_text("old")
-    with pytest.raises(ValueError, match=r"user 'b': history or exclude: 'Ailen' is neither.*'Alien'"):
+    with pytest.raises(ValueError, match=r"user 'b': history: 'Ailen' is neither.*'Alien'"):
         case.recommender.recommend_all([("a", ["100"]), ("b", ["Ailen"])], path, k=2, batch_size=1)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 

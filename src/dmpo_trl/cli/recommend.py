@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..recommend.streaming import UserHistory
 from .options import ModelArguments, parse
 
 
@@ -25,10 +26,21 @@ class RecommendArguments:
         default=None, metadata={"help": "One user's items from old to new, by identifier or exact title."}
     )
     users: str | None = field(
-        default=None, metadata={"help": 'File of users, a JSON object a line: {"user": "7", "history": ["1", "50"]}.'}
+        default=None,
+        metadata={
+            "help": 'File of users, a JSON object a line: {"user": "7", "history": ["1", "50"]}; with "seen", a list '
+            "of items, these are not recommended either."
+        },
+    )
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Users of this split of --data instead of a file; nothing that they had is recommended.",
+            "choices": ["validation", "test"],
+        },
     )
     output: str | None = field(
-        default=None, metadata={"help": "Parquet file for --users: user, rank, item, title, score."}
+        default=None, metadata={"help": "Parquet file for many users: user, rank, item, title, score."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace --output where it exists."})
     k: int = field(default=10, metadata={"help": "Number of items a user."})
@@ -39,11 +51,13 @@ class RecommendArguments:
 def run(arguments: list[str]) -> None:
     """Recommends as the arguments say; prints, or writes to a file."""
     model, options = parse("recommend", arguments, ModelArguments, RecommendArguments)
-    if (options.history is None) == (options.users is None):
-        raise ValueError("give either --history, for one user, or --users, a file of them")
-    if options.users is not None:
+    if [options.history, options.users, options.split].count(None) != 2:
+        raise ValueError("give one of --history, for one user, --users, a file of them, and --split, those of --data")
+    if options.split is not None and options.data is None:
+        raise ValueError("--split needs --data, the prepared folder whose users it means")
+    if options.history is None:
         if options.output is None:
-            raise ValueError("--users needs --output, the Parquet file to write")
+            raise ValueError("many users need --output, the Parquet file to write")
         if Path(options.output).exists() and not options.overwrite:
             raise ValueError(f"{options.output} exists already; choose another file, or set --overwrite")
 
@@ -56,7 +70,7 @@ def run(arguments: list[str]) -> None:
             print(f"{rank:>3}. {one.title}  ({one.item}, log-prob {one.score:.2f})")
         return
     count = recommender.recommend_all(
-        _read_users(options.users),
+        _users_of(options.data, options.split) if options.users is None else _read_users(options.users),
         options.output,
         options.k,
         num_beams=options.num_beams,
@@ -65,16 +79,23 @@ def run(arguments: list[str]) -> None:
     print(f"Recommendations for {count:,} users are in {options.output}.")
 
 
-def _read_users(path: str) -> Iterator[tuple[str, list[str]]]:
+def _users_of(data: str, split: str) -> Iterator[UserHistory]:
+    from ..data import Prepared
+
+    for row in Prepared.load(data).ranking[split].select_columns(["user", "history", "seen"]):
+        yield UserHistory(row["user"], row["history"], row["seen"])
+
+
+def _read_users(path: str) -> Iterator[UserHistory]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-                user, history = str(row["user"]), row["history"]
-                if not isinstance(history, list):
-                    raise TypeError("history must be a list")
-            except (ValueError, TypeError, KeyError) as error:
+                user, lists = str(row["user"]), [row["history"], row.get("seen", [])]
+                if not all(isinstance(items, list) for items in lists):
+                    raise TypeError("history and seen must be lists")
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
                     f'{path}, line {number}: expected {{"user": ..., "history": [items]}} ({error})'
                 ) from error
-            yield user, [str(item) for item in history]
+            yield UserHistory(user, *([str(item) for item in items] for items in lists))

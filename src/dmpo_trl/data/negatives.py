@@ -27,6 +27,7 @@ def sample_negatives(
     seed: int,
     strategy: str = "uniform",
     alpha: float = 1.0,
+    popularity: pl.DataFrame | None = None,
     batch_size: int | None = None,
 ) -> pl.DataFrame:
     """Adds `n` different items to each example, from all the items that its user never had.
@@ -42,11 +43,13 @@ def sample_negatives(
         data: the interactions, of all users.
         n: negatives an example.
         seed: another seed gives other negatives.
-        strategy: "uniform"; "popularity", one after the other with a probability proportional to the number of the
-            item's interactions to the power of `alpha` (items without any are then never drawn); or "in_batch",
+        strategy: "uniform"; "popularity", one after the other with a probability proportional to the item's
+            popularity to the power of `alpha` (items without any are then never drawn); or "in_batch",
             uniformly from the targets of the other examples in the same batch.
         alpha: above 0; 1 draws as often as items are had, 0.75 as word2vec does (Mikolov et al. 2013,
             https://arxiv.org/abs/1310.4546).
+        popularity: for "popularity", columns `item` and `popularity`, a count; items that are not there count 0. By
+            default the number of the item's interactions in `data`, which counts what is held out too.
         batch_size: for "in_batch", so many consecutive rows are a batch.
 
     Returns:
@@ -75,8 +78,12 @@ def sample_negatives(
 
     weights = np.ones(len(rows.catalogue))
     if strategy == "popularity":
-        times_had = np.bincount(positions(data.interactions["item"], rows.catalogue), minlength=len(weights))
-        weights = np.where(times_had > 0, times_had.astype(float) ** alpha, 0)
+        if popularity is None:
+            popularity = data.interactions.group_by("item").agg(popularity=pl.len())
+        counts = np.zeros(len(weights))
+        place = positions(popularity["item"], rows.catalogue)
+        counts[place[place >= 0]] = popularity["popularity"].to_numpy()[place >= 0]
+        weights = np.where(counts > 0, counts**alpha, 0)
     _check_enough(rows, n, int(np.count_nonzero(weights)))
     negatives = np.concatenate([_draw(part, weights, n) for part in rows.blocks(max(1, CELLS // (2 * n)))])
     return examples.with_columns(_items("negatives", negatives.ravel(), rows.catalogue, np.full(len(negatives), n)))

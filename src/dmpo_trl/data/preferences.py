@@ -15,6 +15,7 @@ from datasets import Dataset
 from .interactions import Interactions
 from .prompts import PromptTemplate
 from .seeding import uniform
+from .seen import seen_before
 
 ROWS = 20_000  # in one step: enough for speed, and the text of so many fits in memory many times over
 
@@ -83,7 +84,8 @@ def ranking_dataset(examples: pl.DataFrame, data: Interactions, template: Prompt
 
     Returns:
         Columns `user`, `history` and `items` (item identifiers of the history and of the candidates), `positive`
-        (index of the target among the candidates), `prompt` and `candidates` (a list of completions).
+        (index of the target among the candidates), `prompt`, `candidates` (a list of completions), and `seen` (all
+        that the user had before the target, see [`seen_before`]).
     """
     return _dataset("ranking", examples, data, template, seed)
 
@@ -113,6 +115,8 @@ def text_tables(
         examples = examples.with_columns(_first=_first_draw(examples))
     for part in examples.iter_slices(ROWS):
         text = _text(_in_order(part, seed) if ordered else part, data, template)
+        if kind == "ranking":
+            text = text.with_columns(seen_before(part, data))
         yield _arrow(_columns(kind, text))
 
 
@@ -127,7 +131,7 @@ def _columns(kind: str, text: pl.DataFrame) -> pl.DataFrame:
     if kind == "sft":
         return text.select("prompt", completion="chosen")
     if kind == "ranking":
-        return text.select("user", "history", "items", "positive", "prompt", "candidates")
+        return text.select("user", "history", "items", "positive", "prompt", "candidates", "seen")
     rows = text.select("prompt", "chosen", "rejected")
     return rows.explode("rejected", empty_as_null=False) if kind == "pairs" else rows
 

@@ -49,13 +49,14 @@ def prepare(config: PrepareConfig) -> Prepared:
     if config.k_core_users > 1 or config.k_core_items > 1:
         data = k_core(data, users=config.k_core_users, items=config.k_core_items)
     examples = _split(data, config)
-    tables = _tables(examples, data, config)
+    items = _with_popularity(data.items, examples["train"])
+    tables = _tables(examples, data, items, config)
     with new_folder(output, overwrite=config.overwrite) as folder:
         rows: dict[str, dict[str, int]] = {}
         for (kind, split), (part, seed) in tables.items():
             path = folder / kind / f"{split}.parquet"
             rows.setdefault(kind, {})[split] = _write(path, kind, part, data, template, seed)
-        _with_popularity(data.items, examples["train"]).write_parquet(folder / "items.parquet")
+        items.write_parquet(folder / "items.parquet")
         manifest = {
             "format": FORMAT,
             "versions": {name: version(name) for name in ("dmpo-trl", "datasets", "numpy", "polars", "pyarrow")},
@@ -137,13 +138,18 @@ def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]
 
 
 def _tables(
-    examples: Mapping[str, pl.DataFrame], data: Interactions, config: PrepareConfig
+    examples: Mapping[str, pl.DataFrame], data: Interactions, items: pl.DataFrame, config: PrepareConfig
 ) -> dict[tuple[str, str], tuple[pl.DataFrame, int]]:
-    """The examples of each dataset and split, with negatives, and the seed of their order."""
+    """The examples of each dataset and split, with negatives, and the seed of their order.
+
+    Popularity is that among the training users: the held-out items must not shape what the model learns to reject.
+    """
 
     def draw(split: str, n: int, seed: int, strategy: str) -> pl.DataFrame:
         if strategy != "in_batch":
-            return sample_negatives(examples[split], data, n, seed=seed, strategy=strategy, alpha=config.alpha)
+            return sample_negatives(
+                examples[split], data, n, seed=seed, strategy=strategy, alpha=config.alpha, popularity=items
+            )
         batches = _shuffled(examples[split], seed)
         return sample_negatives(batches, data, n, seed=seed, strategy=strategy, batch_size=config.batch_size)
 

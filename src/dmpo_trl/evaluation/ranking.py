@@ -143,7 +143,7 @@ def full_catalogue(
         titles: of all items, by item.
         template: the one that the prompts were made with.
         seen: items that each user has had, not to be recommended again; the target stays a candidate in any case. By
-            default the items of the history column, which may be the last few of all.
+            default those of the column `seen`, and of `history` (the last few of all) where there is no such column.
 
     Raises:
         ValueError: where a target has no title, or the prompts list candidates.
@@ -156,7 +156,8 @@ def full_catalogue(
         target = row["items"][row["positive"]]
         if target not in completions:
             raise ValueError(f"The target {target!r} of user {row['user']} is not in `titles`")
-        had = set(row["history"] if seen is None else seen.get(row["user"], ())) - {target}
+        own = [*row["history"], *row.get("seen", ())] if seen is None else seen.get(row["user"], ())
+        had = set(own) - {target}
         items = [item for item in completions if item not in had]
         return {
             "items": items,

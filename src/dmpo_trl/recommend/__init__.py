@@ -3,5 +3,6 @@
 from .catalogue import Catalogue, TitleTrie
 from .explain import Explanation
 from .recommender import Recommendation, Recommender
+from .streaming import UserHistory
 
-__all__ = ["Catalogue", "Explanation", "Recommendation", "Recommender", "TitleTrie"]
+__all__ = ["Catalogue", "Explanation", "Recommendation", "Recommender", "TitleTrie", "UserHistory"]

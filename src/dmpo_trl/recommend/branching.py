@@ -18,7 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .prefixes import Prefixes, accepted_arguments, base_of, log_normalizer
+from ..scoring import base_model_of
+from .prefixes import Prefixes, accepted_arguments, log_normalizer
 
 _PREFIX = "branch_"
 _BASES = ("sdpa", "eager")
@@ -75,7 +76,7 @@ class BranchingPrefixes(Prefixes):
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
-        self._model, base_model = model, base_of(model)
+        self._model, base_model = model, base_model_of(model)
         if "position_ids" not in accepted_arguments(base_model):
             raise ValueError(f"{type(base_model).__name__} takes no position_ids")
         self._device = base_model.get_input_embeddings().weight.device

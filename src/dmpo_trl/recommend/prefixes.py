@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import DynamicCache
+
+from ..scoring import base_model_of
 
 
 class Prefixes(ABC):
@@ -52,7 +53,7 @@ class CachedPrefixes(Prefixes):
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
-        self._model, base_model = model, base_of(model)
+        self._model, base_model = model, base_model_of(model)
         self._device = base_model.get_input_embeddings().weight.device
         self._accepts = accepted_arguments(base_model)
         self._cache = DynamicCache(config=base_model.config)
@@ -88,7 +89,7 @@ class RecomputedPrefixes(Prefixes):
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], tokens_per_forward: int = 4096) -> None:
-        self._model, base_model = model, base_of(model)
+        self._model, base_model = model, base_model_of(model)
         self._device = base_model.get_input_embeddings().weight.device
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted_arguments(base_model) else {}
         self._tokens_per_forward = tokens_per_forward
@@ -117,11 +118,6 @@ def log_normalizer(logits: torch.Tensor) -> torch.Tensor:
     In float32 a sum over a vocabulary of 50,000 is off by 1e-5, always to the same side: 1e-4 over a title.
     """
     return torch.cat([part.double().logsumexp(dim=-1) for part in logits.split(64)])
-
-
-def base_of(model: Any) -> Any:
-    """The transformers model inside."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def accepted_arguments(base_model: Any) -> set[str]:

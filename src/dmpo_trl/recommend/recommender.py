@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,7 @@ from ..modes import evaluation_mode
 from ..scoring import score_completions
 from .catalogue import Catalogue, PromptTries
 from .decoding import Search, beam_search
-from .streaming import write_recommendations
+from .streaming import UserHistory, write_recommendations
 
 if TYPE_CHECKING:
     from .explain import Explanation
@@ -231,11 +231,10 @@ class Recommender:
 
     def recommend_all(
         self,
-        histories: Iterable[tuple[str, Sequence[str]]],
+        users: Iterable[tuple[str, Sequence[str]] | UserHistory],
         path: str | os.PathLike[str],
         k: int = 10,
         *,
-        exclude: Mapping[str, Iterable[str]] | None = None,
         num_beams: int = 20,
         batch_size: int = 8,
     ) -> int:
@@ -244,10 +243,9 @@ class Recommender:
         Memory is bounded by the batch. The file appears under its name only when it is complete.
 
         Args:
-            histories: Pairs of a user and its history; may be a generator.
+            users: Each a user and its history, and optionally what else it has `seen`; may be a generator.
             path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`. One that exists is replaced.
             k: See `recommend`.
-            exclude: For some users, further items that must not come out, such as what they had before the history.
             num_beams: See `recommend`.
             batch_size: Users searched together.
 
@@ -257,7 +255,7 @@ class Recommender:
         Raises:
             ValueError: See `recommend`; the message names the user.
         """
-        return write_recommendations(self, histories, Path(path), k, exclude or {}, num_beams, batch_size)
+        return write_recommendations(self, users, Path(path), k, num_beams, batch_size)
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 60) -> Explanation:
         """Which items of the history carry a recommendation; see `Explanation`.

@@ -15,15 +15,13 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ..probe import _short_windows
+from ..probe import short_windows, tolerance
+from ..scoring import base_model_of
 from .branching import BranchingPrefixes, branch_attention
-from .prefixes import CachedPrefixes, Prefixes, RecomputedPrefixes, base_of
+from .prefixes import CachedPrefixes, Prefixes, RecomputedPrefixes
 
 logger = logging.getLogger(__name__)
 
-# Differences of log-probs in their standard deviations, as in the probe of prefix sharing
-_TOLERANCE = 1e-4
-_NOISE_FACTOR = 8.0
 # The probe: two prompts, one longer than the windows; for each step the prefixes that go on, and how many tokens each
 # is then forced to go on with
 _PROMPT_LENGTHS = (9, 24)
@@ -45,7 +43,7 @@ def open_prefixes(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Pref
         model: A causal language model, or a `PeftModel` around one, in evaluation mode.
         prompts: Token ids of each prompt.
     """
-    base_model = base_of(model)
+    base_model = base_model_of(model)
     if base_model not in _chosen:
         _chosen[base_model] = _choose(model)
     with _attention(_chosen[base_model], base_model):
@@ -57,17 +55,14 @@ def _attention(kind: Any, base_model: Any) -> Any:
 
 
 def _choose(model: Any) -> type[Prefixes]:
-    base_model = base_of(model)
+    base_model = base_model_of(model)
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         reason = "virtual tokens before the prompt are not in the cache"
     else:
-        with _short_windows(base_model.config):
+        with short_windows(base_model.config):
             own = _probe(model, partial(RecomputedPrefixes, tokens_per_forward=1))
-            unit = own.std()
-            tolerance = _TOLERANCE
-            if base_model.dtype != torch.float32 or getattr(base_model, "is_quantized", False):
-                noise = float((_probe(model, RecomputedPrefixes) - own).abs().max() / unit)
-                tolerance = _NOISE_FACTOR * max(noise, torch.finfo(base_model.dtype).eps)
+            unit = own.std()  # as in the probe of prefix sharing
+            tolerated = tolerance(base_model, float((_probe(model, RecomputedPrefixes) - own).abs().max() / unit))
             for kind in (BranchingPrefixes, CachedPrefixes):
                 try:
                     difference = float((_probe(model, kind) - own).abs().max() / unit)
@@ -75,7 +70,7 @@ def _choose(model: Any) -> type[Prefixes]:
                     logger.debug("The probe of %s failed", kind.__name__, exc_info=True)
                     reason = f"its cache raised {type(error).__name__}: {error}"
                     continue
-                if difference <= tolerance:
+                if difference <= tolerated:
                     return kind
                 reason = f"with a cache its log-probs differ by {difference:.2g} standard deviations"
     logger.warning(
@@ -90,7 +85,7 @@ def _choose(model: Any) -> type[Prefixes]:
 def _probe(model: Any, kind: Callable[[Any, list[list[int]]], Prefixes]) -> torch.Tensor:
     """Log-probs of random tokens while the prefixes of two prompts branch, swap, run ahead and vanish."""
     generator = random.Random(0)
-    vocab_size = base_of(model).config.get_text_config().vocab_size
+    vocab_size = base_model_of(model).config.get_text_config().vocab_size
 
     def draw(count: int) -> list[int]:
         return [generator.randrange(vocab_size) for _ in range(count)]
@@ -101,7 +96,7 @@ def _probe(model: Any, kind: Callable[[Any, list[list[int]]], Prefixes]) -> torc
         return prefixes.log_probs(rows, np.concatenate(tokens))
 
     ahead: list[list[int]] = [[], []]  # tokens that are forced to follow each prefix
-    with _attention(kind, base_of(model)):
+    with _attention(kind, base_model_of(model)):
         prefixes = kind(model, [draw(length) for length in _PROMPT_LENGTHS])
         logps = [ask()]
         for parents, lengths in _STEPS:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,20 +20,33 @@ _SCHEMA = pa.schema(
 )
 
 
+class UserHistory(NamedTuple):
+    """A user to recommend to.
+
+    Attributes:
+        user: Its name in the outcome.
+        history: Items from old to new, for the prompt.
+        seen: Further items that are not recommended, such as what the user had before the history.
+    """
+
+    user: str
+    history: Sequence[str]
+    seen: Sequence[str] = ()
+
+
 def write_recommendations(
     recommender: Recommender,
-    histories: Iterable[tuple[str, Sequence[str]]],
+    users: Iterable[tuple[str, Sequence[str]] | UserHistory],
     path: Path,
     k: int,
-    exclude: Mapping[str, Iterable[str]],
     num_beams: int,
     batch_size: int,
 ) -> int:
     """See `Recommender.recommend_all`."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, it is {batch_size}.")
-    total = len(histories) if isinstance(histories, Sequence) else None
-    pairs = iter(histories)
+    total = len(users) if isinstance(users, Sequence) else None
+    entries = (UserHistory(*entry) for entry in users)
     count = 0
     unfinished = path.with_name(f"{path.name}.part{os.getpid()}")
     try:
@@ -41,18 +54,15 @@ def write_recommendations(
             pq.ParquetWriter(unfinished, _SCHEMA) as writer,
             tqdm(total=total, desc="recommending", unit=" users") as bar,
         ):
-            while batch := list(islice(pairs, batch_size)):
-                for user, history in batch:
-                    _check(recommender, user, [*history, *exclude.get(user, ())])
+            while batch := list(islice(entries, batch_size)):
+                for one in batch:
+                    _check(recommender, one)
                 found = recommender.recommend_batch(
-                    [history for _, history in batch],
-                    k,
-                    exclude=[exclude.get(user, ()) for user, _ in batch],
-                    num_beams=num_beams,
+                    [one.history for one in batch], k, exclude=[one.seen for one in batch], num_beams=num_beams
                 )
                 rows = [
                     {"user": user, "rank": rank, "item": one.item, "title": one.title, "score": one.score}
-                    for (user, _), own in zip(batch, found, strict=True)
+                    for (user, *_), own in zip(batch, found, strict=True)
                     for rank, one in enumerate(own, start=1)
                 ]
                 writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
@@ -64,8 +74,9 @@ def write_recommendations(
     return count
 
 
-def _check(recommender: Recommender, user: str, entries: Sequence[str]) -> None:
-    try:
-        recommender.catalogue.rows(entries, "history or exclude")
-    except ValueError as error:
-        raise ValueError(f"user {user!r}: {error}") from error
+def _check(recommender: Recommender, user: UserHistory) -> None:
+    for what in ("history", "seen"):
+        try:
+            recommender.catalogue.rows(getattr(user, what), what)
+        except ValueError as error:
+            raise ValueError(f"user {user.user!r}: {error}") from error
