@@ -84,7 +84,7 @@ def sample_negatives(
         place = positions(popularity["item"], rows.catalogue)
         counts[place[place >= 0]] = popularity["popularity"].to_numpy()[place >= 0]
         weights = np.where(counts > 0, counts**alpha, 0)
-    _check_enough(rows, n, int(np.count_nonzero(weights)))
+    _check_enough(rows, n, weights > 0)
     negatives = np.concatenate([_draw(part, weights, n) for part in rows.blocks(max(1, CELLS // (2 * n)))])
     return examples.with_columns(_items("negatives", negatives.ravel(), rows.catalogue, np.full(len(negatives), n)))
 
@@ -172,17 +172,16 @@ class _Rows:
         return self.had[np.minimum(found, len(self.had) - 1)] != pairs
 
 
-def _check_enough(rows: _Rows, n: int, drawable: int) -> None:
-    # Items that were had can be drawn by all the strategies that call this, so that they count among the drawable ones
-    starts = np.searchsorted(rows.had, np.arange(len(rows.names) + 1) * np.int64(len(rows.catalogue)))
-    had = np.diff(starts)
-    if not had.all():
+def _check_enough(rows: _Rows, n: int, drawable: np.ndarray) -> None:
+    size = np.int64(len(rows.catalogue))
+    starts = np.searchsorted(rows.had, np.arange(len(rows.names) + 1) * size)
+    if not (had := np.diff(starts)).all():
         raise ValueError(f"examples: user {rows.names[int(had.argmin())]!r} has no interaction in data")
-    worst = int(had.argmax())
-    if drawable - had[worst] < n:
+    had = np.diff(np.append(0, np.cumsum(drawable[rows.had % size]))[starts])  # only what could be drawn counts
+    worst, items = int(had.argmax()), int(drawable.sum())
+    if items - had[worst] < n:
         raise ValueError(
-            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {drawable} items; "
-            "lower n"
+            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {items} items; lower n"
         )
 
 
