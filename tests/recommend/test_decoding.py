@@ -9,7 +9,7 @@ from support import COPYING, SHARING, VOCAB_SIZE, make_model, naive_logp
 
 from dmpo_trl.recommend import strategy
 from dmpo_trl.recommend.catalogue import TitleTrie
-from dmpo_trl.recommend.decoding import Search, beam_search
+from dmpo_trl.recommend.decoding import Search, beam_search, exact_search
 
 EOS = 2
 # The fastest way that is right; what is not named here takes all beams of a user in one row
@@ -79,6 +79,44 @@ def test_full_width_is_exhaustive_on_any_catalogue(llama, seed, counts, end, k, 
     beam_search(llama, searches, num_beams=60)
     for search, case in zip(searches, cases, strict=True):
         assert_same(search.found, exhaustive(llama, *case), k)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 60),
+    k=st.integers(1, 8),
+    num_beams=st.integers(1, 4),
+    data=st.data(),
+)
+def test_what_is_proven_is_exhaustive(llama, seed, count, k, num_beams, data):
+    titles, prompt = random_titles(seed, count), random_prompt(seed, 5)
+    excluded = data.draw(st.sets(st.integers(0, count - 1)))
+    expected = exhaustive(llama, prompt, titles, excluded)
+    search = Search(prompt, TitleTrie(titles), excluded, k)
+    beam_search(llama, [search], num_beams)
+    if search.proven:
+        assert_same(search.found, expected, k)
+    search = Search(prompt, TitleTrie(titles), excluded, k)
+    exact_search(llama, [search], num_beams)
+    assert search.proven
+    assert_same(search.found, expected, k)
+
+
+def test_too_few_beams_prove_nothing(llama):
+    """Scores of a beam that misses the best item: not proven; with more beams it is found."""
+    missed = 0
+    for seed in range(20):
+        titles, prompt = random_titles(seed, 60), random_prompt(seed, 5)
+        best = -exhaustive(llama, prompt, titles)[0][0]
+        narrow = Search(prompt, TitleTrie(titles), (), 1)
+        beam_search(llama, [narrow], num_beams=1)
+        if narrow.found[0][0] < best - 1e-4:
+            missed += 1
+            assert not narrow.proven
+            exact_search(llama, [narrow], num_beams=1)
+            assert narrow.found[0][0] == pytest.approx(best, abs=2e-5)
+    assert missed
 
 
 @pytest.fixture(scope="module")

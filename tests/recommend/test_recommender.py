@@ -114,6 +114,14 @@ def test_what_cannot_be_done_is_said(case, call, message):
         call(case.recommender)
 
 
+def test_the_exact_search_finds_what_ranking_the_catalogue_finds(case):
+    candidates = [item for item in case.recommender.catalogue.items if item not in HISTORY]
+    ranked = Recommender(case.model, case.tokenizer, case.recommender.catalogue.frame, case.template).rank(
+        HISTORY, candidates
+    )
+    assert_same(case.recommender.recommend(HISTORY, 4, num_beams=1, exact=True), ranked[:4])
+
+
 def test_many_users_are_streamed_to_parquet(case, tmp_path):
     users = [(f"u{number}", [str(100 + number)]) for number in range(5)]
     path = tmp_path / "all.parquet"

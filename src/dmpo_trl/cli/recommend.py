@@ -45,6 +45,10 @@ class RecommendArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace --output where it exists."})
     k: int = field(default=10, metadata={"help": "Number of items a user."})
     num_beams: int = field(default=20, metadata={"help": "Beginnings of titles followed at a time."})
+    exact: bool = field(
+        default=False,
+        metadata={"help": "Search on until the outcome is proven to be the best of the whole catalogue."},
+    )
     batch_size: int = field(default=8, metadata={"help": "Users searched together."})
 
 
@@ -65,7 +69,7 @@ def run(arguments: list[str]) -> None:
 
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
     if options.history is not None:
-        found = recommender.recommend(options.history, options.k, num_beams=options.num_beams)
+        found = recommender.recommend(options.history, options.k, num_beams=options.num_beams, exact=options.exact)
         for rank, one in enumerate(found, start=1):
             print(f"{rank:>3}. {one.title}  ({one.item}, log-prob {one.score:.2f})")
         return
@@ -74,6 +78,7 @@ def run(arguments: list[str]) -> None:
         options.output,
         options.k,
         num_beams=options.num_beams,
+        exact=options.exact,
         batch_size=options.batch_size,
     )
     print(f"Recommendations for {count:,} users are in {options.output}.")

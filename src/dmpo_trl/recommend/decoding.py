@@ -15,6 +15,8 @@ from .catalogue import TitleTrie
 from .prefixes import Prefixes
 from .strategy import open_prefixes
 
+_ROUNDING = 0.5  # nats; a title's score depends a little on what is computed beside it, most in half precision
+
 
 @dataclass
 class Search:
@@ -34,15 +36,35 @@ class Search:
     nodes: np.ndarray = field(init=False)  # of the beams, (beams,)
     scores: np.ndarray = field(init=False)  # summed log-probs, (beams,)
     found: list[tuple[float, int]] = field(init=False, default_factory=list)  # (score, row), best first
+    left_out: float = field(init=False, default=-np.inf)  # best score of a beginning that was not followed
+    floor: float = field(init=False, default=-np.inf)  # what scores less cannot be among the k best
 
     def __post_init__(self) -> None:
         self.excluded = frozenset(self.excluded)
         counts: Counter[int] = self.trie.excluded_counts(self.excluded)
         self._excluded_nodes = np.array(sorted(counts), dtype=np.int64)
         self._excluded_counts = np.array([counts[node] for node in self._excluded_nodes], dtype=np.int64)
+        self._begin()
+
+    def _begin(self) -> None:
         self.nodes, self.scores = np.zeros(1, dtype=np.int64), np.zeros(1)
         if self._remaining(self.nodes)[0] == 0:
             self.nodes, self.scores = self.nodes[:0], self.scores[:0]
+
+    @property
+    def proven(self) -> bool:
+        """Whether what was found is what scoring every item would give.
+
+        A score only falls as tokens are added, so that nothing can come of a beginning that is below the k-th item.
+        """
+        return self.left_out == -np.inf or (len(self.found) == self.k and self.left_out < self.found[-1][0])
+
+    def restart(self) -> None:
+        """Begin again, to be run with more beams; what the first run found bounds the second."""
+        if len(self.found) == self.k:
+            self.floor = self.found[-1][0] - _ROUNDING
+        self.found, self.left_out = [], -np.inf
+        self._begin()
 
     def _remaining(self, nodes: np.ndarray) -> np.ndarray:
         """Number of items in and below each node that may come out."""
@@ -70,10 +92,12 @@ class Search:
         self.found = heapq.nsmallest(self.k, self.found, key=lambda entry: (-entry[0], entry[1]))
 
         # A score only falls as tokens are added: what is below the k-th item found cannot get among the k
-        bar = self.found[-1][0] if len(self.found) == self.k else -np.inf
+        bar = self.found[-1][0] if len(self.found) == self.k else self.floor
         kept = np.flatnonzero((remaining > 0) & (scores >= bar))
         if len(kept) > num_beams:
-            kept = kept[np.argsort(-scores[kept], kind="stable")[:num_beams]]
+            kept = kept[np.argsort(-scores[kept], kind="stable")]
+            self.left_out = max(self.left_out, float(scores[kept[num_beams]]))
+            kept = kept[:num_beams]
         self.nodes, self.scores = children[kept], scores[kept]
         return owner[kept]
 
@@ -100,6 +124,23 @@ def beam_search(model: Any, searches: Sequence[Search], num_beams: int) -> None:
     with open_prefixes(model, [search.prompt_ids for search in searches]) as prefixes:
         while searches:
             searches = _step(prefixes, searches, num_beams)
+
+
+def exact_search(model: Any, searches: Sequence[Search], num_beams: int) -> None:
+    """Run beam searches with ever more beams until what each has found is proven to be the best of all items.
+
+    Args:
+        model: See `beam_search`.
+        searches: One a user.
+        num_beams: Number of beams of the first run; each further one, of the searches that need it, has four times as
+            many, and drops at once what the one before has shown to be too low.
+    """
+    while searches:
+        beam_search(model, searches, num_beams)
+        searches = [search for search in searches if not search.proven]
+        num_beams *= 4
+        for search in searches:
+            search.restart()
 
 
 def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Search]:

@@ -20,7 +20,7 @@ from ..loading import load_model, load_tokenizer
 from ..modes import evaluation_mode
 from ..scoring import score_completions
 from .catalogue import Catalogue, PromptTries
-from .decoding import Search, beam_search
+from .decoding import Search, beam_search, exact_search
 from .streaming import UserHistory, write_recommendations
 
 if TYPE_CHECKING:
@@ -176,7 +176,13 @@ class Recommender:
         return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
 
     def recommend(
-        self, history: Sequence[str], k: int = 10, *, exclude: Iterable[str] = (), num_beams: int = 20
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        exclude: Iterable[str] = (),
+        num_beams: int = 20,
+        exact: bool = False,
     ) -> list[Recommendation]:
         """The best items of the whole catalogue after a history, by a beam search that only titles can come out of.
 
@@ -186,6 +192,7 @@ class Recommender:
             exclude: Further items that must not come out.
             num_beams: Number of title beginnings followed at a time, raised to `k` where it is less. The more, the
                 closer to scoring the whole catalogue, and the slower.
+            exact: Search on, with more beams, until the outcome is proven to be the best `k` of the whole catalogue.
 
         Returns:
             From best to worst. The score is the log-prob that `rank` gives with `score="sum"`.
@@ -194,7 +201,7 @@ class Recommender:
             ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, or the template lists
                 candidates in the prompt.
         """
-        return self.recommend_batch([history], k, exclude=[exclude], num_beams=num_beams)[0]
+        return self.recommend_batch([history], k, exclude=[exclude], num_beams=num_beams, exact=exact)[0]
 
     def recommend_batch(
         self,
@@ -203,6 +210,7 @@ class Recommender:
         *,
         exclude: Sequence[Iterable[str]] | None = None,
         num_beams: int = 20,
+        exact: bool = False,
     ) -> list[list[Recommendation]]:
         """`recommend` for several users in one search; `exclude` has one entry a user."""
         if k < 1 or num_beams < 1:
@@ -218,7 +226,7 @@ class Recommender:
             prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
             searches.append(Search(prompt_ids, trie, [*seen, *self.catalogue.rows(own_exclude, "exclude")], k))
         with evaluation_mode(self.model):
-            beam_search(self.model, searches, max(k, num_beams))
+            (exact_search if exact else beam_search)(self.model, searches, max(k, num_beams))
         if short := [len(search.found) for search in searches if len(search.found) < k]:
             logger.warning(
                 "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (%d at least).",
@@ -236,6 +244,7 @@ class Recommender:
         k: int = 10,
         *,
         num_beams: int = 20,
+        exact: bool = False,
         batch_size: int = 8,
     ) -> int:
         """`recommend` for any number of users, streamed to a Parquet file with a progress bar.
@@ -247,6 +256,7 @@ class Recommender:
             path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`. One that exists is replaced.
             k: See `recommend`.
             num_beams: See `recommend`.
+            exact: See `recommend`.
             batch_size: Users searched together.
 
         Returns:
@@ -255,7 +265,7 @@ class Recommender:
         Raises:
             ValueError: See `recommend`; the message names the user.
         """
-        return write_recommendations(self, users, Path(path), k, num_beams, batch_size)
+        return write_recommendations(self, users, Path(path), k, batch_size, num_beams=num_beams, exact=exact)
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 60) -> Explanation:
         """Which items of the history carry a recommendation; see `Explanation`.

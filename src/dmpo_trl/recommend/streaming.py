@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,8 +39,8 @@ def write_recommendations(
     users: Iterable[tuple[str, Sequence[str]] | UserHistory],
     path: Path,
     k: int,
-    num_beams: int,
     batch_size: int,
+    **search: Any,
 ) -> int:
     """See `Recommender.recommend_all`."""
     if batch_size < 1:
@@ -58,7 +58,7 @@ def write_recommendations(
                 for one in batch:
                     _check(recommender, one)
                 found = recommender.recommend_batch(
-                    [one.history for one in batch], k, exclude=[one.seen for one in batch], num_beams=num_beams
+                    [one.history for one in batch], k, exclude=[one.seen for one in batch], **search
                 )
                 rows = [
                     {"user": user, "rank": rank, "item": one.item, "title": one.title, "score": one.score}
