@@ -44,7 +44,7 @@ class RecommendArguments:
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace --output where it exists."})
     k: int = field(default=10, metadata={"help": "Number of items a user."})
-    num_beams: int = field(default=20, metadata={"help": "Beginnings of titles followed at a time."})
+    num_beams: int = field(default=100, metadata={"help": "Beginnings of titles followed at a time."})
     exact: bool = field(
         default=False,
         metadata={"help": "Search on until the outcome is proven to be the best of the whole catalogue."},

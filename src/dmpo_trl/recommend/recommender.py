@@ -181,7 +181,7 @@ class Recommender:
         k: int = 10,
         *,
         exclude: Iterable[str] = (),
-        num_beams: int = 20,
+        num_beams: int = 100,
         exact: bool = False,
     ) -> list[Recommendation]:
         """The best items of the whole catalogue after a history, by a beam search that only titles can come out of.
@@ -209,7 +209,7 @@ class Recommender:
         k: int = 10,
         *,
         exclude: Sequence[Iterable[str]] | None = None,
-        num_beams: int = 20,
+        num_beams: int = 100,
         exact: bool = False,
     ) -> list[list[Recommendation]]:
         """`recommend` for several users in one search; `exclude` has one entry a user."""
@@ -243,7 +243,7 @@ class Recommender:
         path: str | os.PathLike[str],
         k: int = 10,
         *,
-        num_beams: int = 20,
+        num_beams: int = 100,
         exact: bool = False,
         batch_size: int = 8,
     ) -> int:
