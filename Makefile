@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test test-slow lint bench bench-ranking bench-data clean
+.PHONY: quickstart test test-slow lint bench bench-gpu bench-ranking bench-data compat package clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -21,9 +21,24 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# An hour on two cores, with nothing else running
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/step.py $(ARGS)
-	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/step.py --memory --profile --output benchmarks/results $(ARGS)
+	$(BIN)/python benchmarks/step.py --lora --name step-lora --output benchmarks/results $(ARGS)
+	$(BIN)/python benchmarks/step.py --negatives 3 --prompt_lengths 64 128 256 512 --name step-prompt --output benchmarks/results $(ARGS)
+	$(BIN)/python benchmarks/step.py --negatives 3 --batch_sizes 1 2 4 --name step-batch --output benchmarks/results $(ARGS)
+	$(BIN)/python benchmarks/whole_trainer.py --pairs --output benchmarks/results
+	$(BIN)/python benchmarks/heads.py --output benchmarks/results
+
+# Never run yet: no GPU was at hand
+GPU := --device cuda --dtype bfloat16 --output benchmarks/results
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python benchmarks/step.py --shape llama-1b --negatives 1 3 7 15 31 --name step-llama-1b $(GPU)
+	$(BIN)/python benchmarks/step.py --shape llama-1b --negatives 7 --prompt_lengths 256 512 1024 2048 --name step-llama-1b-prompt $(GPU)
+	$(BIN)/python benchmarks/step.py --shape llama-8b --lora --negatives 1 3 7 15 31 --name step-llama-8b-lora $(GPU)
+	$(BIN)/python benchmarks/step.py --shape qwen-8b --lora --four_bit --negatives 1 7 31 --name step-qwen-8b-4bit $(GPU)
+	$(BIN)/python benchmarks/fit.py --shape llama-8b --lora --bounds 24 48 80 $(GPU)
+	$(BIN)/python benchmarks/heads.py --hidden 4096 $(GPU)
 
 bench-ranking: $(VENV)/.dev
 	$(BIN)/python benchmarks/ranking.py $(ARGS)
@@ -31,8 +46,22 @@ bench-ranking: $(VENV)/.dev
 bench-data: $(VENV)/.dev
 	$(BIN)/python benchmarks/data.py $(ARGS)
 
+# Other versions of Python and of what dmpo-trl builds on: one environment after the other, of up to 6 GB each
+compat:
+	$(PYTHON) scripts/compat.py $(ARGS)
+
+# What would be published, and whether it works alone, in an environment that pip fills from the registry
+package: $(VENV)/.dev
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/alone
+	build/alone/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build && alone/bin/python ../scripts/smoke.py
+	rm -rf build
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .compat build dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,116 +1,191 @@
-"""Time of the log-prob gather, forward and backward: ours, TRL's function, and log-softmax over whole logits.
+"""Time of the log-prob of given tokens from hidden states, forward and backward: heads alone, without a model.
 
-    python benchmarks/heads.py --tokens 36 144 1024 --hidden 576 --vocabulary 49152 --threads 2
+    OMP_NUM_THREADS=2 python benchmarks/heads.py --tokens 36 144 1024 --vocabulary 32768 49152 131072 262144
 
-Every round runs all contenders one after another, so that what else the machine does hits them alike.
+    full logits         log-softmax over whole logits, in float32
+    TRL                 the function behind TRL's fused head
+    ours                `dmpo_trl.logprobs`; under a trainable head both of its ways, and the one it chooses is `ours`
+    cut-cross-entropy   Apple's kernel; Triton, hence CUDA only
+    Liger               fused linear cross-entropy; Triton, CUDA only. It gives the sum over the tokens and no log-prob
+                        a token, so no preference loss could use it
+
+Every round runs all heads one after another, so that what else the machine does hits them alike. A head that gives
+another sum of log-probs, or another norm of a gradient, than full logits stops the run. One that cannot run here has a
+row that says why.
 """
 
-import argparse
-import platform
+import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from unittest import mock
 
+import report
 import torch
-import trl
+from machine import describe, synchronize
+from torch import Tensor
+from transformers import HfArgumentParser
 from trl.kernels import ChunkedLogProbFunction
 
 from dmpo_trl import logprobs
 
 TRL_CHUNK = 32768  # vocabulary entries a tile in TRL's own trainers
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # relative
+COLUMNS = ["vocabulary", "tokens", "gradient", "head", "ms", "times faster than full logits", "lowest", "highest"]
+COLUMNS += ["times faster than TRL", "note"]
+# what needs a gradient: hidden states, head
+GRADIENTS = {"none": (False, False), "head frozen": (True, False), "head trainable": (True, True)}
+
+Head = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, weight, targets -> a log-prob a token, or their sum
 
 
-def full_logits(hidden, weight, targets):
+@dataclass
+class Settings:
+    tokens: list[int] = field(default_factory=lambda: [36, 144, 1024], metadata={"help": "Scored positions."})
+    hidden: int = 576
+    vocabulary: list[int] = field(default_factory=lambda: [32768, 49152, 131072, 262144])
+    rounds: int = field(default=7, metadata={"help": "Turns of each head; the median is reported."})
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype: str = "float32"
+    output: Path | None = field(default=None, metadata={"help": "Folder for the table, the CSV and the plots."})
+    name: str = field(default="heads", metadata={"help": "Beginning of the file names in --output."})
+
+
+def full_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return torch.log_softmax((hidden @ weight.T).float(), dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
-def trl_function(hidden, weight, targets):
+def trl_function(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ())[0]
 
 
-def ours(hidden, weight, targets):
+def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return logprobs.gather_logprobs(hidden, weight, targets).log_probs
 
 
-def ours_recompute(hidden, weight, targets):
+def ours_recompute(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     with mock.patch.object(logprobs, "MAX_KEPT_SOFTMAX", 0):
         return ours(hidden, weight, targets)
 
 
-def ours_keep_softmax(hidden, weight, targets):
+def ours_keep_softmax(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     with mock.patch.object(logprobs, "MAX_KEPT_SOFTMAX", 2**40):
         return ours(hidden, weight, targets)
 
 
-COMMON = {"full logits": full_logits, "TRL": trl_function}
-# what needs a gradient (hidden states, head) -> contenders
-CASES = {
-    "none": ((False, False), {**COMMON, "ours": ours}),
-    "head frozen": ((True, False), {**COMMON, "ours": ours}),
-    "head trainable": (
-        (True, True),
-        {**COMMON, "ours, recompute": ours_recompute, "ours, softmax kept": ours_keep_softmax},
-    ),
-}
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    return -linear_cross_entropy(hidden, weight, targets, reduction="none")
 
 
-def seconds(function: Callable, leaves: list, targets: torch.Tensor) -> float:
-    hidden, weight = leaves
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return -LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets)
+
+
+def heads_for(gradient: str, device: str) -> dict[str, Head | str]:
+    """The heads by name, or the reason why one cannot run."""
+    heads: dict[str, Head | str] = {"full logits": full_logits, "TRL": trl_function, "ours": ours}
+    if gradient == "head trainable" and device == "cpu":
+        heads |= {"ours, recompute": ours_recompute, "ours, softmax kept": ours_keep_softmax}
+    for name, package, head in (
+        ("cut-cross-entropy", "cut_cross_entropy", cut_cross_entropy),
+        ("Liger", "liger_kernel", liger),
+    ):
+        if device == "cpu":
+            heads[name] = "not run: needs CUDA"
+        elif importlib.util.find_spec(package) is None:
+            heads[name] = f"not run: {package} is not installed"
+        else:
+            heads[name] = head
+    return heads
+
+
+def run(head: Head, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, list[float]]:
+    """Seconds; the sum of the log-probs, and the norm of each gradient asked for."""
     hidden.grad = weight.grad = None
     synchronize(hidden.device)
     start = time.perf_counter()
-    log_probs = function(hidden, weight, targets)
-    if log_probs.requires_grad:
-        log_probs.sum().backward()
+    total = head(hidden, weight, targets).sum()
+    if total.requires_grad:
+        total.backward()
     synchronize(hidden.device)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    norms = [float(x.grad.float().norm()) for x in (hidden, weight) if x.grad is not None]
+    return seconds, [float(total.detach()), *norms]
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+def check_agreement(name: str, values: list[float], expected: list[float], dtype: torch.dtype) -> None:
+    for own, other in zip(values, expected, strict=True):
+        if not abs(own - other) <= TOLERANCES[dtype] * abs(other):
+            raise SystemExit(f"'{name}' disagrees with 'full logits': {values} against {expected}.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[36, 144, 1024])
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--vocabulary", type=int, default=49152)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def measure(settings: Settings, vocabulary: int, tokens: int, gradient: str) -> list[report.Row]:
+    dtype = getattr(torch, settings.dtype)
+    hidden, weight = (torch.randn(n, settings.hidden, device=settings.device) for n in (tokens, vocabulary))
+    weight *= settings.hidden**-0.5
+    targets = torch.randint(0, vocabulary, (tokens,), device=settings.device)
+    leaves = [
+        x.to(dtype).requires_grad_(needed) for x, needed in zip((hidden, weight), GRADIENTS[gradient], strict=True)
+    ]
+    heads = heads_for(gradient, settings.device)
+    seconds: dict[str, list[float]] = {name: [] for name, head in heads.items() if callable(head)}
+    for place in range(settings.rounds + 1):
+        expected = None
+        for name in seconds:
+            elapsed, values = run(heads[name], *leaves, targets)
+            expected = values if expected is None else expected
+            check_agreement(name, values, expected, dtype)
+            if place > 0:  # the first round warms up
+                seconds[name].append(elapsed)
+    rows = []
+    for name, head in heads.items():
+        row: report.Row = {"vocabulary": vocabulary, "tokens": tokens, "gradient": gradient, "head": name}
+        if name not in seconds:
+            rows.append(row | dict.fromkeys(COLUMNS[4:-1], math.nan) | {"note": head})
+            continue
+        full, trl = (
+            [a / b for a, b in zip(seconds[other], seconds[name], strict=True)] for other in ("full logits", "TRL")
+        )
+        values = (statistics.median(seconds[name]) * 1e3, statistics.median(full), min(full), max(full))
+        rows.append(row | dict(zip(COLUMNS[4:], (*values, statistics.median(trl), ""), strict=True)))
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
     torch.manual_seed(0)
-
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} {platform.processor()}"
-    print(
-        f"{machine}, {args.threads} threads; Python {platform.python_version()}, torch {torch.__version__},", end=" "
-    )
-    print(f"TRL {trl.__version__}; H = {args.hidden}, V = {args.vocabulary}, {args.dtype}")
-    print(f"Median of {args.rounds} alternating rounds, forward and backward.\n")
-    print("| gradient | tokens | head | ms | vs full logits | vs TRL |\n|---|---:|---|---:|---:|---:|")
-    factory = {"device": args.device, "dtype": getattr(torch, args.dtype)}
-    for S in args.tokens:
-        hidden, weight = torch.randn(S, args.hidden, **factory), torch.randn(args.vocabulary, args.hidden, **factory)
-        weight *= args.hidden**-0.5
-        targets = torch.randint(0, args.vocabulary, (S,), device=args.device)
-        for case, (needs_grad, contenders) in CASES.items():
-            leaves = [
-                x.detach().requires_grad_(needed) for x, needed in zip((hidden, weight), needs_grad, strict=True)
-            ]
-            times: dict[str, list[float]] = {name: [] for name in contenders}
-            for i in range(args.rounds + 1):
-                for name, function in contenders.items():
-                    elapsed = seconds(function, leaves, targets)
-                    if i > 0:  # the first round warms up
-                        times[name].append(elapsed)
-            medians = {name: statistics.median(values) for name, values in times.items()}
-            for name, median in medians.items():
-                ratios = f"{median / medians['full logits']:.2f} | {median / medians['TRL']:.2f}"
-                print(f"| {case} | {S:,} | {name} | {median * 1e3:.1f} | {ratios} |", flush=True)
+    header = describe("trl", device=settings.device)
+    header |= {"heads": f"hidden size {settings.hidden}, {settings.dtype}", "rounds": str(settings.rounds)}
+    print(f"{report.head(header)}\n\n{report.table_head(COLUMNS)}", flush=True)
+    rows = []
+    for vocabulary in settings.vocabulary:
+        for tokens in settings.tokens:
+            for gradient in GRADIENTS:
+                for row in measure(settings, vocabulary, tokens, gradient):
+                    rows.append(row)
+                    print(report.table_row(row, COLUMNS), flush=True)
+    if settings.output is not None:
+        command = report.command("heads", arguments)
+        report.write_table(settings.output, settings.name, "Heads alone", command, header, rows, COLUMNS)
+        for tokens in settings.tokens:
+            drawn = [row for row in rows if row["tokens"] == tokens and not row["note"] and row["gradient"] != "none"]
+            report.draw(
+                settings.output / f"{settings.name}-{tokens}-tokens.svg",
+                header | {"tokens": str(tokens)},
+                drawn,
+                "vocabulary",
+                "ms",
+                lambda row: f"{row['head']}, {row['gradient']}",
+                "vocabulary",
+                "ms, forward and backward",
+            )
 
 
 if __name__ == "__main__":

@@ -11,20 +11,16 @@ The sides take turns inside one process. A run in which their scores differ, or 
 The users are MovieLens 100K's, in the quickstart's words; one of the candidates is the film that came next.
 """
 
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
+from machine import ROOT, describe
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dmpo_trl.contract import tokenize_completions
@@ -33,7 +29,6 @@ from dmpo_trl.evaluation.ranking import rank_by_log_prob, score_candidates
 from dmpo_trl.evaluation.result import RankingResult
 from dmpo_trl.scoring import CompletionScores
 
-ROOT = Path(__file__).parents[1]
 TOLERANCE = 2e-3  # nats a title, float32 rounding in another order; about 30 nats is a typical log-prob
 
 
@@ -101,18 +96,6 @@ def count_tokens(tokenizer: Any, users: Dataset) -> tuple[int, int]:
     return prompts, titles
 
 
-def describe(settings: Settings) -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return {
-        "cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown",
-        "rounds": str(settings.rounds),
-    }
-
-
 def main(arguments: list[str] | None = None) -> None:
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
     if settings.model is None:
@@ -135,8 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
             seconds[side].append(time.perf_counter() - start)
         difference = max(difference, check_agreement(users, scored["separate"], scored["together"]))
 
+    header = describe() | {"rounds": str(settings.rounds)}
     prompts, titles = count_tokens(tokenizer, users)
-    print("\n".join(f"- {name}: {value}" for name, value in describe(settings).items()))
+    print("\n".join(f"- {name}: {value}" for name, value in header.items()))
     print(
         f"- {len(users)} users, {settings.candidates} candidates each; prompts of {prompts / len(users):.0f} tokens, "
         f"titles of {titles / len(users) / settings.candidates:.1f}"

@@ -1,18 +1,34 @@
-"""The benchmark of a step on a tiny model: that it runs, counts tokens rightly and stops where a side is wrong."""
+"""The benchmark of a step on a tiny model: that it runs, counts rightly and stops where a side is wrong."""
 
 import csv
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support import load_script
+from torch.utils.flop_counter import FlopCounterMode
+
+SIDES = ["full logits", "trl fused", "trl fused, checkpointing", "copies", "cached prompt", "trie"]
+SIDES += ["trie, precomputed reference", "trl pairs", "trie, sigmoid", "sft"]
 
 
 @pytest.fixture(scope="module")
 def step():
     with load_script("benchmarks/step.py") as module:
         yield module
+
+
+@pytest.fixture(scope="module")
+def sides(step):
+    return importlib.import_module("sides")
+
+
+@pytest.fixture(scope="module")
+def models(step):
+    return importlib.import_module("models")
 
 
 def read(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -24,13 +40,40 @@ def read(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
 def test_sides_agree_and_tokens_are_counted(step, tmp_path, capsys, lora):
     step.main(["--tiny", "--negatives", "1", "3", "--rounds", "2", "--output", str(tmp_path), *lora])
     rows = read(tmp_path)
-    assert list(rows) == [(n, s) for n in ("N=1", "N=3") for s in ("full logits", "trl fused", "copies", "trie")]
-    # A prompt of 40 bytes, the chosen "abcde", the rejected "ab000", "ab001", "ab002"
-    assert rows["N=3", "full logits"]["tokens"] == rows["N=3", "trl fused"]["tokens"] == str(4 * 45)
-    assert rows["N=3", "copies"]["tokens"] == str(4 * 44)
-    assert rows["N=3", "trie"]["tokens"] == str(40 + len("ab") + len("cd") + len("00"))
-    assert all(float(row["seconds"]) >= 0 and float(row["seconds ratio"]) > 0 for row in rows.values())
-    assert capsys.readouterr().out.count("| N=3 |") == 4
+    assert list(rows) == [(n, s) for n in ("N=1", "N=3") for s in SIDES]
+    # A prompt of 40 letters, the chosen "abcde", the rejected "ab000", "ab001", "ab002"
+    tokens = {side: int(rows["N=3", side]["tokens"]) for side in SIDES}
+    assert tokens["full logits"] == tokens["trl fused"] == tokens["trl fused, checkpointing"] == 4 * 45
+    assert tokens["trl pairs"] == 3 * 2 * 45
+    assert tokens["copies"] == 4 * 44
+    assert tokens["cached prompt"] == 40 + 4 * 4
+    trie = 40 + len("ab") + len("cd") + len("00")
+    assert {tokens[side] for side in SIDES if side.startswith("trie") or side == "sft"} == {trie}
+    for row in rows.values():
+        assert float(row["seconds"]) > 0
+        if row["side"] != "sft":  # another job
+            assert float(row["lowest"]) <= float(row["seconds ratio"]) <= float(row["highest"])
+    assert capsys.readouterr().out.count("| N=3 |") == len(SIDES)
+
+
+def test_what_is_written_names_machine_versions_and_commit(step, tmp_path):
+    arguments = ["--tiny", "--negatives", "1", "3", "--batch_sizes", "1", "2", "--sides", "trie", "--rounds", "1"]
+    step.main([*arguments, "--profile", "--output", str(tmp_path), "--name", "run"])
+    plots = [f"run-seconds{what}-against-{x}.svg" for what in ("", "-ratio") for x in ("batch", "negatives")]
+    assert sorted(file.name for file in tmp_path.glob("*.svg")) == sorted(plots)
+    for name in ("run.md", "run.csv", "run-profile.md"):
+        assert f"torch {torch.__version__}" in (tmp_path / name).read_text()
+        assert "threads used" in (tmp_path / name).read_text()
+    assert "aten::mm" in (tmp_path / "run-profile.md").read_text()
+    assert "python benchmarks/step.py --tiny" in (tmp_path / "run.md").read_text()
+
+
+def test_an_example_at_a_time_is_what_the_batch_computes(step, tmp_path):
+    sides = ["trie", "trie, one at a time"]
+    arguments = ["--tiny", "--negatives", "2", "--batch_sizes", "3", "--rounds", "1", "--sides", *sides]
+    step.main([*arguments, "--copies_at_once", "3", "--output", str(tmp_path)])
+    rows = read(tmp_path)
+    assert {rows["N=2, batch 3", side]["tokens"] for side in sides} == {str(3 * (40 + 2 + 2 + 2))}
 
 
 def test_rows_that_share_a_history_stand_once(step, tmp_path):
@@ -43,18 +86,136 @@ def test_rows_that_share_a_history_stand_once(step, tmp_path):
     assert outcome["rows.json", "trie"]["tokens"] == str(60 + 10 * (1 + 2))
 
 
-def test_a_side_that_computes_something_else_stops_the_run(step, monkeypatch):
-    monkeypatch.setattr(step, "score_with_trl", lambda model, batch: 1.1 * step.score_with_full_logits(model, batch))
-    with pytest.raises(SystemExit, match="'trl fused' disagrees with 'full logits': loss"):
-        step.main(["--tiny", "--negatives", "1"])
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("score_with_trl", "'trl fused' disagrees with 'full logits': loss"),
+        ("score_with_cache", "'cached prompt' disagrees with 'full logits': loss"),
+        ("score_with_ours", "'copies' disagrees with 'full logits': loss"),
+        ("score_pairs", "'trie, sigmoid' disagrees with 'trl pairs': loss"),
+    ],
+)
+def test_a_side_that_computes_something_else_stops_the_run(step, sides, monkeypatch, score, message):
+    right = getattr(sides, score)
+    monkeypatch.setattr(sides, score, lambda model, batch: 1.5 * right(model, batch))
+    with pytest.raises(SystemExit, match=message):
+        step.main(["--tiny", "--negatives", "2", "--rounds", "1"])
+
+
+def test_a_side_whose_gradient_is_another_stops_the_run(step, sides, monkeypatch):
+    def detached(model, batch):
+        logps = right(model, batch)
+        return torch.cat([logps[:1].detach(), logps[1:]])
+
+    right = sides.score_with_cache
+    monkeypatch.setattr(sides, "score_with_cache", detached)
+    with pytest.raises(SystemExit, match=r"'cached prompt' disagrees .* gradient norm"):
+        step.main(["--tiny", "--negatives", "2", "--rounds", "1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "llama-9b"], "Unknown --shape 'llama-9b'"),
+        (["--tiny", "--four_bit"], "--four_bit needs --lora"),
+        (["--tiny", "--rounds", "0"], "--rounds 0 measures nothing"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(step, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        step.main(arguments)
+
+
+def test_an_unknown_side_is_refused(step):
+    with pytest.raises(SystemExit, match=r"No side is called \['tree'\]"):
+        step.main(["--tiny", "--sides", "tree"])
+
+
+def test_out_of_memory_is_a_row(step, sides, tmp_path, monkeypatch):
+    def out_of_memory(model, batch):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sides, "score_with_full_logits", out_of_memory)
+    step.main(["--tiny", "--negatives", "2", "--rounds", "1", "--output", str(tmp_path)])
+    rows = read(tmp_path)
+    assert rows["N=2", "full logits"]["note"] == "out of memory"
+    assert rows["N=2", "trie"]["seconds ratio"] == "nan"
+    assert float(rows["N=2", "trie"]["seconds"]) > 0
+
+
+def test_prompts_are_cut_or_extended_at_the_front(step):
+    fit_prompt = importlib.import_module("cases").fit_prompt
+    assert fit_prompt([1, 2, 3], 2) == [2, 3]
+    assert fit_prompt([1, 2, 3], 7) == [3, 1, 2, 3, 1, 2, 3]
+    assert fit_prompt([1, 2, 3], None) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_flops_are_those_that_torch_counts(models, lora):
+    """With every token seen by every other, as eager attention computes it."""
+    loaded = models.load_models(models.ModelSettings(tiny=True, lora=lora))
+    base = loaded.bases[0]
+    base.set_attn_implementation("eager")
+    work = models.Work(tokens=24, seen=24**2, projected=24)
+    ids, adapter = torch.arange(24)[None], loaded.adapter_weights
+    with FlopCounterMode(display=False) as forward:
+        logits = loaded.policy(input_ids=ids, use_cache=False).logits
+    assert forward.get_total_flops() == models.forward_flops(base.config, work, adapter)
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    expected = models.backward_flops(base.config, work, adapter)
+    if lora:  # nothing below the first layer asks for a gradient: its q, k and v need none for their input
+        config = base.config
+        expected -= 3 * 2 * 24 * (config.hidden_size**2 + 16 * config.hidden_size)
+    assert backward.get_total_flops() == expected
+
+
+def test_a_shape_has_the_size_in_its_name(models):
+    parameters = {
+        name: models.layer_weights(c) + c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
+        for name, c in models.SHAPES.items()
+    }
+    assert parameters["smollm2-135m"] == pytest.approx(134.5e6, rel=1e-3)  # from the model cards
+    assert parameters["llama-1b"] == pytest.approx(1.24e9, rel=1e-2)
+    assert parameters["llama-8b"] == pytest.approx(8.03e9, rel=1e-2)
+    assert parameters["qwen-0.6b"] == pytest.approx(0.596e9, rel=1e-2)
+    assert parameters["qwen-1.7b"] == pytest.approx(1.72e9, rel=1e-2)
+    assert parameters["qwen-8b"] == pytest.approx(8.19e9, rel=1e-2)
+
+
+def test_the_expanded_cache_does_the_work_of_a_trie(sides):
+    """Of one whose completions have nothing in common."""
+    example = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5, 6], "rejected_ids": [[7, 8], [9, 10, 11, 12]]}
+    made = sides.make_sides(8, copies_at_once=16, several=False, compiled=False)
+    cached, trie = (made[name].count(made[name].collate([example])) for name in ("cached prompt", "trie"))
+    assert cached == trie
+    assert trie.tokens == 3 + 2 + 1 + 3
+    assert trie.seen == 1 + 2 + 3 + (4 + 5) + 4 + (4 + 5 + 6)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_that_of_the_step(step):
     example = {"prompt_ids": [1] * 2000, "chosen_ids": [2, 3], "rejected_ids": [[4, i] for i in range(15)]}
+    case = step.Case("N=15", [[example]], 15, 2000, 1)
     logits_gb = 16 * 2000 * 256 * 4 / 1e9
     with_logits, trie = (
-        step.measure_memory(step.Settings(tiny=True), side, [[example]]).peak_gb for side in ("full logits", "trie")
+        step.measure_memory(step.Settings(tiny=True), side, case).peak_gb for side in ("full logits", "trie")
     )
     # Logits and their log-softmax; what a process needs besides differs from machine to machine
     assert with_logits - trie > logits_gb
+
+
+def test_checkpointing_computes_layers_again_and_only_where_asked_for(sides, models):
+    loaded = models.load_models(models.ModelSettings(tiny=True))
+    calls = []
+    # Before, not after: the second pass stops as soon as it has what the gradient needs
+    loaded.bases[0].model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    made = sides.make_sides(32, copies_at_once=16, several=False, compiled=False)
+    run_step, tiny_examples = (
+        importlib.import_module("measure").run_step,
+        importlib.import_module("cases").tiny_examples,
+    )
+    for name, expected in (("trl fused, checkpointing", 2), ("trl fused", 1)):
+        calls.clear()
+        run_step(made[name], loaded, [tiny_examples(1, 3)])
+        assert len(calls) == expected

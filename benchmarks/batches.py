@@ -1,0 +1,103 @@
+"""Tokens of an epoch by how its batches are formed; nothing is trained.
+
+    python benchmarks/batches.py --files FOLDER/rec_*_dpo_ranking_5.json
+
+Takes JSON files of the DMPO authors' pairs. Counts the tokens that are computed, padding included, of N+1 copies and
+of the trie with random batches and with `train_sampling_strategy="group_by_prompt"`, mean over seeds, and of
+`max_tokens_per_batch` on top of that.
+"""
+
+import json
+import random
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import BatchSampler
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+
+from dmpo_trl import DataCollatorForMultiPreference
+from dmpo_trl.contract import tokenize_row
+from dmpo_trl.cost import Layout
+from dmpo_trl.sampler import PromptGroupSampler, batches_within_budget, group_by_prompt
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Settings:
+    files: list[Path] = field(metadata={"help": "JSON files of pairs."})
+    model: str | None = field(default=None, metadata={"help": "Folder. Default: the quickstart's SmolLM2-135M."})
+    batch_sizes: list[int] = field(default_factory=lambda: [5, 10, 32])
+    budgets: list[int] = field(default_factory=lambda: [2048, 4096])
+    seeds: int = field(default=5)
+
+
+def epoch(batches: Iterable[list[int]], examples: list[dict[str, Any]], collate: Any) -> list[Layout]:
+    return [Layout.measured(collate([examples[i] for i in batch])) for batch in batches]
+
+
+def tokens(epochs: list[list[Layout]]) -> str:
+    """Computed tokens, and how many of a hundred are padding."""
+    padded = statistics.mean(sum(layout.padded_tokens for layout in layouts) for layouts in epochs)
+    own = statistics.mean(sum(layout.tokens for layout in layouts) for layouts in epochs)
+    return f"{padded:,.0f} ({1 - own / padded:.0%})"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
+    if settings.model is None:
+        sys.path.insert(0, str(ROOT / "examples"))
+        from quickstart import model_folder
+
+        settings.model = model_folder(None)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    hidden_size = AutoConfig.from_pretrained(settings.model).hidden_size
+    trie = DataCollatorForMultiPreference(0, prefix_sharing=True, attention_balance=6.0 * hidden_size)
+    copies = DataCollatorForMultiPreference(0)
+    print("| file | batch | copies | random | grouped | batches |\n|---|---|---|---|---|---|")
+    for file in settings.files:
+        examples = [
+            tokenize_row(
+                {
+                    "prompt": row["instruction"] + row["input"],
+                    "chosen": row["output"][0],
+                    "rejected": row["output"][1:],
+                },
+                number,
+                dataset_name=file.name,
+                processing_class=tokenizer,
+                eos_token=tokenizer.eos_token,
+                max_length=None,
+                truncation_mode="keep_start",
+            )
+            for number, row in enumerate(json.loads(file.read_text()))
+        ]
+        groups = group_by_prompt([example["prompt_ids"] for example in examples])
+        for size in settings.batch_sizes:
+            sides: dict[str, list[list[Layout]]] = {"copies": [], "random": [], "grouped": []}
+            for seed in range(settings.seeds):
+                order = random.Random(seed).sample(range(len(examples)), len(examples))
+                mixed = list(BatchSampler(order, size, drop_last=False))
+                grouped = BatchSampler(PromptGroupSampler(groups, size, seed, lambda: 0), size, drop_last=False)
+                sides["copies"].append(epoch(mixed, examples, copies))
+                sides["random"].append(epoch(mixed, examples, trie))
+                sides["grouped"].append(epoch(grouped, examples, trie))
+            counts = " | ".join(map(tokens, sides.values()))
+            print(f"| {file.name} | {size} rows | {counts} | {len(mixed)} |", flush=True)
+        for budget in settings.budgets:
+            order = list(chain.from_iterable(random.Random(0).sample(groups, len(groups))))
+
+            def count(indices: Any, examples: list[dict[str, Any]] = examples) -> int:
+                return trie([examples[i] for i in indices])["input_ids"].numel()
+
+            layouts = epoch(batches_within_budget(order, count, budget, len(order)), examples, trie)
+            print(f"| {file.name} | {budget} tokens | | | {tokens([layouts])} | {len(layouts)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Batches to step through: a MovieLens example, random tokens, or the DMPO authors' rows."""
+
+import json
+import random
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from dmpo_trl.contract import tokenize_row
+from dmpo_trl.data import MOVIELENS_100K, MOVIES, leave_one_out, preference_dataset, read_recbole, sample_negatives
+
+PROMPT_LENGTH, TITLE_LENGTH = 270, 10  # tokens; twenty films that a MovieLens user liked
+
+Examples = list[dict[str, Any]]  # prompt_ids, chosen_ids, rejected_ids: the batch as a collator gets it
+
+
+@dataclass
+class Case:
+    """Batches whose gradients add up, and what they have in common."""
+
+    label: str
+    batches: list[Examples]
+    negatives: int
+    prompt_length: int
+    batch_size: int
+
+
+def sweep(
+    source: Examples, negatives: list[int], prompt_lengths: list[int] | None, batch_sizes: list[int]
+) -> Iterator[Case]:
+    """A case of one batch for every combination.
+
+    `source` holds as many examples as the largest batch, each with as many rejected completions as the largest N.
+    Prompts are cut at the front, or extended there by their own text once more, to `prompt_lengths` tokens; None
+    leaves them as they are.
+    """
+    for length in prompt_lengths or [None]:
+        prompts = [fit_prompt(example["prompt_ids"], length) for example in source]
+        for batch_size in batch_sizes:
+            for n in negatives:
+                batch = [
+                    {"prompt_ids": prompt, "chosen_ids": row["chosen_ids"], "rejected_ids": row["rejected_ids"][:n]}
+                    for prompt, row in zip(prompts[:batch_size], source, strict=False)
+                ]
+                label = f"N={n}"
+                label += f", prompt {length}" if length is not None else ""
+                label += f", batch {batch_size}" if len(batch_sizes) > 1 or batch_size > 1 else ""
+                mean_length = round(statistics.mean(len(row["prompt_ids"]) for row in batch))
+                yield Case(label, [batch], n, mean_length, batch_size)
+
+
+def fit_prompt(prompt: list[int], length: int | None) -> list[int]:
+    """The last `length` tokens of the prompt, repeated in front of itself as often as that takes."""
+    if length is None:
+        return prompt
+    return (prompt * -(-length // len(prompt)))[-length:]
+
+
+def random_examples(count: int, negatives: int, vocabulary: int) -> Examples:
+    """Random tokens, in MovieLens' lengths; nothing in common but by chance."""
+    generator = random.Random(0)
+
+    def tokens(length: int) -> list[int]:
+        return [generator.randrange(vocabulary) for _ in range(length)]
+
+    return [
+        {
+            "prompt_ids": tokens(PROMPT_LENGTH),
+            "chosen_ids": tokens(TITLE_LENGTH),
+            "rejected_ids": [tokens(TITLE_LENGTH) for _ in range(negatives)],
+        }
+        for _ in range(count)
+    ]
+
+
+def tiny_examples(count: int, negatives: int) -> Examples:
+    """Letters as tokens: prompts of 40 that differ in the first; rejected titles that begin as the chosen one."""
+    return [
+        _bytes(
+            {
+                "prompt": f"{chr(97 + i % 26)}{'x' * 39}",
+                "chosen": "abcde",
+                "rejected": [f"ab{place:03}" for place in range(negatives)],
+            }
+        )
+        for i in range(count)
+    ]
+
+
+def movielens_examples(folder: str, count: int, negatives: int) -> Examples:
+    """The MovieLens 100K examples, in the quickstart's words, closest to `PROMPT_LENGTH` and `TITLE_LENGTH`."""
+    examples = [tokenize(folder, example) for example in movielens_rows(negatives)]
+
+    def distance(ids: dict[str, Any]) -> float:
+        title = statistics.mean(map(len, [ids["chosen_ids"], *ids["rejected_ids"]]))
+        return abs(len(ids["prompt_ids"]) - PROMPT_LENGTH) + abs(title - TITLE_LENGTH)
+
+    return sorted(examples, key=distance)[:count]
+
+
+def movielens_rows(negatives: int) -> list[dict[str, Any]]:
+    """Prompt, chosen and rejected titles of the users with at least twenty films before."""
+    data = read_recbole(MOVIELENS_100K.fetch()[0].parent, title_field="movie_title", year_field="release_year")
+    users = leave_one_out(data, min_rating=4.0, history_length=20, min_history=20)
+    return preference_dataset(sample_negatives(users, data, negatives, seed=0), data, MOVIES).to_list()
+
+
+def authors_rows(file: Path, folder: str | None, batch_rows: int, batches: int) -> Case:
+    """The first rows of one of the DMPO authors' files, in the file's order; without a model's folder as bytes."""
+    rows = json.loads(file.read_text())[: batches * batch_rows]
+    examples = []
+    for row in rows:
+        example = {
+            "prompt": row["instruction"] + row["input"],
+            "chosen": row["output"][0],
+            "rejected": row["output"][1:],
+        }
+        examples.append(_bytes(example) if folder is None else tokenize(folder, example))
+    length = round(statistics.mean(len(example["prompt_ids"]) for example in examples))
+    parts = [examples[i : i + batch_rows] for i in range(0, len(examples), batch_rows)]
+    return Case(file.name, parts, len(examples[0]["rejected_ids"]), length, batch_rows)
+
+
+def _bytes(example: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt_ids": list(example["prompt"].encode()),
+        "chosen_ids": list(example["chosen"].encode()),
+        "rejected_ids": [list(text.encode()) for text in example["rejected"]],
+    }
+
+
+load_tokenizer = cache(AutoTokenizer.from_pretrained)
+
+
+def tokenize(folder: str, example: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = load_tokenizer(folder)
+    return tokenize_row(
+        example,
+        0,
+        dataset_name="benchmark",
+        processing_class=tokenizer,
+        eos_token=tokenizer.eos_token,
+        max_length=None,
+        truncation_mode="keep_start",
+    )

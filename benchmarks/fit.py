@@ -1,0 +1,119 @@
+"""The largest number of negatives, and of examples a batch, whose step fits a bound on memory: by measurement.
+
+    python benchmarks/fit.py --shape llama-8b --lora --device cuda --dtype bfloat16 --bounds 24 48 80
+
+For every side and bound: the largest N of one example, and the largest batch of examples with `--negatives` each. On
+CUDA the bound is put on torch's allocator and what runs out of memory does not fit; the state of AdamW is allocated
+before, as in training, and so are the models. A bound above the GPU's own memory is left out, and said so. On the CPU,
+to try the script, a step fits whose resident memory stays below the bound.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import report
+import torch
+from cases import Examples, fit_prompt, random_examples
+from machine import PeakMemory, describe
+from measure import run_or_none
+from models import SHAPES, Models, ModelSettings, load_models
+from sides import make_sides
+from transformers import HfArgumentParser
+
+COLUMNS = ["side", "bound_gb", "largest N, batch 1", "largest batch", "N of the batch"]
+
+
+@dataclass
+class Settings(ModelSettings):
+    bounds: list[float] = field(default_factory=lambda: [24.0, 48.0, 80.0], metadata={"help": "GB (10^9 bytes)."})
+    prompt_length: int = field(default=270, metadata={"help": "Tokens."})
+    negatives: int = field(default=7, metadata={"help": "N of the examples whose number is sought."})
+    most: int = field(default=1024, metadata={"help": "Look no further, for N and for the batch."})
+    sides: list[str] = field(default_factory=lambda: ["full logits", "trl fused, checkpointing", "copies", "trie"])
+    output: Path | None = field(default=None, metadata={"help": "Folder for the table and the CSV."})
+    name: str = field(default="fit", metadata={"help": "Beginning of the file names in --output."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape is None:
+            raise ValueError("fit.py measures random weights: name a --shape.")
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, 0 if 1 does not; what fits does so for every smaller number."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def make_batch(settings: Settings, size: int, negatives: int) -> Examples:
+    examples = random_examples(size, negatives, SHAPES[settings.shape].vocab_size)
+    return [row | {"prompt_ids": fit_prompt(row["prompt_ids"], settings.prompt_length)} for row in examples]
+
+
+def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, int]:
+    """The largest N of one example and the largest batch; in a process of its own, which the bound holds for."""
+    on_gpu = settings.device != "cpu"
+    if on_gpu:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, bound_gb * 1e9 / total))
+    try:
+        models = load_models(settings)
+        allocate_optimizer(models)
+    except torch.OutOfMemoryError:
+        return 0, 0
+
+    def fits(size: int, negatives: int) -> bool:
+        sequences = 2 * size * negatives  # all at once, pairs too: nothing is added up over several forwards
+        sides = make_sides(models.policy.config.hidden_size, copies_at_once=sequences, several=True, compiled=False)
+        with PeakMemory(settings.device) as memory:
+            outcome = run_or_none(sides[side_name], models, [make_batch(settings, size, negatives)])
+        return outcome is not None and (on_gpu or memory.peak_gb <= bound_gb)
+
+    return largest(lambda n: fits(1, n), settings.most), largest(lambda b: fits(b, settings.negatives), settings.most)
+
+
+def allocate_optimizer(models: Models) -> None:
+    """AdamW's state, kept alive by the policy."""
+    trained = [weight for weight in models.policy.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.grad = torch.zeros_like(weight)
+    models.policy.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+    models.policy.optimizer.step()
+    models.policy.zero_grad(set_to_none=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
+    header = describe("trl", "peft", device=settings.device) | settings.describe()
+    header |= {"prompts": f"{settings.prompt_length} tokens", "searched up to": str(settings.most)}
+    bounds = settings.bounds
+    if settings.device != "cpu":
+        total = torch.cuda.get_device_properties(0).total_memory / 1e9
+        if beyond := [bound for bound in bounds if bound > total]:
+            header["not measured"] = f"{beyond} GB, since the GPU has {total:.1f}"
+        bounds = [bound for bound in bounds if bound <= total]
+    print(f"{report.head(header)}\n\n{report.table_head(COLUMNS)}", flush=True)
+    rows: list[report.Row] = []
+    for bound in bounds:
+        for side in settings.sides:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                n, batch = process.submit(search, settings, side, bound).result()
+            values = (side, bound, n, batch, settings.negatives)
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
+            print(report.table_row(rows[-1], COLUMNS), flush=True)
+    if settings.output is not None:
+        command = report.command("fit", arguments)
+        report.write_table(settings.output, settings.name, "What fits a bound", command, header, rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The machine that a benchmark runs on: what it is, how fast it multiplies matrices, how much memory is in use."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def describe(*packages: str, device: str = "cpu") -> dict[str, str]:
+    """Machine, versions (torch's, transformers' and those named) and commit, for the head of a report."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    machine = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
+    if device != "cpu":
+        machine = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda}); {machine}"
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", *packages)]
+    return {"machine": machine, "versions": f"Python {platform.python_version()}, {', '.join(versions)}"} | _commit()
+
+
+def _commit() -> dict[str, str]:
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changes = subprocess.run(
+        [*git, "status", "--porcelain", "src", "benchmarks"], capture_output=True, text=True, check=False
+    )
+    changed = " with uncommitted changes" if changes.stdout.strip() else ""
+    return {"commit": f"{commit.stdout.strip() or 'unknown'}{changed}"}
+
+
+def synchronize(device: str | torch.device) -> None:
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:
+    """FLOPs a second of the product of two square matrices, repeated for about `seconds`."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = a @ b  # warms up
+    synchronize(device)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        torch.mm(a, b, out=out)
+        synchronize(device)
+        count += 1
+    return count * 2 * size**3 / (time.perf_counter() - start)
+
+
+class PeakMemory:
+    """GB in use at the start of a block, and the highest in it.
+
+    On CUDA torch's allocations; on the CPU the process's resident memory, which only a fresh process returns
+    meaningfully, since the allocator keeps what earlier work left. Linux only there; elsewhere both are NaN.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = torch.device(device).type == "cuda"
+
+    def __enter__(self) -> "PeakMemory":
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.start_gb = torch.cuda.memory_allocated() / 1e9
+        else:
+            self.start_gb = resident_gb("VmRSS")
+            if sys.platform == "linux":
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peak_gb = torch.cuda.max_memory_allocated() / 1e9 if self.on_gpu else resident_gb("VmHWM")
+
+    @property
+    def above_start_gb(self) -> float:
+        return self.peak_gb - self.start_gb
+
+
+def resident_gb(entry: str) -> float:
+    """An entry of /proc/self/status: VmRSS is now, VmHWM the highest so far."""
+    if sys.platform != "linux":
+        return float("nan")
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(entry))
+    return int(line.split()[1]) * 1024 / 1e9

@@ -1,0 +1,262 @@
+"""The sides of the benchmark of a step: ways to compute the same loss and the same gradients.
+
+    full logits                  N+1 copies of the prompt, logits and log-softmax of every position, as S-DPO,
+                                 DynamicPO and RecPO compute; written from that description
+    trl fused                    N+1 copies through TRL's fused head
+    trl fused, checkpointing     the same with gradient checkpointing, TRL's default
+    copies                       N+1 copies, ours: the head on scored positions only
+    cached prompt                the prompt once, its keys and values expanded over the completions; gradients flow
+                                 through the cache
+    trie                         ours, every distinct prefix of a batch once
+    trie, one at a time          a trie for each example; where a batch has several
+    trie, precomputed reference  without the reference's forward pass
+    trie, compiled               through `torch.compile`; with --compile
+    trl pairs                    TRL's `DPOTrainer`: examples exploded into pairs in TRL's own layout, fused head. The
+                                 loss is another one, the mean of the pairs' sigmoid losses
+    trie, sigmoid                ours, with that loss
+    sft                          plain fine-tuning on as many tokens in as many rows, as many of them scored, without a
+                                 reference: how near a step without tricks comes to the machine's rate
+
+Sides with copies run at most `copies_at_once` sequences in a forward (at least those of one example, or one pair) and
+add gradients up over several. On the CPU TRL's fused head projects every position and computes logits again in the
+backward pass; where Triton runs it projects scored positions only. `copies` is closer to what it does there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from cases import Examples
+from models import Work
+from transformers import DynamicCache
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from dmpo_trl import DataCollatorForMultiPreference
+from dmpo_trl.losses import ScoredBatch, preference_loss
+
+BASELINE = "full logits"
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Side:
+    """How a batch is cut into forwards, collated and scored: `score` returns a log-prob a completion, example by
+    example, the chosen one first.
+    """
+
+    split: Callable[[Examples], list[Examples]]
+    collate: Callable[[Examples], Batch]
+    score: Callable[[Any, Batch], torch.Tensor]
+    count: Callable[[Batch], Work]
+    loss: str = "dmpo"
+    attention: str = "sdpa"
+    checkpointing: bool = False
+    precomputed: bool = False
+    compiled: bool = False
+
+
+def make_sides(hidden_size: int, *, copies_at_once: int, several: bool, compiled: bool) -> dict[str, Side]:
+    """The sides by name, `BASELINE` first.
+
+    Args:
+        hidden_size: The model's, which decides when the trie's wider attention pays, as in the trainer.
+        copies_at_once: See the module.
+        several: Whether batches hold several examples.
+        compiled: Whether to use `torch.compile` as well.
+    """
+
+    def copies(score: Callable[..., torch.Tensor], **options: Any) -> Side:
+        return Side(partial(by_copies, copies_at_once), collate_copies, score, **options)
+
+    def trie(**options: Any) -> Side:
+        options = {"split": at_once, "score": score_with_ours, "count": count_scored} | options
+        return Side(collate=collator(True), attention="trie_sdpa", **options)
+
+    def collator(prefix_sharing: bool) -> Callable[[Examples], Batch]:
+        return DataCollatorForMultiPreference(0, prefix_sharing=prefix_sharing, attention_balance=6.0 * hidden_size)
+
+    fused = {"score": score_with_trl, "count": count_fused}
+    sides = {
+        BASELINE: copies(score_with_full_logits, count=count_all),
+        "trl fused": copies(**fused),
+        "trl fused, checkpointing": copies(**fused, checkpointing=True),
+        "copies": Side(partial(by_copies, copies_at_once), collator(False), score_with_ours, count_scored),
+        "cached prompt": Side(one_by_one, collate_for_cache, score_with_cache, count_cached),
+        "trie": trie(),
+        "trie, one at a time": trie(split=one_by_one) if several else None,
+        "trie, precomputed reference": trie(precomputed=True),
+        "trie, compiled": trie(compiled=True) if compiled else None,
+        "trl pairs": Side(partial(by_pairs, copies_at_once), collate_pairs, score_pairs, count_fused, loss="sigmoid"),
+        "trie, sigmoid": trie(loss="sigmoid"),
+        "sft": Side(at_once, partial(collate_plain, collator(True)), score_plain, count_scored, loss="sft"),
+    }
+    return {name: side for name, side in sides.items() if side is not None}
+
+
+# How a batch is cut into forwards
+
+
+def at_once(examples: Examples) -> list[Examples]:
+    return [examples]
+
+
+def one_by_one(examples: Examples) -> list[Examples]:
+    return [[example] for example in examples]
+
+
+def by_copies(most: int, examples: Examples) -> list[Examples]:
+    step = max(1, most // (len(examples[0]["rejected_ids"]) + 1))
+    return [examples[i : i + step] for i in range(0, len(examples), step)]
+
+
+def by_pairs(most: int, examples: Examples) -> list[Examples]:
+    pairs = [example | {"rejected_ids": [rejected]} for example in examples for rejected in example["rejected_ids"]]
+    return by_copies(most, pairs)
+
+
+# Collating and scoring
+
+
+def collate_copies(examples: Examples) -> Batch:
+    """Prompt and completion, once for every completion, padded on the right; labels of prompt and padding are -100."""
+    sequences = [
+        (example["prompt_ids"], completion)
+        for example in examples
+        for completion in [example["chosen_ids"], *example["rejected_ids"]]
+    ]
+    return {
+        "input_ids": pad([prompt + completion for prompt, completion in sequences], 0),
+        "attention_mask": pad([[1] * (len(prompt) + len(completion)) for prompt, completion in sequences], 0),
+        "labels": pad([[-100] * len(prompt) + completion for prompt, completion in sequences], -100),
+    }
+
+
+def pad(rows: list[list[int]], filler: int) -> torch.Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([row + [filler] * (length - len(row)) for row in rows])
+
+
+def score_with_full_logits(model: Any, batch: Batch) -> torch.Tensor:
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    targets = batch["labels"][:, 1:]
+    logps = logits[:, :-1].float().log_softmax(dim=-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return (logps * (targets != -100)).sum(dim=-1)
+
+
+def score_with_trl(model: Any, batch: Batch) -> torch.Tensor:
+    return model(**batch, fused_lm_head=True, use_cache=False).log_probs.sum(dim=-1)
+
+
+def collate_pairs(pairs: Examples) -> Batch:
+    """As TRL collates: the chosen in the first half of the batch, the rejected in the second."""
+    batch = DataCollatorForPreference(0)([pair | {"rejected_ids": pair["rejected_ids"][0]} for pair in pairs])
+    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    return batch | {"labels": labels}
+
+
+def score_pairs(model: Any, batch: Batch) -> torch.Tensor:
+    return score_with_trl(model, batch).view(2, -1).T.flatten()
+
+
+def score_with_ours(model: Any, batch: Batch) -> torch.Tensor:
+    token_logps = score_plain(model, batch)[batch["token_pairs"]]
+    return token_logps.new_zeros(len(batch["is_chosen"])).index_add(0, batch["token_completions"], token_logps)
+
+
+def score_plain(model: Any, batch: Batch) -> torch.Tensor:
+    """A log-prob a scored pair of position and token."""
+    notes = ("num_rejected", "is_chosen", "token_pairs", "token_completions")
+    return model(**{k: v for k, v in batch.items() if k not in notes}, use_cache=False).log_probs
+
+
+def collate_plain(collator: Callable[[Examples], Batch], examples: Examples) -> Batch:
+    """The rows that `collator` lays out, as if each were one text."""
+    return {k: v for k, v in collator(examples).items() if k not in ("position_ids", "subtree_end")}
+
+
+def collate_for_cache(examples: Examples) -> Batch:
+    """The prompt, and what follows it: completions without their last token, which predicts nothing."""
+    (example,) = examples
+    prompt, completions = example["prompt_ids"], [example["chosen_ids"], *example["rejected_ids"]]
+    scored = [(i, j, ids[j + 1]) for i, ids in enumerate(completions) for j in range(len(ids) - 1)]
+    rows, columns, targets = (torch.tensor(values, dtype=torch.long) for values in zip(*scored, strict=True))
+    return {
+        "prompt_ids": torch.tensor([prompt]),
+        "first_tokens": torch.tensor([ids[0] for ids in completions]),
+        "input_ids": pad([ids[:-1] for ids in completions], 0),
+        "attention_mask": pad([[1] * (len(prompt) + len(ids) - 1) for ids in completions], 0),
+        "scored_rows": rows,
+        "scored_columns": columns,
+        "scored_targets": targets,
+    }
+
+
+def score_with_cache(model: Any, batch: Batch) -> torch.Tensor:
+    inputs = dict(batch)
+    prompt, first = inputs.pop("prompt_ids"), inputs.pop("first_tokens")
+    cache = DynamicCache(config=model.config)
+    last = {"scored_rows": torch.zeros_like(first), "scored_columns": torch.full_like(first, -1)}
+    logps = model(
+        input_ids=prompt, past_key_values=cache, use_cache=True, scored_targets=first, **last
+    ).log_probs  # of the first tokens, (C,)
+    cache.batch_repeat_interleave(len(first))
+    rest = model(**inputs, past_key_values=cache, use_cache=True).log_probs
+    return logps.index_add(0, batch["scored_rows"], rest)
+
+
+# What is computed
+
+
+def count_all(batch: Batch) -> Work:
+    tokens, seen = _tokens(batch)
+    return Work(tokens, seen, tokens)
+
+
+def count_fused(batch: Batch) -> Work:
+    tokens, seen = _tokens(batch)
+    compact = batch["labels"].device.type != "cpu"
+    return Work(tokens, seen, int((batch["labels"][:, 1:] != -100).sum()) if compact else tokens)
+
+
+def count_scored(batch: Batch) -> Work:
+    return Work(*_tokens(batch), len(batch["scored_targets"]))
+
+
+def count_cached(batch: Batch) -> Work:
+    prompt, branches = batch["prompt_ids"].shape[1], len(batch["first_tokens"])
+    tokens, seen = _tokens(batch)  # as if every branch had the prompt's tokens as its own
+    shared = branches - 1
+    return Work(
+        tokens - shared * prompt,
+        seen - shared * prompt * (prompt + 1) // 2,
+        len(batch["first_tokens"]) + len(batch["scored_targets"]),
+    )
+
+
+def _tokens(batch: Batch) -> tuple[int, int]:
+    mask = batch["attention_mask"]
+    depth = batch["position_ids"] + 1 if "position_ids" in batch else mask.cumsum(dim=1)
+    return int(mask.sum()), int((depth * mask).sum())
+
+
+def loss_of(name: str, logps: torch.Tensor, ref_logps: torch.Tensor | None, examples: int) -> torch.Tensor:
+    """Mean loss. Completions stand example by example, the chosen one first, as many for each example."""
+    if ref_logps is None:
+        return -logps.mean()
+    logps, ref_logps = logps.view(examples, -1), ref_logps.view(examples, -1)  # (B, N+1)
+    rejected = logps[:, 1:].flatten()
+    batch = ScoredBatch(
+        chosen_logps=logps[:, 0],
+        rejected_logps=rejected,
+        ref_chosen_logps=ref_logps[:, 0],
+        ref_rejected_logps=ref_logps[:, 1:].flatten(),
+        num_rejected=torch.full((examples,), logps.shape[1] - 1, device=logps.device),
+        chosen_lengths=torch.ones(examples),  # neither loss looks at lengths
+        rejected_lengths=torch.ones(len(rejected)),
+        chosen_nll=torch.zeros(()),  # nor at the likelihood of the chosen completion
+    )
+    return preference_loss(name, batch, SimpleNamespace(beta=0.1, label_smoothing=0.0)).mean()
