@@ -1,7 +1,35 @@
 """What holds for all tests."""
 
+from importlib.metadata import version
+
+import torch
+import trl.trainer.utils
 from hypothesis import HealthCheck, settings
+from packaging.version import Version
 
 # Nothing is timed in tests: a busy machine is no failure
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+class PlainLogProb:
+    """TRL's `ChunkedLogProbFunction` by the definition, from whole logits."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, outputs):
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * logit_scale
+        logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
+        logps = logits.log_softmax(-1)
+        optional = {
+            "entropy": lambda: -(logps.exp() * logps).sum(-1),
+            "log_sum_sq_probs": lambda: (2 * logps).logsumexp(-1),
+            "mean_logits": lambda: logits.mean(-1),
+            "is_top1": lambda: logits.argmax(-1) == targets,
+        }
+        values = (compute() if name in outputs else None for name, compute in optional.items())
+        return logps.gather(-1, targets[:, None]).squeeze(-1), *values
+
+
+# The log-probs of TRL 1.15 exist in Triton only, so its DPOTrainer, an oracle here, trains on no CPU
+if Version(version("trl")) < Version("1.16") and not torch.cuda.is_available():
+    trl.trainer.utils._ChunkedLogProbFunction = PlainLogProb

@@ -72,6 +72,7 @@ def test_any_lists_in_forwards_of_any_size(questions, tokens_per_batch, share):
 @pytest.fixture
 def forwards(monkeypatch):
     """The token ids of each forward."""
+    scoring.prepare_for_scoring(LLAMA, LLAMA, "auto")  # the probe's own forwards are none of ours
     calls = []
     own_forward = LLAMA.forward
 
@@ -79,9 +80,7 @@ def forwards(monkeypatch):
         calls.append(kwargs["input_ids"])
         return own_forward(*args, **kwargs)
 
-    scoring.prepare_for_scoring(LLAMA, LLAMA, "auto")  # the probe's own forwards are none of ours
     monkeypatch.setattr(LLAMA, "forward", forward)
-    calls.clear()
     return calls
 
 

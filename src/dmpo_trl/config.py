@@ -30,6 +30,16 @@ class DMPOConfig(DPOConfig):
             Whether to compute every distinct prefix of a batch once. `"auto"` does where a probe before the first
             step finds the model's numbers unchanged by it, and says so where not; `True` does or raises; `False`
             computes a copy of the prompt for every completion.
+        train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
+            Those of `transformers`, and `"group_by_prompt"`: examples whose prompts share at least half of their
+            tokens (the same history) come in the same batch, so that prefix sharing computes the history once; batches
+            are in random order. It changes what stands together in a batch; its effect on learning is not measured.
+        max_tokens_per_batch (`int`, *optional*):
+            Form batches of at most so many tokens (as laid out, padding counted) and at most
+            `per_device_train_batch_size` examples. An example that alone has more is a batch of its own. The batches
+            are formed once, in the order of `train_sampling_strategy` (`"random"`, `"sequential"` or
+            `"group_by_prompt"`), and come in another order each epoch. A batch's loss is the mean over its examples,
+            so an example weighs less in a batch that holds many. The effect on learning is not measured.
     """
 
     loss_type: list[str] = field(
@@ -48,6 +58,21 @@ class DMPOConfig(DPOConfig):
             "choices": ["keep_completion", "keep_end", "keep_start"],
         },
     )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "Sampler for training: 'random', 'sequential', 'group_by_length', 'batch_rebalance', or "
+            "'group_by_prompt', which puts examples of the same history into the same batch.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance", "group_by_prompt"],
+        },
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Form batches of at most so many tokens, padding counted, and at most per_device_train_batch_size "
+            "examples."
+        },
+    )
     prefix_sharing: str = field(  # True and False too; the argument parsers know no `str | bool`
         default="auto",
         metadata={
@@ -63,3 +88,11 @@ class DMPOConfig(DPOConfig):
         if choice not in choices:
             raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {self.prefix_sharing!r}.")
         self.prefix_sharing = choices[choice]  # type: ignore[assignment]
+        if self.max_tokens_per_batch is not None:
+            if self.max_tokens_per_batch < 1:
+                raise ValueError(f"`max_tokens_per_batch` must be at least 1, got {self.max_tokens_per_batch}.")
+            if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+                raise ValueError(
+                    f"`max_tokens_per_batch` and `train_sampling_strategy={self.train_sampling_strategy!r}` both "
+                    "decide which examples make a batch: choose 'random', 'sequential' or 'group_by_prompt'."
+                )

@@ -4,16 +4,16 @@ import functools
 import types
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from .attention import trie_layout
-from .logprobs import gather_logprobs
+from .load_balancing import load_balancing_loss
+from .logprobs import TokenLogProbs, gather_logprobs
 
 
 @dataclass
@@ -54,26 +54,15 @@ def logit_transform(config: PretrainedConfig) -> tuple[float, float | None]:
     return scale, getattr(config, "final_logit_softcapping", None)
 
 
-def _load_balancing_loss(
-    config: PretrainedConfig, router_logits: Any, attention_mask: torch.Tensor | None
-) -> torch.Tensor:
-    # Every mixture of experts in transformers takes Mixtral's
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-
-    config = config.get_text_config()
-    return cast(
-        torch.Tensor,
-        load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask),
-    )
-
-
 def add_scoring_head(model: Any) -> None:
     """Teach `model(...)` to score next tokens without building its logits.
 
     Afterwards `model(**inputs, scored_rows=..., scored_columns=..., scored_targets=...)` runs the backbone, gathers
     the hidden states of the scored positions and returns a `ScoringOutput`, of which `scored_outputs` names the
-    fields to compute; with `subtree_end` it runs in the trie layout. Any other call is the model's own. Wrappers
-    (PEFT, DDP, FSDP) may be put around the model before or after. Calling again changes nothing.
+    fields to compute; with `subtree_end` it runs in the trie layout, and with `output_router_logits` it computes the
+    load-balancing loss too, in which `num_copies` (default: the attention mask) weighs the tokens. Any other call is
+    the model's own. Wrappers (PEFT, DDP, FSDP) may be put around the model before or after. Calling again changes
+    nothing.
 
     Args:
         model: A causal language model of transformers (a `PreTrainedModel`).
@@ -97,6 +86,7 @@ def _forward(
     scored_targets: torch.Tensor | None = None,
     scored_outputs: tuple[str, ...] = ("log_probs",),
     subtree_end: torch.Tensor | None = None,
+    num_copies: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> Any:
     layout = nullcontext() if subtree_end is None else trie_layout(kwargs["position_ids"], subtree_end)
@@ -107,26 +97,52 @@ def _forward(
     with layout:
         backbone_output = self.base_model(*args, **kwargs)
 
-    # Looked up on each call: FSDP and PEFT replace the head after this function was installed
-    head = self.get_output_embeddings()
-    weight: Any = head.weight
-    bias: Any = getattr(head, "bias", None)
-    if isinstance(weight, DTensor):  # FSDP2 shards the head
-        weight = weight.full_tensor()
-        bias = None if bias is None else bias.full_tensor()
-    hidden = backbone_output.last_hidden_state[scored_rows, scored_columns].to(weight.device)  # (S, H)
-    scale, softcap = logit_transform(self.config)
-    with maybe_gather_lm_head_ctx(weight, bias):  # DeepSpeed ZeRO-3 shards it too
+    scores = _run_head(
+        self.get_output_embeddings(),  # looked up on each call: FSDP and PEFT replace it after this was installed
+        backbone_output.last_hidden_state[scored_rows, scored_columns],  # (S, H)
+        scored_targets,
+        self.config,
+        scored_outputs,
+    )
+    aux_loss = None
+    if kwargs.get("output_router_logits"):
+        token_weights = kwargs.get("attention_mask") if num_copies is None else num_copies
+        aux_loss = load_balancing_loss(self.config, backbone_output.router_logits, token_weights)
+    return ScoringOutput(**vars(scores), aux_loss=aux_loss)
+
+
+def _run_head(
+    head: Any, hidden: torch.Tensor, targets: torch.Tensor, config: PretrainedConfig, outputs: tuple[str, ...]
+) -> TokenLogProbs:
+    """`gather_logprobs` in the place of the head's own forward.
+
+    A module is called, so that whatever shards its parameters has them whole by then, and in the backward pass.
+    """
+    scale, softcap = logit_transform(config)
+
+    def forward(hidden: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight: Any = head.weight
+        bias: Any = getattr(head, "bias", None)
+        if isinstance(weight, DTensor):  # tensor parallelism
+            weight = weight.full_tensor()
+            bias = None if bias is None else bias.full_tensor()
         scores = gather_logprobs(
-            hidden,
+            hidden.to(weight.device),
             weight,
-            scored_targets.to(weight.device),
+            targets.to(weight.device),
             bias=bias,
             logit_scale=scale,
             softcap=softcap,
-            outputs=scored_outputs,
+            outputs=outputs,
         )
-    aux_loss = None
-    if kwargs.get("output_router_logits"):
-        aux_loss = _load_balancing_loss(self.config, backbone_output.router_logits, kwargs.get("attention_mask"))
-    return ScoringOutput(**vars(scores), aux_loss=aux_loss)
+        return tuple(vars(scores).values())
+
+    had = vars(head).get("forward")
+    head.forward = forward
+    try:
+        return TokenLogProbs(*head(hidden))
+    finally:
+        if had is None:
+            del head.forward
+        else:
+            head.forward = had

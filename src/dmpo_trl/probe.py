@@ -41,6 +41,17 @@ class ScoringHeadError(ValueError):
     """The model's logits are not what its hidden states and output embeddings give: no layout can be right."""
 
 
+class NonFiniteLogitsError(ScoringHeadError):
+    """The model's logits are not numbers, whatever its input."""
+
+    def __init__(self, base_model: PreTrainedModel) -> None:
+        super().__init__(
+            f"The logits of {type(base_model).__name__} are not finite, before any step: its weights are broken, or "
+            f"{base_model.dtype} overflows. Load it in float32 or bfloat16 (`dtype` in `model_init_kwargs`); if that "
+            "does not help, get the checkpoint anew."
+        )
+
+
 def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | bool) -> bool:
     """Install the scoring head in a model and decide whether the model may run in the trie layout.
 
@@ -53,7 +64,8 @@ def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | boo
         Whether to use the trie layout. Where not, the model's attention implementation is as it was.
 
     Raises:
-        ValueError: `mode` is True and the model computes something else in the trie layout.
+        ValueError: `mode` is True and the model computes something else in the trie layout, or the probe meets logits
+            that are not finite.
     """
     add_scoring_head(base_model)
     if mode is False:
@@ -84,6 +96,28 @@ def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | boo
         reason,
     )
     return False
+
+
+@torch.no_grad()
+def require_finite_logits(model: Any, base_model: PreTrainedModel) -> None:
+    """Refuse a model whose logits are NaN or infinite for one short sequence.
+
+    Args:
+        model: What will be called.
+        base_model: The transformers model inside.
+
+    Raises:
+        NonFiniteLogitsError: They are.
+    """
+    prompts, completions = _sequences(base_model.config.get_text_config().vocab_size)
+    try:
+        with evaluation_mode(model):
+            logits = _own_logits(model, prompts[0], completions[0][0], torch.device(str(base_model.device)))
+    except Exception:  # it needs more than tokens, such as images
+        logger.debug("Whether logits are finite could not be tried", exc_info=True)
+        return
+    if logits.log_softmax(dim=-1).isnan().any():  # -inf alone is a token that the model rules out
+        raise NonFiniteLogitsError(base_model)
 
 
 def _find_obstacle(model: Any, base_model: PreTrainedModel) -> str | None:
@@ -127,6 +161,8 @@ def probe(model: Any, base_model: PreTrainedModel) -> tuple[float, float]:
         copies, logps = _logits_and_logps(model, prompts, completions, False, device)
     targets = torch.tensor([token for options in completions for option in options for token in option], device=device)
     own_logps = own.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    if own_logps.isnan().any():
+        raise NonFiniteLogitsError(base_model)
     head_error = float((logps - own_logps).abs().mean())
     if not head_error <= _HEAD_TOLERANCE:
         raise ScoringHeadError(

@@ -17,26 +17,39 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
 from .attention import use_trie_attention
+from .card import complete_card, hub_dataset
+from .checkpoints import (
+    checkpoint_to_resume,
+    list_files,
+    set_damaged_cache_aside,
+    set_incomplete_aside,
+    withdraw,
+)
+from .checks import check_limits, check_rows, check_step, named_datasets
 from .collator import DataCollatorForMultiPreference
 from .config import DMPOConfig
 from .contract import TOKEN_COLUMNS, numbered_columns, tokenize_row
+from .distributed import check_checkpoint_kind, first_rows, own_rows, readable_by_all, whole_layers
 from .head import add_scoring_head
+from .load_balancing import num_copies
 from .losses import ScoredBatch, preference_loss
-from .probe import prepare_for_scoring
+from .metrics import example_metrics, token_metrics
+from .probe import prepare_for_scoring, require_finite_logits
+from .sampler import check_sampling, make_train_sampler
 from .truncation import drop_and_report, most_rejected
+from .vision import vision_collator
 
 logger = logging.getLogger(__name__)
 
-# What the forward takes; the rest of a batch says how its outcome is read
-_MODEL_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "subtree_end",
-    "scored_rows",
-    "scored_columns",
-    "scored_targets",
-)
+# How the outcome of the forward is read; the rest of a batch is what the forward takes
+_NOT_MODEL_INPUTS = {
+    "num_rejected",
+    "is_chosen",
+    "token_pairs",
+    "token_completions",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+}
 
 
 class DMPOTrainer(DPOTrainer):
@@ -55,8 +68,8 @@ class DMPOTrainer(DPOTrainer):
         >>> trainer = DMPOTrainer("Qwen/Qwen3-0.6B", args=DMPOConfig("out"), train_dataset=dataset)
         >>> trainer.train()
 
-    A dataset with images, or a data collator that lays batches out as TRL does (chosen in the first half, rejected in
-    the second), is trained as in `DPOTrainer`, with one rejected completion.
+    A dataset with images is trained without prefix sharing. A data collator that lays batches out as TRL does (chosen
+    in the first half, rejected in the second) is trained as in `DPOTrainer`, with one rejected completion.
 
     Args:
         model: See [`~trl.DPOTrainer`], as for every other parameter.
@@ -95,6 +108,8 @@ class DMPOTrainer(DPOTrainer):
         ref_model: PreTrainedModel | None = None,
         args: DPOConfig | None = None,
         data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         *args_and_kwargs: Any,
         **kwargs: Any,
     ) -> None:
@@ -106,6 +121,11 @@ class DMPOTrainer(DPOTrainer):
                 "TRL's `DataCollatorForPreference` takes one rejected completion an example, and examples here have a "
                 "list of them: leave `data_collator` out, or pass a `dmpo_trl.DataCollatorForMultiPreference`."
             )
+        if args.activation_offloading and (args.use_cpu or not torch.accelerator.is_available()):
+            raise ValueError(
+                "`activation_offloading=True` moves activations from an accelerator to the CPU, and training runs on "
+                "the CPU already: leave it out."
+            )
         accelerator_config: Any = args.accelerator_config
         if accelerator_config.dispatch_batches:
             logger.warning(
@@ -116,31 +136,51 @@ class DMPOTrainer(DPOTrainer):
         self._layout_is_chosen = False
         self._precompute_width: int | None = None
         self._default_collator = data_collator is None
+        for name, dataset in named_datasets(train_dataset, eval_dataset).items():
+            check_rows(dataset, name)
         # The parent checks options against the loss types that it knows, where ours stand for "sigmoid"
         loss_types = args.loss_type
         args.loss_type = _as_trl_knows(loss_types)
         try:
-            super().__init__(model, ref_model, args, data_collator, *args_and_kwargs, **kwargs)
+            super().__init__(
+                model, ref_model, args, data_collator, train_dataset, eval_dataset, *args_and_kwargs, **kwargs
+            )
         finally:
             args.loss_type = loss_types
         self.loss_types = loss_types
         self._choose_layout()
+        if self.compute_metrics is not None and self._default_collator and self.accelerator.num_processes > 1:
+            raise ValueError(
+                "`compute_metrics` with several processes: they would have to gather logits of shapes that differ, as "
+                "ragged batches do. Leave it out (what `DPOTrainer` logs is logged), or evaluate in one process."
+            )
 
     def _choose_layout(self) -> None:
         """Install the scoring heads, run the probe, and put the collator in place: before the first forward."""
         if self._layout_is_chosen:
             return
         self._layout_is_chosen = True
+        check_sampling(self.args, self.train_dataset)
+        if self._default_collator and self._is_vision_dataset:
+            evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+            datasets = {"train": self.train_dataset, **evaluation}
+            self.data_collator = vision_collator(self.data_collator, datasets, self.args)
         if not self._default_collator or self._is_vision_dataset:
             mode: str | bool = getattr(self.data_collator, "prefix_sharing", False)
         else:
             mode = getattr(self.args, "prefix_sharing", "auto")
         base_model = self._base_model(self.model)
-        share = prepare_for_scoring(self.model, base_model, mode)
+        if not self._is_vision_dataset:
+            for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
+                check_limits(dataset, f"tokenised {name}", base_model, self._tokenizer, self.args.max_length)
+        with whole_layers(self.model):
+            require_finite_logits(self.model, base_model)
+            share = prepare_for_scoring(self.model, base_model, mode)
         if self.ref_model is not None:
             ref_model = self._base_model(self.ref_model)
             if type(ref_model) is type(base_model):  # computes as the policy does: no second probe
                 add_scoring_head(ref_model)
+                require_finite_logits(ref_model, ref_model)
                 if share:
                     use_trie_attention(ref_model)
             else:
@@ -148,6 +188,10 @@ class DMPOTrainer(DPOTrainer):
         # One decision for policy and reference, and for all processes: in half precision each layout rounds its way
         decision = [share]
         broadcast_object_list(decision, from_process=0)
+        if decision[0] and not share:  # this process's own probe found otherwise
+            use_trie_attention(base_model)
+            if self.ref_model is not None:
+                use_trie_attention(self._base_model(self.ref_model))
         if self._default_collator and not self._is_vision_dataset:
             # The parent made its own from the arguments and the tokenizer; ours takes the same parameters
             collator = self.data_collator
@@ -163,7 +207,7 @@ class DMPOTrainer(DPOTrainer):
             )
 
     def _base_model(self, model: Any) -> PreTrainedModel:
-        model = self.accelerator.unwrap_model(model)
+        model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         return model.get_base_model() if is_peft_model(model) else model
 
     # Data
@@ -175,9 +219,13 @@ class DMPOTrainer(DPOTrainer):
         args: DPOConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        columns = set(next(iter(dataset)))
-        if columns.issuperset(TOKEN_COLUMNS):
-            return dataset
+        dataset = dataset.with_format(None)  # rows are read as Python objects
+        columns = set(next(iter(dataset), {}))
+        if columns.issuperset((*TOKEN_COLUMNS, "prompt_tokens_cut")):
+            return dataset  # prepared before
+        if dataset_name not in ("train", "eval"):  # a key of the parent's `eval_dataset`
+            dataset_name = f"eval_{dataset_name}"
+        check_rows(dataset, dataset_name)
         if folded := numbered_columns(columns):
             logger.info("The columns %s of the %s dataset are folded into `rejected`", folded, dataset_name)
         map_kwargs: dict[str, Any] = {}
@@ -197,6 +245,24 @@ class DMPOTrainer(DPOTrainer):
                 **map_kwargs,
             )
             return drop_and_report(dataset, dataset_name, args.max_length, args.truncation_mode)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # `set_epoch` would not do: it does not reach the sampler of a run resumed in the middle of an epoch under DDP
+        sampler = make_train_sampler(
+            self.args, dataset, self._train_batch_size, self.data_collator, lambda: int(self.state.epoch or 0)
+        )
+        return super()._get_train_sampler(train_dataset) if sampler is None else sampler
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if (
+            isinstance(dataset, IterableDataset)
+            and not kwargs.get("is_training")
+            and self.accelerator.num_processes > 1
+        ):
+            # Of a stream accelerate does not know the length, and so not which rows it repeats to fill the last batch
+            dataset = list(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     # Reference
 
@@ -219,6 +285,7 @@ class DMPOTrainer(DPOTrainer):
         self._choose_layout()
         if isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)  # refuses it
+        dataset = readable_by_all(dataset, name, self.accelerator)
         model_hash = self._precompute_model_hash
         # The parent's cache key is the dataset and the model; these options change the numbers as well
         self._precompute_model_hash = Hasher.hash(
@@ -231,6 +298,9 @@ class DMPOTrainer(DPOTrainer):
                 getattr(self.data_collator, "prefix_sharing", None),
             )
         )
+        if self.accelerator.is_main_process:
+            cache_key = Hasher.hash((dataset._fingerprint, self._precompute_model_hash))  # as in the parent
+            set_damaged_cache_aside(dataset._get_cache_file_path(cache_key), len(dataset))
         self._precompute_width = most_rejected(dataset)
         try:
             dataset = super()._precompute_ref_logps(dataset, name, batch_size)
@@ -281,12 +351,17 @@ class DMPOTrainer(DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
         if not _is_multi_preference(inputs):
             return self._compute_trl_loss(model, inputs, return_outputs)
+        # Rows that fill up the last batch are trained on, as in every trainer, but evaluated in one process only
+        rows = len(inputs["num_rejected"]) if self.model.training else own_rows(inputs, self.accelerator)
+        inputs = first_rows(inputs, max(rows, 1))  # a process without any scores one that counts nowhere
         model_inputs = _model_inputs(inputs)
         scored_outputs: tuple[str, ...] = ("log_probs", "entropy", "mean_logits", "is_top1")
         if self.use_weighting:
             scored_outputs += ("log_sum_sq_probs",)
         if self.aux_loss_enabled:
             model_inputs["output_router_logits"] = True
+            if "subtree_end" in inputs:
+                model_inputs["num_copies"] = num_copies(inputs)
         outputs = model(**model_inputs, scored_outputs=scored_outputs)
         logps = self._completion_logps(outputs.log_probs, inputs)
         chosen_logps, rejected_logps = _split(logps, inputs)
@@ -315,7 +390,10 @@ class DMPOTrainer(DPOTrainer):
         )
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._record_metrics(batch, outputs, inputs)
+        self._record_metrics(batch, outputs, inputs, counts=rows > 0)
+        if self.model.training:
+            margin = self._metrics["train"]["rewards/margins"][-1]
+            check_step(margin, self.state.global_step, self.accelerator.mixed_precision == "fp16")
         if not return_outputs:
             return loss
         warnings.warn(
@@ -346,42 +424,65 @@ class DMPOTrainer(DPOTrainer):
     # Metrics
 
     @torch.no_grad()
-    def _record_metrics(self, batch: ScoredBatch, outputs: Any, inputs: dict[str, torch.Tensor]) -> None:
-        """Record what the parent logs, under its names. What is a value a pair there is averaged over an example's
-        pairs first, so that every example weighs the same, whatever its N.
+    def _record_metrics(
+        self, batch: ScoredBatch, outputs: Any, inputs: dict[str, torch.Tensor], *, counts: bool
+    ) -> None:
+        """Record means over the examples, and over the tokens, of all processes. A batch that `counts` not is left
+        out.
         """
-        chosen_rewards = self.beta * batch.chosen_logratios
-        rejected_rewards = self.beta * batch.rejected_logratios
-        margins = chosen_rewards[batch.example] - rejected_rewards
-        per_example = {
-            "rewards/chosen": chosen_rewards,
-            "rewards/rejected": batch.mean_over_rejected(rejected_rewards),
-            "rewards/accuracies": batch.mean_over_rejected((margins > 0).float()),
-            "rewards/margins": batch.mean_over_rejected(margins),
-            "logps/chosen": batch.chosen_logps,
-            "logps/rejected": batch.mean_over_rejected(batch.rejected_logps),
-        }
-        pairs, chosen = inputs["token_pairs"], _is_chosen_token(inputs)
-        mean_logits = outputs.mean_logits[pairs]
-        per_token = {
-            "entropy": outputs.entropy[pairs],
-            "logits/chosen": mean_logits[chosen],
-            "logits/rejected": mean_logits[~chosen],
-            "mean_token_accuracy": outputs.is_top1[pairs][chosen],
-        }
-        scalars = {} if outputs.aux_loss is None else {"aux_loss": outputs.aux_loss[None]}
-        means = per_example | per_token | scalars
+        tokens, is_chosen = inputs["token_pairs"], _is_chosen_token(inputs)
+        means = example_metrics(batch, self.beta) | token_metrics(outputs, tokens, is_chosen)
         # One gather of sums and counts, whatever the number of negatives in each process
         sums = [values.float().sum() for values in means.values()] + [inputs["attention_mask"].float().sum()]
-        counts = [len(values) for values in means.values()] + [0]
-        table = torch.stack([torch.stack(sums), torch.tensor(counts, device=sums[0].device, dtype=torch.float)])
-        total_sums, total_counts = self.accelerator.gather(table[None]).sum(dim=0).tolist()
+        sizes = [len(values) for values in means.values()] + [0]
+        table = torch.stack([torch.stack(sums), torch.tensor(sizes, device=sums[0].device, dtype=torch.float)])
+        total_sums, total_counts = self.accelerator.gather(counts * table[None]).sum(dim=0).tolist()
         mode = "train" if self.model.training else "eval"
+        # `log` averages what is recorded. An evaluation's batches weigh as in `eval_loss`: by their rows
+        repeats = 1 if mode == "train" else int(total_counts[0])
         for name, total, count in zip(means, total_sums, total_counts, strict=False):
-            self._metrics[mode][name].append(total / count if count else 0.0)
+            self._metrics[mode][name] += [total / count if count else 0.0] * repeats
         if mode == "train":
             self._total_train_tokens += int(total_sums[-1]) // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def create_model_card(  # type: ignore[override]  # as in `DPOTrainer`
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Writes TRL's card to `output_dir`, with a recommender's quick start, N, and what was ranked meanwhile."""
+        super().create_model_card(model_name, dataset_name or hub_dataset(self.train_dataset), tags)
+        if self.is_world_process_zero():
+            complete_card(self)
+
+    # Checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains as [`~transformers.Trainer.train`] does; `True` resumes from the last whole checkpoint."""
+        output_dir: Any = self.args.output_dir
+        checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint)
+        if checkpoint is not None:
+            check_checkpoint_kind(checkpoint, self.accelerator)
+        if checkpoint is not None and self.args.sync_ref_model:
+            logger.warning(
+                "`sync_ref_model=True`: checkpoints do not hold the reference, which starts again as it did at first. "
+                "The resumed run will not end with the weights of an uninterrupted one."
+            )
+        self.accelerator.wait_for_everyone()  # all have chosen among the same folders
+        if self.args.should_save:
+            set_incomplete_aside(output_dir)
+        self.accelerator.wait_for_everyone()
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.args.should_save:
+            withdraw(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # every process writes a file of its own
+        if self.args.should_save:
+            list_files(output_dir)
 
 
 def _as_trl_knows(loss_types: list[str]) -> list[str]:
@@ -394,7 +495,7 @@ def _is_multi_preference(inputs: dict[str, torch.Tensor]) -> bool:
 
 
 def _model_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: inputs[name] for name in _MODEL_INPUTS if name in inputs} | {"use_cache": False}
+    return {name: value for name, value in inputs.items() if name not in _NOT_MODEL_INPUTS} | {"use_cache": False}
 
 
 def _sum_by_completion(token_values: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

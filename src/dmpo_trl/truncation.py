@@ -30,14 +30,18 @@ def drop_and_report(
         The dataset without the dropped examples. A stream is counted while it runs.
 
     Raises:
-        ValueError: Nothing is left.
+        ValueError: Nothing is left; of a stream, nothing of its first 10,000 examples.
     """
     if max_length is None:
         return dataset
     if isinstance(dataset, IterableDataset):
-        return dataset.filter(_StreamFilter(dataset_name, max_length)) if truncation_mode == "keep_start" else dataset
+        if truncation_mode != "keep_start":
+            return dataset
+        if next(iter(dataset.filter(_StreamFilter(dataset_name, max_length))), None) is None:
+            raise ValueError(_nothing_left(dataset_name, max_length))
+        return dataset.filter(_StreamFilter(dataset_name, max_length))
 
-    prompts, chosen, rejected, owners = _lengths(dataset)
+    prompts, chosen, rejected, owners = token_lengths(dataset)
     kept = prompts < max_length if truncation_mode == "keep_start" else np.ones(len(prompts), dtype=bool)
     dropped = int((~kept).sum())
     if dropped:
@@ -87,16 +91,30 @@ _REMEDY = (
 )
 
 
+_STREAM_PATIENCE = 10_000
+
+
+def _nothing_left(dataset_name: str, max_length: int) -> str:
+    return (
+        f"Nothing is left of the {dataset_name} dataset: the prompts of all its examples, or of the first "
+        f"{_STREAM_PATIENCE:,}, fill max_length={max_length}. {_REMEDY}"
+    )
+
+
 class _StreamFilter:
     """Keeps examples whose prompt leaves room for a completion; logs the count of the others as it doubles."""
 
     def __init__(self, dataset_name: str, max_length: int) -> None:
-        self.dataset_name, self.max_length, self.dropped = dataset_name, max_length, 0
+        self.dataset_name, self.max_length = dataset_name, max_length
+        self.dropped, self.kept = 0, 0
 
     def __call__(self, example: dict[str, Any]) -> bool:
         if len(example["prompt_ids"]) < self.max_length:
+            self.kept += 1
             return True
         self.dropped += 1
+        if not self.kept and self.dropped >= _STREAM_PATIENCE:  # a stream may never end
+            raise ValueError(_nothing_left(self.dataset_name, self.max_length))
         if self.dropped & (self.dropped - 1) == 0:
             logger.warning(
                 "%d examples of the %s dataset so far are dropped: their prompts alone fill max_length=%d. %s",
@@ -108,7 +126,7 @@ class _StreamFilter:
         return False
 
 
-def _lengths(dataset: Dataset) -> Lengths:
+def token_lengths(dataset: Dataset) -> Lengths:
     """Tokens of each prompt, chosen and rejected completion, and the row that each rejected one belongs to."""
     parts: list[Lengths] = []
     offset = 0
@@ -133,5 +151,5 @@ def _lengths(dataset: Dataset) -> Lengths:
 
 def most_rejected(dataset: Dataset) -> int:
     """The largest number of rejected completions in a row of `dataset`."""
-    owners = _lengths(dataset)[3]
+    owners = token_lengths(dataset)[3]
     return int(np.bincount(owners).max()) if len(owners) else 0

@@ -10,7 +10,7 @@ from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import COMMANDS, main
 from dmpo_trl.data import Prepared
-from dmpo_trl.evaluation import RankingResult
+from dmpo_trl.evaluation import RankingResult, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,28 @@ def test_evaluate_ranks_the_whole_catalogue(folders, prepared, capsys):
     assert [len(scores) for scores in result.scores] == [36] * 2  # 40 films less the 4 of the history
 
 
+def test_evaluate_loads_the_model_once_for_ranking_and_generation(folders, prepared, monkeypatch):
+    loaded = []
+    load = evaluate.load_model
+    monkeypatch.setattr(evaluate, "load_model", lambda path, **options: loaded.append(path) or load(path, **options))
+    main(["evaluate", "--model", str(folders / "model"), "--data", str(prepared), "--generate", "--users", "2"])
+    assert loaded == [str(folders / "model")]
+
+
+def test_what_train_saves_recommends_without_the_prepared_folder(folders, prepared, capsys):
+    out = folders / "trained"
+    arguments = ["--model_name_or_path", str(folders / "model"), "--dataset_name", str(prepared)]
+    on_a_cpu = ["--bf16", "False", "--report_to", "none", "--max_steps", "1", "--save_strategy", "no"]
+    main(["train", *arguments, *on_a_cpu, "--output_dir", str(out)])
+    history = ["--history", "10", "Film 13 (1913)", "--k", "3"]
+    capsys.readouterr()
+    main(["recommend", "--model", str(out), *history])
+    alone = capsys.readouterr().out
+    main(["recommend", "--model", str(out), "--data", str(prepared), *history])
+    assert alone == capsys.readouterr().out
+    assert len(alone.splitlines()) == 3
+
+
 def test_recommend_prints_items_for_one_history(folders, prepared, capsys):
     history = ["--history", "10", "Film 13 (1913)"]
     main(["recommend", "--model", str(folders / "model"), "--data", str(prepared), *history, "--k", "3"])
@@ -135,6 +157,30 @@ def test_explain_prints_effects_and_draws_them(folders, prepared, capsys):
     assert "Film 20 (1920)" in out
     assert all(f"Film {movie} " in out for movie in (10, 11, 12))
     assert picture.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_commands_help_says_what_it_does_and_how(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert COMMANDS[command][1:] in " ".join(text.split())
+    assert f"  dmpo-trl {command}" in text  # an example to begin with
+    assert "(default: None)" not in text
+
+
+def test_a_command_that_is_none_is_answered_with_the_closest(capsys):
+    for word, answer in [("trian", "did you mean train?"), ("xyzzy", "`dmpo-trl --help` lists them")]:
+        with pytest.raises(SystemExit) as stop:
+            main([word, "--model", "x"])
+        assert stop.value.code == 2
+        assert answer in capsys.readouterr().err
+
+
+def test_no_command_prints_the_help(capsys):
+    main([])
+    assert "commands, in the order of a project" in capsys.readouterr().out
 
 
 def test_every_command_has_help_and_help_needs_no_model():

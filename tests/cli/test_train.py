@@ -1,6 +1,10 @@
 """`dmpo-trl train` on a tiny model: the options are TRL's, the trainer ours, the start a model or an adapter."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +77,116 @@ def test_train_refuses_a_second_adapter(model_folder, data_folder, tmp_path):
     arguments = ["--model_name_or_path", str(start), "--dataset_name", str(data_folder), "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit, match="is an adapter, which goes on training: leave --use_peft out"):
         main(["train", *arguments, "--use_peft", *ON_A_CPU])
+
+
+def paths(model, data, out):
+    return ["--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(out)]
+
+
+def log_of(out):
+    return json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+
+
+def test_train_takes_a_mixture_of_datasets_from_the_yaml_file(model_folder, data_folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = [{"prompt": "Watched: Babe. Next:", "chosen": " Heidi", "rejected": [" Alien"] * 5, "user": "7"}] * 12
+    Dataset.from_list(rows).to_parquet(other / "train.parquet")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model_name_or_path: {model_folder}\n"
+        "datasets:\n"
+        f"  - path: {data_folder}\n"
+        f"  - path: {other}\n"
+        "    columns: [prompt, chosen, rejected]\n"
+        "test_split_size: 4\n"
+        "eval_strategy: steps\n"
+        "eval_steps: 2\n"
+        "report_to: none\n"
+    )
+    out = tmp_path / "out"
+    arguments = ["--config", str(config), "--output_dir", str(out), *ON_A_CPU, "--logging_steps", "1"]
+    main(["train", *arguments, "--per_device_train_batch_size", "6"])
+    log = log_of(out)
+    # Two batches of six are the twelve rows that are left to train on, so their mean N is known from the evaluation's
+    counts = [entry["num_rejected"] for entry in log if "num_rejected" in entry]
+    evaluated = next(entry["eval_num_rejected"] for entry in log if "eval_num_rejected" in entry)
+    assert 12 * sum(counts) / 2 + 4 * evaluated == pytest.approx(12 * 5 + 1 + 2 + 1 + 2)
+    assert "16 examples" not in (out / "README.md").read_text()
+    assert "12 examples" in (out / "README.md").read_text()
+
+
+def test_train_streams_a_dataset(model_folder, data_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = paths(model_folder, data_folder, out)
+    main(["train", *arguments, *ON_A_CPU, "--logging_steps", "1", "--dataset_streaming"])
+    # In the order of the file
+    assert [entry["num_rejected"] for entry in log_of(out) if "num_rejected" in entry] == [1.5, 1.5]
+    assert "a stream" in (out / "README.md").read_text()
+
+
+def test_train_trains_an_adapter_on_a_4_bit_model(model_folder, data_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = paths(model_folder, data_folder, out)
+    main(["train", *arguments, *ON_A_CPU, "--logging_steps", "1", "--load_in_4bit", "--use_peft", "--lora_r", "4"])
+    assert is_adapter(str(out))
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 4
+    # The adapter starts as nothing
+    assert log_of(out)[0]["loss"] == pytest.approx(float(torch.tensor(2.0).log()), abs=1e-3)
+
+
+def launched_with(monkeypatch):
+    calls = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", calls.append)
+    return calls
+
+
+def test_train_hands_accelerates_options_to_accelerate_and_keeps_its_own(model_folder, tmp_path, monkeypatch):
+    calls = launched_with(monkeypatch)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model_name_or_path: {model_folder}\nmain_process_port: 29511\n")
+    own = ["--config", str(config), "--output_dir", str(tmp_path / "out"), "--bf16", "False", "--beta", "2"]
+    # A value of theirs that one of ours has as well, before and after it
+    main(["train", *own, "--num_processes", "2", "--cpu", "--max_steps", "2"])
+    (call,) = calls
+    assert (call.module, call.training_script) == (True, "dmpo_trl.cli")
+    assert (call.num_processes, call.main_process_port, call.cpu) == (2, 29511, True)
+    assert sorted(call.training_script_args) == sorted(["train", *own, "--max_steps", "2"])
+
+
+def test_a_launched_process_trains_and_launches_no_more(model_folder, data_folder, tmp_path, monkeypatch):
+    calls = launched_with(monkeypatch)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model_name_or_path: {model_folder}\ndataset_name: {data_folder}\nnum_processes: 2\n")
+    main(["train", "--config", str(config), "--output_dir", str(tmp_path / "out"), *ON_A_CPU])
+    assert not calls
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_accelerate_config_is_a_file_or_the_name_of_one_of_trls(model_folder, tmp_path, monkeypatch):
+    calls = launched_with(monkeypatch)
+    own = ["--model_name_or_path", str(model_folder), "--output_dir", str(tmp_path), "--bf16", "False"]
+    (tmp_path / "mine.yaml").write_text("num_processes: 3\n")
+    main(["train", *own, "--accelerate_config", str(tmp_path / "mine.yaml")])
+    main(["train", *own, "--accelerate_config", "fsdp2"])
+    assert [Path(call.config_file).name for call in calls] == ["mine.yaml", "fsdp2.yaml"]
+    with pytest.raises(SystemExit, match="neither a file nor a valid config"):
+        main(["train", *own, "--accelerate_config", "fsdp3"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_one_command(model_folder, data_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = paths(model_folder, data_folder, out)
+    command = [sys.executable, "-m", "dmpo_trl.cli", "train", *arguments, *ON_A_CPU, "--logging_steps", "1"]
+    config = Path(__file__).parents[2] / "examples" / "accelerate_configs" / "ddp.yaml"
+    launch = ["--accelerate_config", str(config), "--num_processes", "2", "--mixed_precision", "no"]
+    launch += ["--main_process_port", "0"]
+    on_cpu = ["--use_cpu", "True", "--ddp_backend", "gloo"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    subprocess.run([*command, *launch, *on_cpu, "--per_device_train_batch_size", "1"], check=True, env=environment)
+    # Each step has two rows, one a process: with one negative and with two
+    log = log_of(out)
+    assert len([entry for entry in log if "num_rejected" in entry]) == 2
+    assert log[-1]["epoch"] == 1

@@ -12,10 +12,13 @@ from .. import __version__
 COMMANDS = {
     "prepare": "raw files -> a folder of datasets for training and evaluation",
     "leaks": "look for shortcuts and for test rows in the training data",
+    "estimate": "tokens, FLOPs and memory of a training step, from a model's config alone",
     "train": "train with DMPO; takes what `trl dpo` takes",
     "evaluate": "rank the candidates of held-out users with a model",
     "recommend": "recommend from the whole catalogue, for one user or a file of them",
     "explain": "which items of a history carry a recommendation",
+    "env": "print versions and hardware, for a bug report",
+    "completion": "print a script that completes commands and options in a shell",
 }
 
 
@@ -27,8 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="dmpo-trl",
+        usage="%(prog)s [--verbose] COMMAND [options]",
         description="Turn language models into recommenders.",
-        epilog="commands:\n"
+        epilog="commands, in the order of a project:\n"
         + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
         + "\n\n`dmpo-trl COMMAND --help` lists the command's options; each may also stand in a YAML file, which\n"
         "`dmpo-trl COMMAND --config FILE` reads.",
@@ -36,9 +40,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"dmpo-trl {__version__}")
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
-    parser.add_argument("command", choices=COMMANDS, metavar="command", help="see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the command")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="options", help="of the command")
     options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return
+    if options.command not in COMMANDS:
+        from .options import suggestion
+
+        closest = suggestion(options.command, COMMANDS) or "; `dmpo-trl --help` lists them"
+        parser.error(f"there is no command {options.command}{closest}")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dmpo_trl").setLevel(logging.INFO)
     run = importlib.import_module(f"{__name__}.{options.command}").run

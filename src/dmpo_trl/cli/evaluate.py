@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .options import ModelArguments, parse, ranking_users
+from .options import ModelArguments, Parser, ranking_users
 
 
 @dataclass
@@ -15,7 +15,9 @@ class EvaluateArguments:
 
     data: str = field(metadata={"help": "Folder that `dmpo-trl prepare` wrote."})
     split: str = field(default="test", metadata={"help": "Users to rank.", "choices": ["validation", "test"]})
-    users: int | None = field(default=None, metadata={"help": "At most so many of them, the first ones."})
+    users: int | None = field(
+        default=None, metadata={"help": "Rank only so many of them, the first ones. Default: all."}
+    )
     baseline: str | None = field(
         default=None,
         metadata={"help": "Another model, for instance the SFT stage, to compare with on the same users, paired."},
@@ -28,11 +30,25 @@ class EvaluateArguments:
         default=False, metadata={"help": "Also let the model generate freely, and count how much of it is an item."}
     )
     top_k: int = field(default=5, metadata={"help": "Length of a recommendation, for coverage and popularity bias."})
-    tokens_per_batch: int = field(default=4096, metadata={"help": "Bound on the tokens of a forward."})
+    tokens_per_batch: int = field(
+        default=4096, metadata={"help": "Bound on the tokens of a forward; lower it when memory runs out."}
+    )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder for the table and for every user's scores (Parquet, one file a ranker)."},
+        metadata={
+            "help": "Folder for the table and for every user's scores (Parquet, one file a ranker). "
+            "Default: the table is printed only."
+        },
     )
+
+
+def make_parser() -> Parser:
+    """The command's parser."""
+    example = (
+        "dmpo-trl evaluate --model outputs/dmpo --baseline outputs/sft --data data\n"
+        "accelerate launch --num_processes 2 -m dmpo_trl.cli evaluate --model outputs/dmpo --data data"
+    )
+    return Parser("evaluate", ModelArguments, EvaluateArguments, example=example)
 
 
 def run(arguments: list[str]) -> None:
@@ -40,9 +56,17 @@ def run(arguments: list[str]) -> None:
     from accelerate import PartialState
 
     from ..data import Prepared
-    from ..evaluation import beyond_accuracy, evaluate_model, full_catalogue, markdown_table
+    from ..evaluation import (
+        beyond_accuracy,
+        evaluate_model,
+        full_catalogue,
+        generate_items,
+        load_for_ranking,
+        markdown_table,
+        rank_beside_baselines,
+    )
 
-    model, options = parse("evaluate", arguments, ModelArguments, EvaluateArguments)
+    model, options = make_parser().parse(arguments)
     prepared = Prepared.load(options.data)
     users = ranking_users(prepared, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
@@ -50,10 +74,13 @@ def run(arguments: list[str]) -> None:
     if options.whole_catalogue:
         users = full_catalogue(users, titles, prepared.template)
 
-    results = evaluate_model(
-        model.model, users, popularity, tokens_per_batch=options.tokens_per_batch, **model.from_pretrained()
+    loaded, tokenizer = load_for_ranking(model.model, **model.from_pretrained())
+    results = rank_beside_baselines(loaded, tokenizer, users, popularity, tokens_per_batch=options.tokens_per_batch)
+    generated = (
+        generate_items(loaded, tokenizer, users, titles.values(), name="generation") if options.generate else None
     )
-    rows: dict[str, Any] = {name: result.intervals() for name, result in results.items()}
+    del loaded  # leaves its memory to the baseline
+    rows: dict[str, dict[str, Any]] = {name: result.intervals() for name, result in results.items()}
     for score in ("sum", "mean"):
         rows[f"{score} - popularity"] = results[score].minus(results["popularity"])
     if options.baseline is not None:
@@ -69,10 +96,10 @@ def run(arguments: list[str]) -> None:
         f"ranked by the sum of log-probs or their mean a token; mean [95% bootstrap interval over users].",
         markdown_table(rows),
         f"The first {options.top_k}:",
-        _plain_table({name: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()}),
+        markdown_table({name: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()}),
     ]
-    if options.generate:
-        report += ["Generated freely:", _generated(model, users, titles)]
+    if generated is not None:
+        report += ["Generated freely:", markdown_table({"model": generated.intervals()})]
     text = "\n\n".join(report)
     if not PartialState().is_main_process:
         return
@@ -84,19 +111,3 @@ def run(arguments: list[str]) -> None:
         for name, result in results.items():
             result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
         print(f"\nWritten to {folder}.")
-
-
-def _generated(model: ModelArguments, users: Any, titles: dict[str, str]) -> str:
-    from ..evaluation import generate_items, markdown_table
-    from ..loading import load_model, load_tokenizer
-
-    loaded = load_model(model.model, **model.from_pretrained())
-    result = generate_items(loaded, load_tokenizer(model.model), users, titles.values(), name="generation")
-    return markdown_table({"model": result.intervals()})
-
-
-def _plain_table(rows: dict[str, dict[str, float]]) -> str:
-    metrics = list(next(iter(rows.values())))
-    lines = [["", *metrics], ["---"] * (len(metrics) + 1)]
-    lines += [[name, *(f"{row[metric]:.3f}" for metric in metrics)] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

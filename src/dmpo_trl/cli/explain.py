@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .options import ModelArguments, parse
+from .options import ModelArguments, Parser
 
 
 @dataclass
@@ -15,16 +15,28 @@ class ExplainArguments:
     item: str | None = field(
         default=None, metadata={"help": "The item to explain. Default: the one that would be recommended."}
     )
-    data: str | None = field(default=None, metadata={"help": "As in `dmpo-trl recommend`."})
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that `dmpo-trl prepare` wrote: catalogue and template. Default: those that "
+            "`Recommender.save_pretrained` or `dmpo-trl train` left beside the model."
+        },
+    )
     picture: str | None = field(default=None, metadata={"help": "Also draw it to this file (.png, .svg, .pdf)."})
     max_new_tokens: int = field(default=60, metadata={"help": "Length of the model's own words; 0 for none."})
+
+
+def make_parser() -> Parser:
+    """The command's parser."""
+    example = 'dmpo-trl explain --model outputs/dmpo --data data --history "Toy Story (1995)" 50 --picture why.png'
+    return Parser("explain", ModelArguments, ExplainArguments, example=example)
 
 
 def run(arguments: list[str]) -> None:
     """Explains as the arguments say; prints, and draws where asked to."""
     from ..recommend import Recommender
 
-    model, options = parse("explain", arguments, ModelArguments, ExplainArguments)
+    model, options = make_parser().parse(arguments)
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
     item = options.item or recommender.recommend(options.history, 1)[0].item
     explanation = recommender.explain(options.history, item, max_new_tokens=options.max_new_tokens)

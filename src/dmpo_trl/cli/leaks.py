@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from .options import parse
+from .options import Parser
 
 
 @dataclass
@@ -18,15 +18,22 @@ class LeaksArguments:
         }
     )
     test: str | None = field(
-        default=None, metadata={"help": "File of test rows, or a prepared folder. Default: the folder --train."}
+        default=None,
+        metadata={"help": "File of test rows, or a prepared folder. Default: the test users of the folder --train."},
     )
+
+
+def make_parser() -> Parser:
+    """The command's parser."""
+    example = "dmpo-trl leaks --train data\ndmpo-trl leaks --train train.jsonl --test test.jsonl"
+    return Parser("leaks", LeaksArguments, example=example)
 
 
 def run(arguments: list[str]) -> None:
     """Prints the report; the exit status is 1 where it found a problem."""
     from ..data import leak_report_of_files
 
-    (options,) = parse("leaks", arguments, LeaksArguments)
+    (options,) = make_parser().parse(arguments)
     report = leak_report_of_files(options.train, options.test)
     print(report)
     if report.findings:

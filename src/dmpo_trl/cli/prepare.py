@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from .options import parse
+from .options import Parser
+
+
+def make_parser() -> Parser:
+    """The command's parser."""
+    from ..data import PrepareConfig
+
+    example = (
+        "dmpo-trl prepare --dataset movielens --version 1m --download --min_rating 4 --output_dir data\n"
+        "dmpo-trl prepare --dataset table --path views.csv --template products --output_dir data"
+    )
+    return Parser("prepare", PrepareConfig, example=example)
 
 
 def run(arguments: list[str]) -> None:
     """Prepares as the arguments say, and prints how many rows each dataset got."""
-    from ..data import PrepareConfig, prepare
+    from ..data import prepare
 
-    (config,) = parse("prepare", arguments, PrepareConfig)
+    (config,) = make_parser().parse(arguments)
     prepared = prepare(config)
     for dataset, splits in prepared.manifest["rows"].items():
         print(f"{dataset:<12}" + ", ".join(f"{rows:,} {split}" for split, rows in splits.items()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..recommend.streaming import UserHistory
-from .options import ModelArguments, parse
+from .options import ModelArguments, Parser
 
 
 @dataclass
@@ -19,7 +19,7 @@ class RecommendArguments:
         default=None,
         metadata={
             "help": "Folder that `dmpo-trl prepare` wrote: catalogue and template. Default: those that "
-            "`Recommender.save_pretrained` left beside the model."
+            "`Recommender.save_pretrained` or `dmpo-trl train` left beside the model."
         },
     )
     history: list[str] | None = field(
@@ -52,9 +52,18 @@ class RecommendArguments:
     batch_size: int = field(default=8, metadata={"help": "Users searched together."})
 
 
+def make_parser() -> Parser:
+    """The command's parser."""
+    example = (
+        'dmpo-trl recommend --model outputs/dmpo --data data --history "Toy Story (1995)" 50\n'
+        "dmpo-trl recommend --model outputs/dmpo --data data --users users.jsonl --output recommendations.parquet"
+    )
+    return Parser("recommend", ModelArguments, RecommendArguments, example=example)
+
+
 def run(arguments: list[str]) -> None:
     """Recommends as the arguments say; prints, or writes to a file."""
-    model, options = parse("recommend", arguments, ModelArguments, RecommendArguments)
+    model, options = make_parser().parse(arguments)
     if [options.history, options.users, options.split].count(None) != 2:
         raise ValueError("give one of --history, for one user, --users, a file of them, and --split, those of --data")
     if options.split is not None and options.data is None:

@@ -31,7 +31,7 @@ class PrepareConfig:
     download: bool = _option("Download the raw data from their official address.", False)
     version: str | None = _option('Which MovieLens ("100k", "1m", ...) or Last.fm ("hetrec-2k", "1k") to download.')
     category: str | None = _option('Amazon category, for example "Video_Games".')
-    release: str = _option("Amazon release.", "2018", ["2018", "2023"])
+    release: str = _option("Which release of the Amazon reviews.", "2018", ["2018", "2023"])
     items: str | None = _option(
         "Table: the file with items and titles. Default: the titles are in the file of interactions."
     )
@@ -52,15 +52,23 @@ class PrepareConfig:
         "users",
         ["users", "leave_one_out", "time"],
     )
-    train_users: int | None = _option("users: so many to train on. Default: all others.")
-    validation_users: int | None = _option("Users to validate on. Default: a tenth (users), or all.")
-    test_users: int | None = _option("Users to test on. Default: a tenth (users), or all.")
-    validation_from: float = _option("time: validate from here on, a time or the share of earlier interactions.", 0.8)
-    test_from: float = _option("time: test from here on, a time or the share of earlier interactions.", 0.9)
+    train_users: int | None = _option("With --split users: number of users to train on. Default: all others.")
+    validation_users: int | None = _option(
+        "Number of users to validate on. Default: a tenth with --split users, else all."
+    )
+    test_users: int | None = _option("Number of users to test on. Default: a tenth with --split users, else all.")
+    validation_from: float = _option(
+        "With --split time: validate from here on, a time or the share of earlier interactions.", 0.8
+    )
+    test_from: float = _option(
+        "With --split time: test from here on, a time or the share of earlier interactions.", 0.9
+    )
     few_shot_users: int | None = _option("Train on only so many of the training users, drawn at random.")
     history_length: int = _option("Items in a prompt, at most.", 10)
     min_history: int = _option("Items in a prompt, at least. From 2 on every training example has one for SFT.", 2)
-    examples_per_user: int = _option("Training examples a user, the latest ones (time: in each part); 0 for all.", 1)
+    examples_per_user: int = _option(
+        "Training examples a user, the latest ones (--split time: in each part); 0 for all.", 1
+    )
     sft_targets: str = _option(
         "earlier: SFT learns the item before the one that preference training learns, because a target that SFT has "
         "seen is too easy. same: both learn the same.",
@@ -69,9 +77,11 @@ class PrepareConfig:
     )
 
     negatives: int = _option("Rejected items for each chosen one.", 7)
-    negative_strategy: str = _option("How they are drawn.", "uniform", ["uniform", "popularity", "in_batch"])
-    alpha: float = _option("popularity: draw in proportion to popularity^alpha.", 1.0)
-    batch_size: int | None = _option("in_batch: examples in a batch.")
+    negative_strategy: str = _option(
+        "How negatives are drawn; never an item that the user had.", "uniform", ["uniform", "popularity", "in_batch"]
+    )
+    alpha: float = _option("With --negative_strategy popularity: draw in proportion to popularity^alpha.", 1.0)
+    batch_size: int | None = _option("With --negative_strategy in_batch: examples in a batch.")
     candidates: int = _option("Items to rank in the evaluation: one that the user had next, the rest never.", 20)
 
     template: str | None = _option(
@@ -80,7 +90,7 @@ class PrepareConfig:
     conversational: bool = _option("Messages for chat models, or else plain text.", True)
     list_candidates: bool = _option("List the candidates in the prompt: target and negatives, in random order.", False)
     pairs: bool = _option("Also write pairs, for TRL's DPOTrainer.", False)
-    seed: int = _option("Of everything that is drawn.", 0)
+    seed: int = _option("Seed of all that is drawn at random.", 0)
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading anything."""

@@ -2,7 +2,7 @@
 
 from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recommendation_popularity
 from .callback import RankingCallback
-from .evaluate import evaluate_model, markdown_table
+from .evaluate import evaluate_model, load_for_ranking, markdown_table, rank_beside_baselines
 from .generation import GenerationResult, generate_items
 from .metrics import (
     METRICS,
@@ -43,12 +43,14 @@ __all__ = [
     "full_catalogue",
     "generate_items",
     "hit_rate",
+    "load_for_ranking",
     "long_tail_share",
     "markdown_table",
     "ndcg",
     "paired_difference",
     "pooled_auc",
     "rank_at_random",
+    "rank_beside_baselines",
     "rank_by_log_prob",
     "rank_by_popularity",
     "rank_with_model",

@@ -1,13 +1,16 @@
 """Log-probs of target tokens straight from hidden states: the logits of all tokens never exist at once."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
-from trl.kernels import ChunkedLogProbFunction
+from torch.utils.checkpoint import checkpoint
 
 from ._autograd import FrozenHeadLogProb, OneTileLogProb
-from ._scan import Head, scan
+from ._scan import Head, scan, uses_triton
 from ._statistics import OPTIONAL_OUTPUTS, TokenLogProbs
 
 __all__ = ["TokenLogProbs", "gather_logprobs"]
@@ -19,8 +22,12 @@ GPU_TILE = (4096, 32768)
 # Under a trainable head a CPU keeps the softmax for the backward pass up to this many values (128 MiB in float32):
 # 25 to 50% less time than computing it again, measured from 36 to 1,024 tokens of a vocabulary of 49,152.
 MAX_KEPT_SOFTMAX = 2**25
+# Later releases fold the tiles in torch where there is no Triton
+KERNEL_NEEDS_TRITON = Version(version("trl")) < Version("1.16")
 
 
+# Its tile sizes follow the number of tokens: traced, it would be compiled anew for every batch
+@torch.compiler.disable
 def gather_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -42,7 +49,8 @@ def gather_logprobs(
 
     - head frozen (LoRA): the derivative by `hidden` is formed in the same pass, ``(S, H)`` in float32;
     - head trainable: TRL's `ChunkedLogProbFunction`, which computes every tile again in the backward pass; on a CPU,
-      for at most `MAX_KEPT_SOFTMAX` values of S * V, the softmax is kept instead;
+      for at most `MAX_KEPT_SOFTMAX` values of S * V, the softmax is kept instead. TRL 1.15 has that function for
+      Triton only; elsewhere it is the same by slices of the tokens;
     - no gradient: the pass alone.
 
     Args:
@@ -75,11 +83,28 @@ def gather_logprobs(
         return TokenLogProbs(*FrozenHeadLogProb.apply(hidden, head, targets, optional, tile))
     if on_cpu and len(hidden) * len(weight) <= MAX_KEPT_SOFTMAX:
         return TokenLogProbs(*OneTileLogProb.apply(hidden, *head, targets, optional))
+    if KERNEL_NEEDS_TRITON and not uses_triton(hidden.device):
+        return _recompute_slices(hidden, head, targets, optional, max(tile[0] * tile[1] // len(weight), 1))
+
+    from trl.kernels import ChunkedLogProbFunction  # TRL 1.15 imports Triton there
+
     log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
         hidden, weight, bias, targets, 1.0, tile[1], softcap, logit_scale, optional
     )
     entropy = None if entropy is None else entropy.detach()  # the one output TRL has a second gradient for
     return TokenLogProbs(log_probs, entropy, mean_logits, is_top1, log_sum_sq_probs)
+
+
+def _recompute_slices(
+    hidden: Tensor, head: Head, targets: Tensor, outputs: tuple[str, ...], tokens: int
+) -> TokenLogProbs:
+    """The whole vocabulary for a few tokens at a time, computed again in the backward pass."""
+    slices = [
+        checkpoint(OneTileLogProb.apply, states, *head, ids, outputs, use_reentrant=False)
+        for states, ids in zip(hidden.split(tokens), targets.split(tokens), strict=True)
+    ]
+    fields: list[Any] = [None if parts[0] is None else torch.cat(parts) for parts in zip(*slices, strict=True)]
+    return TokenLogProbs(*fields)
 
 
 def _tile_shape(n_tokens: int, vocabulary_size: int, on_cpu: bool) -> tuple[int, int]:

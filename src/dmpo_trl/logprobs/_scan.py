@@ -74,7 +74,7 @@ def scan(
     dtype = compute_dtype(hidden)
     accumulate_dtype = torch.promote_types(dtype, torch.float32)
     (S, H), V, device = hidden.shape, len(head.weight), hidden.device
-    fold = _triton.fold if _uses_triton(device) else _statistics.fold
+    fold = _triton.fold if uses_triton(device) else _statistics.fold
 
     statistics = RunningStatistics.start(targets, accumulate_dtype, outputs)
     jacobian = torch.zeros((S, H), device=device, dtype=accumulate_dtype) if with_jacobian else None
@@ -104,7 +104,7 @@ def scan(
     return Scan(statistics.finish(targets, V), statistics, jacobian, weights)
 
 
-def _uses_triton(device: torch.device) -> bool:
+def uses_triton(device: torch.device) -> bool:
     return device.type in ("cuda", "xpu") and _HAS_TRITON
 
 

@@ -143,9 +143,14 @@ class Recommender:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Save model (or adapter), tokenizer, catalogue and template to a folder that `from_pretrained` loads."""
-        folder = Path(folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        self.save_catalogue(folder)
+
+    def save_catalogue(self, folder: str | os.PathLike[str]) -> None:
+        """Save catalogue and template alone, to a folder that holds the model or will."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self.catalogue.frame.write_parquet(folder / _ITEMS)
         settings = {"template": self.template.to_dict(), "score": self.score}
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

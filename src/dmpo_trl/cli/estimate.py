@@ -1,0 +1,216 @@
+"""`dmpo-trl estimate`: what a training step costs, before a weight is downloaded."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .options import Parser
+
+if TYPE_CHECKING:
+    from ..cost import Layout, Lengths, StepCost
+
+
+@dataclass
+class EstimateArguments:
+    """Lengths of the examples, unless `--dataset_name` names some to measure."""
+
+    prompt_tokens: int | None = field(default=None, metadata={"help": "Tokens of a prompt."})
+    completion_tokens: int | None = field(default=None, metadata={"help": "Tokens of a completion, its end included."})
+    negatives: int = field(default=1, metadata={"help": "Rejected completions an example."})
+    sample_rows: int = field(
+        default=256, metadata={"help": "Rows of --dataset_name to tokenise, drawn at random, instead of the lengths."}
+    )
+    memory_gb: float | None = field(
+        default=None, metadata={"help": "Memory of a device, 10^9 bytes; prints the largest N that fits into it."}
+    )
+
+
+@dataclass
+class Sample:
+    """Layouts of the batches, and one example's lengths: of its prompt and of a completion."""
+
+    layouts: dict[str, list[Layout]]
+    prompt_tokens: int
+    completion_tokens: int
+    negatives: int
+    source: str
+
+
+def make_parser() -> Parser:
+    """The command's parser."""
+    from .train import argument_types
+
+    example = (
+        "dmpo-trl estimate --model_name_or_path Qwen/Qwen3-0.6B --prompt_tokens 300 --completion_tokens 10 "
+        "--negatives 7\n"
+        "dmpo-trl estimate --config dmpo.yaml --memory_gb 24"
+    )
+    return Parser("estimate", *argument_types(), EstimateArguments, example=example)
+
+
+def run(arguments: list[str]) -> None:
+    """Prints the table. The options and the YAML file of `dmpo-trl train` do; of the model only the config is read."""
+    from transformers import AutoConfig
+    from trl import get_peft_config
+
+    from ..cost import Layout, ModelSize, TrainingOptions, largest, step_cost
+    from .launch import accelerate_options
+
+    # The machine that estimates need not be one that could train
+    arguments = [*arguments, "--use_cpu", "True"]
+    script, config, model, *_, options = make_parser().parse(arguments, accelerate_options())
+    if model.model_name_or_path is None:
+        raise ValueError("--model_name_or_path names the model to train: a folder or a hub id")
+    if model.load_in_8bit:
+        raise ValueError("there is no estimate for --load_in_8bit; --load_in_4bit has one")
+    if model.load_in_4bit and not model.use_peft:
+        raise ValueError("--load_in_4bit trains an adapter on a quantized model: add --use_peft")
+    loaded = AutoConfig.from_pretrained(
+        model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    size = ModelSize.from_config(loaded, get_peft_config(model))
+    dtype = loaded.dtype if model.dtype == "auto" else model.dtype
+    weight_bytes = 2 if str(dtype).removeprefix("torch.") in ("bfloat16", "float16") else 4
+    training = TrainingOptions(
+        weight_bytes=weight_bytes,
+        half_precision=weight_bytes == 2 or config.bf16 or config.fp16,
+        gradient_checkpointing=config.gradient_checkpointing or getattr(config, "activation_checkpointing", False),
+        precomputed_reference=config.precompute_ref_log_probs,
+        load_in_4bit=model.load_in_4bit,
+    )
+    balance = 6.0 * size.hidden  # the trainer's
+    batch_size = config.per_device_train_batch_size
+    sample = _measure(script, config, model.model_name_or_path, options, balance, batch_size)
+
+    def largest_negatives(layout: Callable[[Lengths], Layout]) -> int:
+        def fits(negatives: int) -> bool:
+            completions = [sample.completion_tokens] * (negatives + 1)
+            cost = step_cost(size, layout([(sample.prompt_tokens, completions)] * batch_size), training)
+            return cost.memory <= options.memory_gb * 1e9
+
+        return largest(fits, 4096)
+
+    columns = {}
+    for name, layout in (
+        ("trie", lambda lengths: Layout.trie(lengths, attention_balance=balance)),
+        ("copies", Layout.copies),
+    ):
+        columns[name] = _column([step_cost(size, batch, training) for batch in sample.layouts[name]])
+        if options.memory_gb is not None:
+            columns[name][f"largest N in {options.memory_gb:g} GB"] = largest_negatives(layout)
+    trained = size.adapter or size.parameters
+    print(
+        f"{model.model_name_or_path}: {size.parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained"
+        f"{' (LoRA)' if size.adapter else ''}; one step of {batch_size} examples, {sample.source}\n"
+    )
+    print(_table(columns))
+    print("\nHow it is computed, what is left out and how far it is from measured runs: docs/cost.md")
+
+
+def _measure(
+    script: Any, config: Any, model: str, options: EstimateArguments, balance: float, batch_size: int
+) -> Sample:
+    from ..cost import Layout
+
+    if (options.prompt_tokens is None) == (script.dataset_name is None):
+        raise ValueError("give one of --prompt_tokens (with --completion_tokens) and --dataset_name")
+    if options.prompt_tokens is not None:
+        if options.completion_tokens is None:
+            raise ValueError("--prompt_tokens needs --completion_tokens")
+        if min(options.prompt_tokens, options.completion_tokens, options.negatives) < 1:
+            raise ValueError("--prompt_tokens, --completion_tokens and --negatives are at least 1")
+        prompt, completion, negatives = options.prompt_tokens, options.completion_tokens, options.negatives
+        if config.max_length is not None and prompt + completion > config.max_length:
+            raise ValueError(
+                f"a prompt of {prompt} and a completion of {completion} tokens exceed max_length={config.max_length}"
+            )
+        lengths: Lengths = [(prompt, [completion] * (negatives + 1))] * batch_size
+        layouts = {"trie": [Layout.trie(lengths, attention_balance=balance)], "copies": [Layout.copies(lengths)]}
+        source = (
+            f"N = {negatives}, prompts of {prompt} tokens, completions of {completion}, nothing shared but prompts"
+        )
+        return Sample(layouts, prompt, completion, negatives, source)
+
+    from datasets import load_dataset
+
+    from ..collator import DataCollatorForMultiPreference
+    from ..contract import tokenize_row
+    from ..loading import load_tokenizer
+    from ..truncation import drop_and_report
+
+    tokenizer = load_tokenizer(model)
+    data = load_dataset(script.dataset_name, name=script.dataset_config)[script.dataset_train_split]
+    rows = data.shuffle(config.seed).select(range(min(options.sample_rows, len(data))))
+    rows = rows.map(
+        tokenize_row,
+        with_indices=True,
+        fn_kwargs={
+            "dataset_name": "train",
+            "processing_class": tokenizer,
+            "eos_token": tokenizer.eos_token,
+            "max_length": config.max_length,
+            "truncation_mode": config.truncation_mode,
+        },
+    )
+    examples = drop_and_report(rows, "train", config.max_length, config.truncation_mode).to_list()
+    layouts = {}
+    for name in ("trie", "copies"):
+        collate = DataCollatorForMultiPreference(
+            pad_token_id=0,
+            max_length=config.max_length,
+            truncation_mode=config.truncation_mode,
+            pad_to_multiple_of=config.pad_to_multiple_of,
+            prefix_sharing=name == "trie",
+            attention_balance=balance,
+        )
+        batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+        whole = [batch for batch in batches if len(batch) == batch_size] or batches
+        layouts[name] = [Layout.measured(collate(batch)) for batch in whole]
+    completions = [ids for row in examples for ids in (row["chosen_ids"], *row["rejected_ids"])]
+    prompt = round(statistics.mean(len(row["prompt_ids"]) for row in examples))
+    completion = round(statistics.mean(map(len, completions)))
+    negatives = round(len(completions) / len(examples)) - 1
+    source = (
+        f"{len(examples)} rows of {script.dataset_name}: N = {negatives}, prompts of {prompt} tokens, completions of "
+        f"{completion} on average"
+    )
+    return Sample(layouts, prompt, completion, negatives, source)
+
+
+def _column(costs: list[StepCost]) -> dict[str, float]:
+    """Tokens and FLOPs of the mean batch, memory of the one that needs most."""
+    worst = max(costs, key=lambda cost: cost.memory)
+
+    def mean(value: Callable[[StepCost], float]) -> float:
+        return statistics.mean(map(value, costs))
+
+    return {
+        "tokens": mean(lambda cost: cost.layout.tokens),
+        "tokens with padding": mean(lambda cost: cost.layout.padded_tokens),
+        "TFLOPs": mean(lambda cost: cost.flops) / 1e12,
+        "- forward": mean(lambda cost: cost.forward) / 1e12,
+        "- backward": mean(lambda cost: cost.backward) / 1e12,
+        "- recomputation": mean(lambda cost: cost.recomputation) / 1e12,
+        "- reference": mean(lambda cost: cost.reference) / 1e12,
+        "memory, GB": worst.memory / 1e9,
+        "- weights": worst.weight_memory / 1e9,
+        "- reference weights": worst.reference_memory / 1e9,
+        "- optimizer": worst.optimizer_memory / 1e9,
+        "- gradients": worst.gradient_memory / 1e9,
+        "- activations": worst.activation_memory / 1e9,
+        "- head and mask": (worst.head_memory + worst.mask_memory) / 1e9,
+    }
+
+
+def _table(columns: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'':<22}{'trie':>12}{'copies':>12}{'ratio':>9}"]
+    for name, trie in columns["trie"].items():
+        copies = columns["copies"][name]
+        whole = name.startswith(("tokens", "largest"))
+        ratio = f"{copies / trie:.2f}" if trie and copies and not name.startswith("largest") else ""
+        shown = [f"{value:,.0f}" if whole else f"{value:,.3f}" for value in (trie, copies)]
+        lines.append(f"{name:<22}{shown[0]:>12}{shown[1]:>12}{ratio:>9}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""Several processes: who counts which rows, who reads which files, and models of which each holds a part."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from datasets import Dataset, load_from_disk
+from datasets.fingerprint import get_temporary_cache_files_directory
+
+
+def own_rows(inputs: dict[str, torch.Tensor], accelerator: Accelerator) -> int:
+    """How many rows of this process's batch, the first ones, are its own to count.
+
+    So that all processes get as many rows, accelerate fills the last batch up with rows that have been there before.
+
+    Args:
+        inputs: The batch that the process got from a data loader of `accelerator`.
+        accelerator: Knows how far that data loader is.
+
+    Returns:
+        A number from 0 (every row of the batch is repeated) to the number of rows.
+    """
+    rows, state = len(inputs["num_rejected"]), accelerator.gradient_state
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return rows
+    return min(max(state.remainder - accelerator.process_index * rows, 0), rows)
+
+
+def first_rows(inputs: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
+    """What is left of a batch when only its first `rows` examples are scored; the forward's inputs stay whole."""
+    if rows == len(inputs["num_rejected"]):
+        return inputs
+    num_rejected = inputs["num_rejected"][:rows]
+    pairs = int(num_rejected.sum())
+    is_kept = inputs["token_completions"] < rows + pairs  # completions are numbered example by example
+    cut = {
+        "num_rejected": num_rejected,
+        "is_chosen": inputs["is_chosen"][: rows + pairs],
+        "token_pairs": inputs["token_pairs"][is_kept],
+        "token_completions": inputs["token_completions"][is_kept],
+    }
+    if "ref_chosen_logps" in inputs:
+        cut |= {
+            "ref_chosen_logps": inputs["ref_chosen_logps"][:rows],
+            "ref_rejected_logps": inputs["ref_rejected_logps"][:pairs],
+        }
+    return inputs | cut
+
+
+def readable_by_all(dataset: Dataset, name: str, accelerator: Accelerator) -> Dataset:
+    """`dataset`, in a file that all processes can read, where it is in memory and there are several of them.
+
+    The cache of a dataset is written beside its files by one process and read by all; one in memory has none.
+
+    Args:
+        dataset: The same in every process.
+        name: Its name, for messages.
+        accelerator: Knows the processes.
+
+    Raises:
+        ValueError: Another machine cannot read the main process's temporary folder.
+    """
+    if accelerator.num_processes == 1 or dataset.cache_files:
+        return dataset
+    folder = [os.path.join(get_temporary_cache_files_directory(), dataset._fingerprint)]
+    broadcast_object_list(folder, from_process=0)
+    if accelerator.is_main_process:
+        dataset.save_to_disk(folder[0])
+    accelerator.wait_for_everyone()
+    if not os.path.isdir(folder[0]):
+        raise ValueError(
+            f"`precompute_ref_log_probs=True` with the {name} dataset in memory: this process does not see the folder "
+            f"{folder[0]} of the main process. Save the dataset with `save_to_disk` where all machines can read it, "
+            "and pass what `datasets.load_from_disk` returns."
+        )
+    return load_from_disk(folder[0])
+
+
+def check_checkpoint_kind(checkpoint: str, accelerator: Accelerator) -> None:
+    """Refuse a checkpoint that was written by another way to shard than this launch's, whose optimizer does not load.
+
+    Args:
+        checkpoint: Its folder.
+        accelerator: Knows how this process was launched.
+
+    Raises:
+        ValueError: One of both is FSDP or DeepSpeed and the other is not.
+    """
+    names = os.listdir(checkpoint)
+    kinds = {
+        "FSDP": any(name.startswith("pytorch_model_fsdp") for name in names),
+        "DeepSpeed": any(name.startswith("global_step") for name in names),
+    }
+    launched = accelerator.distributed_type
+    now = {"FSDP": launched == DistributedType.FSDP, "DeepSpeed": launched == DistributedType.DEEPSPEED}
+    for kind, was in kinds.items():
+        if was != now[kind]:
+            raise ValueError(
+                f"The checkpoint {checkpoint} was written {'with' if was else 'without'} {kind}, and this run is "
+                f"{'with' if now[kind] else 'without'} it. Launch with the accelerate config that wrote it, or start "
+                "a new run from its weights: pass it as `model`, and the model that training began with as "
+                "`ref_model`."
+            )
+
+
+@contextmanager
+def whole_layers(model: torch.nn.Module) -> Iterator[None]:
+    """Let `model` run before DeepSpeed has wrapped it: each module has its whole parameters while it runs.
+
+    With ZeRO-3 a model is sharded from the moment it is loaded, and can run only once training has begun. Every
+    process must run the same. Other models are left alone.
+    """
+    opened: list[Any] = []  # a stack: modules run inside each other
+
+    def gather(module: torch.nn.Module, _: Any) -> None:
+        import deepspeed
+
+        opened.append(deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False))))
+        opened[-1].__enter__()
+
+    def release(*_: Any) -> None:
+        opened.pop().__exit__(None, None, None)
+
+    hooks = []
+    for module in model.modules():
+        if any(hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
+            hooks.append(module.register_forward_pre_hook(gather))
+            hooks.append(module.register_forward_hook(release, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,45 @@
+"""The load-balancing loss of a mixture of experts, the same number in the trie layout as over copies of the prompt."""
+
+from typing import Any, cast
+
+import torch
+from transformers import PretrainedConfig
+
+
+def load_balancing_loss(
+    config: PretrainedConfig, router_logits: Any, token_weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Number of experts times `sum_e f_e p_e` (Switch Transformer, arXiv 2101.03961, Eq. 4), as in transformers.
+
+    Args:
+        config: Of the model.
+        router_logits: One tensor a layer, each (tokens, experts).
+        token_weights: How much each token counts in the shares of tokens `f_e` and the mean probabilities `p_e`,
+            (rows, length): the attention mask, or `num_copies`. None for one each.
+    """
+    # Every mixture of experts in transformers takes Mixtral's
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    config = config.get_text_config()
+    loss = load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, token_weights)
+    return cast(torch.Tensor, loss)
+
+
+def num_copies(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How many copies of each token the layout of copies would hold, (rows, length); 0 for padding.
+
+    In the trie layout a token stands for every completion whose path goes through it.
+
+    Args:
+        batch: Of the trie layout, as `DataCollatorForMultiPreference` returns it.
+    """
+    rows, length = batch["input_ids"].shape
+    nodes = batch["scored_rows"] * length + batch["scored_columns"] + length
+    owners = batch["token_completions"]
+    # Nodes of a path are in ascending order; -1 is a completion that truncation left without a token
+    last = nodes.new_full(batch["is_chosen"].shape, -1)
+    last = last.scatter_reduce(0, owners, nodes[batch["token_pairs"]], "amax")
+    ends = torch.bincount(last + 1, minlength=rows * length + 1)[1:].view(rows, length)
+    # Paths that end in a token's subtree: those that end before the subtree does, less those before the token
+    before = torch.nn.functional.pad(ends.cumsum(dim=1), (1, 0))
+    return before.gather(1, batch["subtree_end"]) - before[:, :-1]

@@ -1,0 +1,124 @@
+"""`dmpo-trl estimate`: train's own options in, the cost model's numbers out, no weights read."""
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from support import make_model, make_tokenizer
+
+from dmpo_trl.cli import main
+from dmpo_trl.cost import Layout, ModelSize, TrainingOptions, step_cost
+
+LENGTHS = ["--prompt_tokens", "40", "--completion_tokens", "6", "--negatives", "7"]
+
+
+@pytest.fixture
+def config_folder(tmp_path):
+    """A model's config without its weights."""
+    folder = tmp_path / "model"
+    make_model().config.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(config_folder):
+    return make_model().config
+
+
+def estimate(capsys, *arguments):
+    """The printed rows: name to (trie, copies)."""
+    main(["estimate", *map(str, arguments)])
+    output = capsys.readouterr().out
+    rows = {}
+    for line in output.splitlines():
+        name, values = line[:22].strip(), line[22:].replace(",", "").split()
+        if name and len(values) >= 2 and all(value.replace(".", "").isdigit() for value in values):
+            rows[name] = tuple(map(float, values[:2]))
+    return rows, output
+
+
+def test_the_table_is_the_cost_models(capsys, config_folder, config):
+    rows, output = estimate(
+        capsys, "--model_name_or_path", config_folder, *LENGTHS, "--per_device_train_batch_size", 512,
+        "--bf16", "False", "--gradient_checkpointing", "False",
+    )  # fmt: skip
+    lengths = [(40, [6] * 8)] * 512
+    size = ModelSize.from_config(config)
+    layouts = [Layout.trie(lengths, attention_balance=6 * 32), Layout.copies(lengths)]
+    costs = [step_cost(size, layout, TrainingOptions()) for layout in layouts]
+    assert rows["tokens"] == (512 * (40 + 8 * 5), 512 * 8 * 45)
+    assert rows["TFLOPs"] == pytest.approx([cost.flops / 1e12 for cost in costs], abs=6e-4)
+    assert rows["memory, GB"] == pytest.approx([cost.memory / 1e9 for cost in costs], abs=6e-4)
+    assert rows["- recomputation"] == (0, 0)
+    assert "N = 7, prompts of 40 tokens, completions of 6" in output
+
+
+def test_the_yaml_file_of_train_and_its_options_count(capsys, config_folder, config, tmp_path):
+    yaml = tmp_path / "train.yaml"
+    yaml.write_text(
+        f"model_name_or_path: {config_folder}\nuse_peft: true\nlora_r: 4\nlora_target_modules: all-linear\n"
+        "load_in_4bit: true\nprecompute_ref_log_probs: true\nper_device_train_batch_size: 512\nbeta: 0.3\n"
+        f"output_dir: {tmp_path}\nranking_users: 10\n"
+    )
+    rows, output = estimate(capsys, "--config", yaml, *LENGTHS)  # bf16 and checkpointing: TRL's defaults
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    options = TrainingOptions(
+        half_precision=True, gradient_checkpointing=True, precomputed_reference=True, load_in_4bit=True
+    )
+    layout = Layout.trie([(40, [6] * 8)] * 512, attention_balance=6 * 32)
+    cost = step_cost(ModelSize.from_config(config, lora), layout, options)
+    assert rows["TFLOPs"][0] == pytest.approx(cost.flops / 1e12, abs=6e-4)
+    assert rows["memory, GB"][0] == pytest.approx(cost.memory / 1e9, abs=6e-4)
+    assert rows["- recomputation"][0] > 0
+    assert rows["- reference"] == (0, 0)
+    assert "(LoRA)" in output
+
+
+def test_the_largest_n_fits_and_the_next_does_not(capsys, config_folder, config):
+    arguments = ["--model_name_or_path", config_folder, *LENGTHS, "--bf16", "False", "--memory_gb", 0.05]
+    rows, _ = estimate(capsys, *arguments)
+    options = TrainingOptions(gradient_checkpointing=True)
+    size = ModelSize.from_config(config)
+    layouts = [lambda lengths: Layout.trie(lengths, attention_balance=6 * 32), Layout.copies]
+    for found, layout in zip(rows["largest N in 0.05 GB"], layouts, strict=True):
+        memory = [step_cost(size, layout([(40, [6] * (int(found) + n))] * 8), options).memory for n in (1, 2)]
+        assert memory[0] <= 0.05e9 < memory[1]
+
+
+def test_lengths_are_measured_on_a_dataset(capsys, config_folder, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"prompt": "Watched: Alien. Next:", "chosen": " Aliens", "rejected": [" Babe", " Heidi"]}] * 4
+    Dataset.from_list(rows).to_parquet(data / "train.parquet")
+    found, output = estimate(
+        capsys, "--model_name_or_path", config_folder, "--dataset_name", data, "--per_device_train_batch_size", 2
+    )
+    tokenizer = make_tokenizer()
+    prompt = len(tokenizer("Watched: Alien. Next:")["input_ids"])
+    titles = [
+        len(tokenizer(f"Watched: Alien. Next:{title}</s>")["input_ids"]) for title in (" Aliens", " Babe", " Heidi")
+    ]
+    # Both rows of a batch are the same: the trie holds them once
+    assert found["tokens"] == (prompt + sum(length - prompt - 1 for length in titles), 2 * sum(titles) - 6)
+    assert "4 rows of" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --prompt_tokens"),
+        (["--prompt_tokens", "5"], "needs --completion_tokens"),
+        (["--prompt_tokens", "5", "--completion_tokens", "0"], "are at least 1"),
+        (["--prompt_tokens", "2000", "--completion_tokens", "5"], "exceed max_length=1024"),
+        ([*LENGTHS, "--load_in_4bit"], "add --use_peft"),
+        ([*LENGTHS, "--load_in_8bit"], "no estimate for --load_in_8bit"),
+    ],
+)
+def test_mistakes_are_named(config_folder, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["estimate", "--model_name_or_path", str(config_folder), *arguments])
+
+
+def test_a_model_is_needed():
+    with pytest.raises(SystemExit, match="--model_name_or_path names the model"):
+        main(["estimate", *LENGTHS])

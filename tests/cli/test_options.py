@@ -1,0 +1,117 @@
+"""What a newcomer gets wrong, and what the parser says to it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from dmpo_trl.cli.options import Parser
+
+
+@dataclass
+class Options:
+    model: str = field(metadata={"help": "A model."})
+    split: str = field(default="test", metadata={"help": "Users.", "choices": ["validation", "test"]})
+    score: Literal["sum", "mean"] = field(default="mean", metadata={"help": "A score."})
+    history: list[str] | None = field(default=None, metadata={"help": "Items."})
+    num_beams: int | None = field(default=None, metadata={"help": "Beams."})
+
+
+def make_parser():
+    return Parser("recommend", Options, example="none")
+
+
+def parse(*arguments):
+    (options,) = make_parser().parse(arguments)
+    return options
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        (tmp_path / "config.yaml").write_text(text)
+        return f"--config={tmp_path / 'config.yaml'}"
+
+    return write
+
+
+def test_flags_have_precedence_over_the_file(config):
+    file = config("model: from-file\nsplit: validation\nnum_beams: 3\n")
+    assert parse(file, "--model", "from-flag") == Options("from-flag", "validation", num_beams=3)
+    assert parse(*file.split("=")) == Options("from-file", "validation", num_beams=3)
+
+
+def test_items_in_the_file_are_texts_as_on_the_command_line(config):
+    """YAML reads 50 as a number, and one item as no list."""
+    assert parse(config("model: m\nhistory: [1, 50, Toy Story]\n")).history == ["1", "50", "Toy Story"]
+    assert parse(config("model: m\nhistory: Toy Story\n")).history == ["Toy Story"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "m", "--modle", "x"], "there is no option --modle; did you mean --model?"),
+        (["--model", "m", "--num-baems=3"], "there is no option --num-baems=3; did you mean --num_beams?"),
+        (["--model", "m", "--beams", "3"], "there is no option --beams; did you mean --num_beams?"),
+        (["--model", "m", "--xyzzy"], "there is no option --xyzzy\n"),
+        (["--model", "m", "stray"], "'stray' belongs to no option"),
+        (["--model", "m", "--split", "tset"], "invalid choice: 'tset'"),
+        (["--model", "m", "--config"], "--config needs a file"),
+        (["--model", "m", "--conf", "x"], "write --config in full"),
+        ([], "the following arguments are required: --model"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_named_with_the_closest(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: m\nmodle: x\n", "there is no option --modle; did you mean --model?"),
+        ("model: m\nsplit: tset\n", "split in the file of --config must be one of validation, test, it is 'tset'"),
+        ("model: m\nscore: median\n", "score in the file of --config must be one of sum, mean, it is 'median'"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named_with_the_closest(text, message, config, capsys):
+    with pytest.raises(SystemExit):
+        parse(config(text))
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_yaml_is_an_error_without_a_traceback(config):
+    with pytest.raises(ValueError, match="is no YAML"):
+        parse(config("model: [m\n"))
+
+
+def test_options_of_somebody_else_are_handed_back_in_order(config):
+    file = config("model: m\nport: 1\n")
+    others = {"--port", "--cpu", "--num_processes"}
+    arguments = [file, "--num_processes", "2", "--split", "validation", "--cpu"]
+    assert make_parser().foreign(arguments, others) == (["--port", "1"], ["--num_processes", "2", "--cpu"])
+    assert make_parser().parse(arguments, others) == [Options("m", "validation")]
+
+
+def test_an_option_of_nobody_is_compared_with_both(config, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().foreign(["--model", "m", "--num_proceses", "2"], {"--num_processes"})
+    assert "did you mean --num_processes?" in capsys.readouterr().err
+
+
+def test_whose_options_they_are_is_found_before_any_is_acted_on():
+    """A training config sets devices and processes up, which belongs into the launched processes."""
+
+    @dataclass
+    class Acting:
+        model: str = "m"
+
+        def __post_init__(self):
+            raise AssertionError
+
+    parser = Parser("train", Acting, example="none")
+    assert parser.foreign(["--model", "x", "--cpu"], {"--cpu"}) == ([], ["--cpu"])
+    with pytest.raises(AssertionError):
+        parser.parse(["--model", "x"])

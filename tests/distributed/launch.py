@@ -1,0 +1,42 @@
+"""`accelerate launch` with a configuration of examples/accelerate_configs, on two CPUs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "accelerate_configs"
+
+
+def launch(folder: Path, config: str, runs: dict[str, dict[str, Any]], processes: int = 2) -> list[dict[str, Any]]:
+    """Run `runs` (names and keyword arguments of `training.train`); returns what each process found."""
+    # What a machine without GPUs needs; the rest is what users get. FSDP and DeepSpeed know no `use_cpu`
+    on_cpu = {"use_cpu": config == "ddp", "ddp_backend": "gloo"}
+    (folder / "runs.json").write_text(json.dumps({name: on_cpu | options for name, options in runs.items()}))
+    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    settings |= {"num_processes": processes, "mixed_precision": "no"}
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(settings))
+    paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", str(folder / "accelerate.yaml"), str(Path(__file__).with_name("worker.py"))]
+    run = subprocess.run(
+        [*command, str(folder)],
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "ACCELERATE_TORCH_DEVICE": "cpu",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,  # a hang
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    return [json.loads((folder / f"found{process}.json").read_text()) for process in range(processes)]

@@ -1,0 +1,81 @@
+"""One small training run, the same whether one process takes the batch or several share it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from support import make_model, make_tokenizer, ragged_examples
+
+from dmpo_trl import DMPOConfig, DMPOTrainer
+
+# Far from even: rows of 1 and of 40 negatives meet in one step, each in another process
+TRAIN_COUNTS = (1, 40, 3, 2, 7, 1, 2, 25, 1, 1, 5, 3, 30, 2, 1, 4)
+EVAL_COUNTS = (2, 1, 30, 4, 1, 3, 2, 9, 1)  # no multiple of any batch size
+
+
+def save_model(folder: Path) -> None:
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+
+
+def train(
+    folder: Path,
+    name: str,
+    batch_size: int,
+    *,
+    lora: bool = False,
+    eval_rows: int = len(EVAL_COUNTS),
+    stream_eval: bool = False,
+    resume_from: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train the model in `folder/model` for an epoch of four steps and evaluate it; weights go to `folder/name`.
+
+    Args:
+        batch_size: Rows that each process takes at a time.
+        eval_rows: Size of the evaluation.
+        stream_eval: Whether the evaluation is a stream.
+        resume_from: A checkpoint, by its path in `folder`.
+
+    Returns:
+        What was logged at each step, the metrics of the evaluation, and how the model was trained.
+    """
+    defaults = {
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "num_train_epochs": 1,
+        "save_strategy": "no",
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "learning_rate": 1e-3,
+        "beta": 0.5,
+        "max_length": None,
+    }
+    evaluation = Dataset.from_list(ragged_examples(1, EVAL_COUNTS[:eval_rows]))
+    trainer = DMPOTrainer(
+        str(folder / "model"),
+        args=DMPOConfig(str(folder / name), **defaults | options),
+        train_dataset=Dataset.from_list(ragged_examples(0, TRAIN_COUNTS)),  # in memory: no file to cache beside
+        eval_dataset=evaluation.to_iterable_dataset() if stream_eval else evaluation,
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
+    )
+    trainer.train(resume_from_checkpoint=resume_from and str(folder / resume_from))
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    return {
+        "steps": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "eval": metrics,
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "prefix_sharing": trainer.data_collator.prefix_sharing,
+    }
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a run left in `folder`, of the whole model or of the adapter."""
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
