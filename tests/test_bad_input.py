@@ -565,11 +565,24 @@ def test_loss_that_becomes_nan(build):
 
 
 def test_loss_that_is_nan_in_fp16_is_a_warning(caplog):
-    """The gradient scaler skips such steps."""
     with caplog.at_level(logging.WARNING):
-        check_step(float("nan"), 3, skips_overflows=True)
+        check_step(float("nan"), 3, fp16=True)
     assert "not finite after 3 optimizer steps" in caplog.text
-    check_step(0.5, 3, skips_overflows=False)
+    check_step(0.5, 3, fp16=False)
+
+
+def test_loss_that_becomes_nan_with_float16_weights_is_a_warning(build, caplog):
+    """As in `DPOTrainer`, which trains on: weights in float16 are the user's choice."""
+    trainer = build(
+        Dataset.from_list([row()] * 8),
+        model_init_kwargs={"dtype": "float16"},
+        max_steps=8,
+        learning_rate=1e4,
+        max_grad_norm=0.0,
+    )
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "weights that are float16 themselves may become NaN" in caplog.text
 
 
 def test_limits_are_those_of_the_sequence_that_is_computed():

@@ -199,7 +199,7 @@ def _tokens(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return values.to_numpy(zero_copy_only=False), owners
 
 
-def check_step(margin: float, step: int, skips_overflows: bool) -> None:
+def check_step(margin: float, step: int, fp16: bool) -> None:
     """Stop a run whose loss is not a number any more, before an optimizer step makes all its weights so.
 
     Transformers leaves such losses out of its logs (`logging_nan_inf_filter`) and trains on.
@@ -207,7 +207,8 @@ def check_step(margin: float, step: int, skips_overflows: bool) -> None:
     Args:
         margin: The step's mean reward margin, over all processes.
         step: Number of optimizer steps made.
-        skips_overflows: Whether steps with infinite gradients are skipped, as in fp16: then it is a warning.
+        fp16: Whether training is in float16, by autocast or by its weights: then it is a warning, as overflows are
+            to be expected, and with `fp16=True` the gradient scaler skips the step.
 
     Raises:
         FloatingPointError: The margin is not finite.
@@ -215,8 +216,11 @@ def check_step(margin: float, step: int, skips_overflows: bool) -> None:
     if math.isfinite(margin):
         return
     problem = f"The log-probs of a batch are not finite after {step} optimizer steps."
-    if skips_overflows:
-        logger.warning_once(f"{problem} fp16 overflows above 65,504; the step is skipped. If it lasts, use bf16.")
+    if fp16:
+        logger.warning_once(
+            f"{problem} float16 overflows above 65,504. With `fp16=True` the step is skipped; weights that are float16 "
+            "themselves may become NaN. If it lasts, train in bf16 or fp32."
+        )
         return
     raise FloatingPointError(
         f"{problem} The weights are still those of before this batch: the last checkpoint is good. Lower "

@@ -393,7 +393,8 @@ class DMPOTrainer(DPOTrainer):
         self._record_metrics(batch, outputs, inputs, counts=rows > 0)
         if self.model.training:
             margin = self._metrics["train"]["rewards/margins"][-1]
-            check_step(margin, self.state.global_step, self.accelerator.mixed_precision == "fp16")
+            fp16 = self.accelerator.mixed_precision == "fp16" or self._base_model(self.model).dtype == torch.float16
+            check_step(margin, self.state.global_step, fp16)
         if not return_outputs:
             return loss
         warnings.warn(
