@@ -218,8 +218,8 @@ def check_step(margin: float, step: int, fp16: bool) -> None:
     problem = f"The log-probs of a batch are not finite after {step} optimizer steps."
     if fp16:
         logger.warning_once(
-            f"{problem} float16 overflows above 65,504. With `fp16=True` the step is skipped; weights that are float16 "
-            "themselves may become NaN. If it lasts, train in bf16 or fp32."
+            f"{problem} float16 overflows above 65,504. With `fp16=True` the step is skipped; weights that are "
+            "float16 themselves may become NaN. If it lasts, train in bf16 or fp32."
         )
         return
     raise FloatingPointError(
