@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,25 +28,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-# What rests on these libraries' inner workings
+# The tests of what rests on these libraries' inner workings
 CORE = [
-    f"tests/test_{name}.py"
-    for name in (
-        "collator",
-        "config",
-        "contract",
-        "head",
-        "logprobs",
-        "losses",
-        "probe",
-        "scoring",
-        "seams",
-        "trainer",
-        "trie",
-        "truncation",
-    )
+    "collator",
+    "config",
+    "contract",
+    "head",
+    "logprobs",
+    "losses",
+    "probe",
+    "scoring",
+    "seams",
+    "trainer",
+    "trie",
+    "truncation",
 ]
-
+CORE_ARGUMENTS = ["-n", "2", "-m", "not slow and not gpu", *(f"tests/test_{name}.py" for name in CORE)]
 
 # Stands for the Python that runs this, with its packages
 OVER = "over"
@@ -147,9 +145,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / ".compat", help="where to build (default: .compat)")
     parser.add_argument("--keep", action="store_true", help="leave the environments there")
     parser.add_argument("--over", nargs="+", metavar="REQUIREMENT", help="only these, over this Python's own packages")
-    parser.add_argument(
-        "pytest", nargs="*", default=["-n", "2", "-m", "not slow and not gpu", *CORE], help="for pytest"
-    )
+    parser.add_argument("pytest", nargs="*", default=CORE_ARGUMENTS, help="arguments for pytest")
     options = parser.parse_args()
 
     chosen = [e for e in ENVIRONMENTS if not options.only or e.name in options.only]
@@ -165,7 +161,7 @@ def main() -> None:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
 
-    print(f"\n{datetime.date.today()}, `pytest {' '.join(options.pytest)}`:\n")
+    print(f"\n{datetime.date.today()}, `pytest {shlex.join(options.pytest)}`:\n")
     header = ["environment", "Python", *SHOWN, "passed", "failed", "skipped"]
     for cells in (header, ["---"] * len(header), *rows):
         print(f"| {' | '.join(cells)} |")
