@@ -1,11 +1,10 @@
 """What holds for all tests."""
 
-from importlib.metadata import version
-
 import torch
 import trl.trainer.utils
 from hypothesis import HealthCheck, settings
-from packaging.version import Version
+
+from dmpo_trl.logprobs import KERNEL_NEEDS_TRITON
 
 # Nothing is timed in tests: a busy machine is no failure
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,5 +30,5 @@ class PlainLogProb:
 
 
 # The log-probs of TRL 1.15 exist in Triton only, so its DPOTrainer, an oracle here, trains on no CPU
-if Version(version("trl")) < Version("1.16") and not torch.cuda.is_available():
+if KERNEL_NEEDS_TRITON and not torch.cuda.is_available():
     trl.trainer.utils._ChunkedLogProbFunction = PlainLogProb
