@@ -47,8 +47,8 @@ bench-data: $(VENV)/.dev
 	$(BIN)/python benchmarks/data.py $(ARGS)
 
 # Other versions of Python and of what dmpo-trl builds on: one environment after the other, of up to 6 GB each
-compat:
-	$(PYTHON) scripts/compat.py $(ARGS)
+compat: $(VENV)/.dev
+	$(BIN)/python scripts/compat.py $(ARGS)
 
 # What would be published, and whether it works alone, in an environment that pip fills from the registry
 package: $(VENV)/.dev

@@ -8,20 +8,18 @@
 Builds one environment after the other in a folder, installs dmpo-trl with its test extra, runs pytest and removes the
 environment again, unless told to keep it: a CUDA build of torch, which is what PyPI has for Linux, takes 5 GB. What
 follows `--` goes to pytest in place of the core tests. Exits with an error if a test failed or nothing could be run.
-Needs the standard library only.
+uv resolves and installs: pip tries version after version before it finds the lower bounds.
 """
 
 import argparse
 import datetime
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,28 +43,23 @@ CORE = [
 ]
 CORE_ARGUMENTS = ["-n", "2", "-m", "not slow and not gpu", *(f"tests/test_{name}.py" for name in CORE)]
 
+UV = (sys.executable, "-m", "uv")
 # Stands for the Python that runs this, with its packages
 OVER = "over"
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python and the requirements to install beside `dmpo-trl[test]`."""
+    """A Python, the requirements to install beside `dmpo-trl[test]`, and which versions of its dependencies to take."""
 
     name: str
     python: str
     requirements: tuple[str, ...] = ()
-
-
-def lower_bounds() -> tuple[str, ...]:
-    """The oldest allowed version of each dependency, and of Triton."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    triton = [line for line in project["optional-dependencies"]["test"] if line.startswith("triton")]
-    return tuple(re.sub(r">=([\w.]+),<[\w.]+", r"==\1", line) for line in project["dependencies"] + triton)
+    resolution: str = "highest"
 
 
 ENVIRONMENTS = [
-    Environment("oldest", "3.11", lower_bounds()),
+    Environment("oldest", "3.11", resolution="lowest-direct"),
     Environment("trl-1.15", "3.12", ("trl==1.15.0",)),
     Environment("newest-3.11", "3.11"),
     Environment("newest-3.12", "3.12"),
@@ -88,15 +81,15 @@ def build(environment: Environment, folder: Path) -> Path | None:
         print(f"{environment.name}: there is no Python {environment.python} here", file=sys.stderr)
         return None
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([base, "-m", "venv", folder], check=True)
+    subprocess.run([*UV, "venv", "--quiet", "--python", base, folder], check=True)
     python = folder / "bin/python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *environment.requirements]
+    install = [*UV, "pip", "install", "--quiet", "--python", python, *environment.requirements]
     if over:
-        install += ["--no-deps", "--ignore-installed"]
+        install += ["--no-deps"]
         for path in folder.glob("lib/python*/site-packages"):
             (path / "over.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     else:
-        install += ["-e", f"{ROOT}[test]"]
+        install += ["--resolution", environment.resolution, "-e", f"{ROOT}[test]"]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode != 0:
         print(done.stderr, file=sys.stderr)
