@@ -50,7 +50,7 @@ OVER = "over"
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python, the requirements to install beside `dmpo-trl[test]`, and which versions of its dependencies to take."""
+    """A Python, the requirements to install beside `dmpo-trl[test]`, and which versions of the rest to take."""
 
     name: str
     python: str
