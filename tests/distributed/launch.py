@@ -13,8 +13,13 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
 
 
-def launch(folder: Path, config: str, runs: dict[str, dict[str, Any]], processes: int = 2) -> list[dict[str, Any]]:
-    """Run `runs` (names and keyword arguments of `training.train`); returns what each process found."""
+def launch(
+    folder: Path, config: str, runs: dict[str, dict[str, Any]], processes: int = 2, *, killed: bool = False
+) -> list[dict[str, Any]]:
+    """Run `runs` (names and keyword arguments of `training.train`); returns what each process found.
+
+    With `killed`, a process dies by SIGKILL, the launch has to end nevertheless, and nothing is found.
+    """
     # What a machine without GPUs needs; the rest is what users get. FSDP and DeepSpeed know no `use_cpu`
     on_cpu = {"use_cpu": config == "ddp", "ddp_backend": "gloo"}
     (folder / "runs.json").write_text(json.dumps({name: on_cpu | options for name, options in runs.items()}))
@@ -38,5 +43,8 @@ def launch(folder: Path, config: str, runs: dict[str, dict[str, Any]], processes
         timeout=600,  # a hang
         check=False,
     )
+    if killed:
+        assert "Signal 9 (SIGKILL) received" in run.stderr, run.stderr[-5000:]
+        return []
     assert run.returncode == 0, run.stderr[-5000:]
     return [json.loads((folder / f"found{process}.json").read_text()) for process in range(processes)]

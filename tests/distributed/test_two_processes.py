@@ -135,3 +135,21 @@ def test_deepspeed_resumes_its_own_checkpoints(tmp_path, config):
         {"two": {"batch_size": B, **CHECKPOINTS}, "resumed": {"batch_size": B, **resumed("two")}},
     )
     assert_same_weights(saved_weights(tmp_path / "resumed"), saved_weights(tmp_path / "two"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_what_follows_the_last_checkpoint(tmp_path):
+    save_model(tmp_path)
+    run = {"batch_size": B, "save_strategy": "steps", "save_steps": 1}
+    launch(tmp_path, "ddp", {"whole": run})
+    resume = None
+    for kill in ((0, "save", 2), (1, "save", 3), (1, "step", 4)):
+        launch(tmp_path, "ddp", {"killed": run | {"kill": kill, "resume_from": resume}}, killed=True)
+        resume = True
+    (found, _) = launch(tmp_path, "ddp", {"killed": run | {"resume_from": True}})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert [step["step"] for step in found["killed"]["steps"]] == [1, 2, 3, 4]
+    assert sorted(path.name for path in killed.glob("incomplete-*")) == [f"incomplete-checkpoint-{i}" for i in (2, 3)]
+    for name in (*(f"checkpoint-{step}" for step in (1, 2, 3, 4)), ""):
+        weights = "model.safetensors"
+        assert (killed / name / weights).read_bytes() == (whole / name / weights).read_bytes()

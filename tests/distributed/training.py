@@ -1,5 +1,7 @@
 """One small training run, the same whether one process takes the batch or several share it."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,27 @@ def save_model(folder: Path) -> None:
     make_tokenizer().save_pretrained(folder / "model")
 
 
+class MortalTrainer(DMPOTrainer):
+    """Kills its process: `kill` holds the rank, "step" (before the weights change) or "save" (weights and optimizer
+    are written, the rest is not), and the number of the step.
+    """
+
+    kill: tuple[int, str, int] | None = None
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self._maybe_die("step", self.state.global_step + 1)
+        return loss
+
+    def _save_rng_state(self, output_dir):
+        self._maybe_die("save", self.state.global_step)
+        super()._save_rng_state(output_dir)
+
+    def _maybe_die(self, *here):
+        if self.kill == (self.args.process_index, *here):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def train(
     folder: Path,
     name: str,
@@ -29,7 +52,8 @@ def train(
     lora: bool = False,
     eval_rows: int = len(EVAL_COUNTS),
     stream_eval: bool = False,
-    resume_from: str | None = None,
+    resume_from: str | bool | None = None,
+    kill: list | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train the model in `folder/model` for an epoch of four steps and evaluate it; weights go to `folder/name`.
@@ -38,7 +62,8 @@ def train(
         batch_size: Rows that each process takes at a time.
         eval_rows: Size of the evaluation.
         stream_eval: Whether the evaluation is a stream.
-        resume_from: A checkpoint, by its path in `folder`.
+        resume_from: A checkpoint, by its path in `folder`; `True` for the last whole one of this run.
+        kill: Of [`MortalTrainer`].
 
     Returns:
         What was logged at each step, the metrics of the evaluation, and how the model was trained.
@@ -57,14 +82,15 @@ def train(
         "max_length": None,
     }
     evaluation = Dataset.from_list(ragged_examples(1, EVAL_COUNTS[:eval_rows]))
-    trainer = DMPOTrainer(
+    MortalTrainer.kill = kill and tuple(kill)
+    trainer = MortalTrainer(
         str(folder / "model"),
         args=DMPOConfig(str(folder / name), **defaults | options),
         train_dataset=Dataset.from_list(ragged_examples(0, TRAIN_COUNTS)),  # in memory: no file to cache beside
         eval_dataset=evaluation.to_iterable_dataset() if stream_eval else evaluation,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
     )
-    trainer.train(resume_from_checkpoint=resume_from and str(folder / resume_from))
+    trainer.train(resume_from_checkpoint=str(folder / resume_from) if isinstance(resume_from, str) else resume_from)
     metrics = trainer.evaluate()
     trainer.save_model()
     return {
