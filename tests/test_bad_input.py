@@ -598,6 +598,14 @@ def test_limits_are_those_of_the_sequence_that_is_computed():
     check_limits(exceeds, "train", model, tokenizer, 17)
 
 
+def test_limits_hold_for_a_dataset_given_to_evaluate(tmp_path):
+    model = str(tmp_path / "model")
+    make_model("gpt2", n_positions=32).save_pretrained(model)
+    trainer = make_trainer({}, tmp_path, Dataset.from_list([row()]), model=model, max_length=None)
+    with pytest.raises(RowError, match=r"^Row 1 of the tokenised eval dataset.* the model 32 positions"):
+        trainer.evaluate(Dataset.from_list([row(), row(prompt="Watched: Alien. Next:" * 20)]))
+
+
 def test_the_table_is_complete(request):
     """Every row of the table names a test that exists, and every case is in the table."""
     tests = {item.name for item in request.node.getparent(pytest.Module).collect()} | {

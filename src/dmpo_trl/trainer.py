@@ -172,7 +172,7 @@ class DMPOTrainer(DPOTrainer):
         base_model = self._base_model(self.model)
         if not self._is_vision_dataset:
             for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
-                check_limits(dataset, f"tokenised {name}", base_model, self._tokenizer, self.args.max_length)
+                self._check_limits(dataset, name)
         with whole_layers(self.model):
             require_finite_logits(self.model, base_model)
             share = prepare_for_scoring(self.model, base_model, mode)
@@ -244,7 +244,14 @@ class DMPOTrainer(DPOTrainer):
                 },
                 **map_kwargs,
             )
-            return drop_and_report(dataset, dataset_name, args.max_length, args.truncation_mode)
+            dataset = drop_and_report(dataset, dataset_name, args.max_length, args.truncation_mode)
+        if self._layout_is_chosen:  # a dataset given to `evaluate`; earlier there is no model to ask
+            self._check_limits(dataset, dataset_name)
+        return dataset
+
+    def _check_limits(self, dataset: Dataset | IterableDataset, name: str) -> None:
+        model = self._base_model(self.model)
+        check_limits(dataset, f"tokenised {name}", model, self._tokenizer, self.args.max_length)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -85,6 +85,11 @@ def test_evaluate_ranks_the_whole_catalogue(folders, prepared, capsys):
     assert [len(scores) for scores in result.scores] == [36] * 2  # 40 films less the 4 of the history
 
 
+def test_evaluate_refuses_a_single_user_before_it_loads_the_model(prepared):
+    with pytest.raises(SystemExit, match=r"1 test users \(of 4\).*Raise `--users`"):
+        main(["evaluate", "--model", "no such model", "--data", str(prepared), "--users", "1"])
+
+
 def test_evaluate_loads_the_model_once_for_ranking_and_generation(folders, prepared, monkeypatch):
     loaded = []
     load = evaluate.load_model

@@ -38,9 +38,9 @@ def test_notebook_runs(notebook, tmp_path, monkeypatch):
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()
 
-    assert printed(notebook, "grouped") == "72 pairs, 24 rows\n"
+    assert printed(notebook, "grouped") == "144 pairs, 48 rows\n"
     both = re.findall(r"DPO +(\S+) +DMPO +(\S+)", printed(notebook, "one ="))
-    assert len(both) == 3
+    assert len(both) == 6
     for theirs, ours in both:
         assert float(ours) == pytest.approx(float(theirs), abs=2e-4)
     assert float(both[0][0]) == pytest.approx(0.6931, abs=1e-4)

@@ -144,6 +144,12 @@ class ModelArguments:
 
 
 def ranking_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:
-    """The users of a split of a prepared folder, all or the first ones."""
+    """The users of a split of a prepared folder, all or the first ones. Refuses a single one."""
     users = prepared.ranking[split]
-    return users if limit is None else users.select(range(min(limit, len(users))))
+    users = users if limit is None else users.select(range(min(limit, len(users))))
+    if len(users) < 2:
+        raise ValueError(
+            f"{len(users)} {split} users (of {len(prepared.ranking[split])}): an interval over users needs two or more. "
+            "Raise `--users`, or prepare the data with more users held out."
+        )
+    return users
