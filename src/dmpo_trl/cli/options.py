@@ -149,7 +149,7 @@ def ranking_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:
     users = users if limit is None else users.select(range(min(limit, len(users))))
     if len(users) < 2:
         raise ValueError(
-            f"{len(users)} {split} users (of {len(prepared.ranking[split])}): an interval over users needs two or more. "
-            "Raise `--users`, or prepare the data with more users held out."
+            f"{len(users)} {split} users (of {len(prepared.ranking[split])}): an interval over users needs two or "
+            "more. Raise `--users`, or prepare the data with more users held out."
         )
     return users
