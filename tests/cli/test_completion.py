@@ -18,6 +18,7 @@ def scripts(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch, (folder / shell).open("w") as file:
             patch.setattr(sys, "stdout", file)
             main(["completion", shell])
+    assert all("max_tokens_per_batch" in (folder / shell).read_text() for shell in SHELLS)
     return folder
 
 
@@ -58,12 +59,28 @@ def test_bash_completes_commands_options_choices_and_files(scripts, tmp_path, wo
         assert set(found) == set(expected)
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_other_shells_can_read_their_scripts(scripts, shell):
-    assert "max_tokens_per_batch" in (scripts / shell).read_text()
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    subprocess.run([shell, "--no-execute", str(scripts / shell)], check=True)
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dmpo-trl eval", ["evaluate"]),
+        ("dmpo-trl evaluate --token", ["--tokens-per-batch", "--tokens_per_batch"]),
+        ("dmpo-trl evaluate --split ", ["validation", "test"]),
+    ],
+)
+def test_fish_completes_commands_options_and_choices(scripts, line, expected):
+    done = subprocess.run(
+        ["fish", "-c", "source $argv[1]; complete -C $argv[2]", str(scripts / "fish"), line],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(line.split("\t")[0] for line in done.stdout.splitlines()) == sorted(expected)
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_can_read_its_script(scripts):
+    subprocess.run(["zsh", "-n", str(scripts / "zsh")], check=True)
 
 
 def test_completion_says_what_to_install(monkeypatch):
