@@ -41,9 +41,9 @@ def run_step(side: Side, models: Models, batches: list[Examples]) -> Outcome:
     for model in models.bases:  # only the trie needs the attention that takes its mask
         model.set_attn_implementation(side.attention)
     if side.checkpointing:
-        models.policy.activation_checkpointing_enable({"use_reentrant": False})
+        models.policy.gradient_checkpointing_enable({"use_reentrant": False})
     else:
-        models.policy.activation_checkpointing_disable()
+        models.policy.gradient_checkpointing_disable()
     models.policy.zero_grad(set_to_none=True)
     known = [score_reference(side, models, examples) for examples in batches] if side.precomputed else None
     losses, work, padded = [], [], 0

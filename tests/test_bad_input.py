@@ -283,6 +283,8 @@ def documented():
 
 def assert_documented(request, error):
     text = re.sub(r"'/\S+'", "…", str(error).strip())
+    # datasets 4 keeps the order of a message's keys, datasets 5 sorts them
+    text = re.sub(r"\{('role': '\w+'), ('content': [^}]+)\}", r"{\2, \1}", text)
     assert documented()[request.node.name] == ("refused", text)
 
 
