@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# An hour on two cores, with nothing else running
+# Hours on two cores, with nothing else running
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --memory --profile --output benchmarks/results $(ARGS)
 	$(BIN)/python benchmarks/step.py --lora --name step-lora --output benchmarks/results $(ARGS)
