@@ -28,7 +28,6 @@ import torch
 from machine import describe, synchronize
 from torch import Tensor
 from transformers import HfArgumentParser
-from trl.kernels import ChunkedLogProbFunction
 
 from dmpo_trl import logprobs
 
@@ -59,6 +58,8 @@ def full_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def trl_function(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from trl.kernels import ChunkedLogProbFunction
+
     return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ())[0]
 
 
@@ -90,7 +91,9 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 def heads_for(gradient: str, device: str) -> dict[str, Head | str]:
     """The heads by name, or the reason why one cannot run."""
-    heads: dict[str, Head | str] = {"full logits": full_logits, "TRL": trl_function, "ours": ours}
+    needs_triton = logprobs.KERNEL_NEEDS_TRITON and device == "cpu"
+    trl = "not run: this release's kernel needs Triton and CUDA" if needs_triton else trl_function
+    heads: dict[str, Head | str] = {"full logits": full_logits, "TRL": trl, "ours": ours}
     if gradient == "head trainable" and device == "cpu":
         heads |= {"ours, recompute": ours_recompute, "ours, softmax kept": ours_keep_softmax}
     for name, package, head in (
@@ -151,7 +154,8 @@ def measure(settings: Settings, vocabulary: int, tokens: int, gradient: str) -> 
             rows.append(row | dict.fromkeys(COLUMNS[4:-1], math.nan) | {"note": head})
             continue
         full, trl = (
-            [a / b for a, b in zip(seconds[other], seconds[name], strict=True)] for other in ("full logits", "TRL")
+            [a / b for a, b in zip(seconds.get(other, [math.nan] * settings.rounds), seconds[name], strict=True)]
+            for other in ("full logits", "TRL")
         )
         values = (statistics.median(seconds[name]) * 1e3, statistics.median(full), min(full), max(full))
         rows.append(row | dict(zip(COLUMNS[4:], (*values, statistics.median(trl), ""), strict=True)))
