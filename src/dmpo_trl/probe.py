@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .attention import use_trie_attention
 from .collator import lay_out
+from .four_bit import unpacked_layers
 from .head import add_scoring_head
 from .modes import evaluation_mode
 
@@ -111,7 +112,7 @@ def require_finite_logits(model: Any, base_model: PreTrainedModel) -> None:
     """
     prompts, completions = _sequences(base_model.config.get_text_config().vocab_size)
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), unpacked_layers(base_model):
             logits = _own_logits(model, prompts[0], completions[0][0], torch.device(str(base_model.device)))
     except Exception:  # it needs more than tokens, such as images
         logger.debug("Whether logits are finite could not be tried", exc_info=True)
@@ -149,7 +150,7 @@ def probe(model: Any, base_model: PreTrainedModel) -> tuple[float, float]:
     """
     device = torch.device(str(base_model.device))
     prompts, completions = _sequences(base_model.config.get_text_config().vocab_size)
-    with evaluation_mode(model), short_windows(base_model.config):
+    with evaluation_mode(model), short_windows(base_model.config), unpacked_layers(base_model):
         own = torch.cat(
             [
                 _own_logits(model, prompt, completion, device)

@@ -30,6 +30,7 @@ from .collator import DataCollatorForMultiPreference
 from .config import DMPOConfig
 from .contract import TOKEN_COLUMNS, numbered_columns, tokenize_row
 from .distributed import check_checkpoint_kind, first_rows, own_rows, readable_by_all, whole_layers
+from .four_bit import keep_trainable
 from .head import add_scoring_head
 from .load_balancing import num_copies
 from .losses import ScoredBatch, preference_loss
@@ -173,6 +174,9 @@ class DMPOTrainer(DPOTrainer):
         if not self._is_vision_dataset:
             for name, dataset in named_datasets(self.train_dataset, self.eval_dataset).items():
                 self._check_limits(dataset, name)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                keep_trainable(model)  # the reference too: it must round as the policy does
         with whole_layers(self.model):
             require_finite_logits(self.model, base_model)
             share = prepare_for_scoring(self.model, base_model, mode)
