@@ -36,6 +36,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.losses import ScoredBatch, preference_loss
+from dmpo_trl.recommend.prefixes import cache_argument
+from dmpo_trl.scoring import base_model_of
 
 BASELINE = "full logits"
 
@@ -199,12 +201,13 @@ def score_with_cache(model: Any, batch: Batch) -> torch.Tensor:
     inputs = dict(batch)
     prompt, first = inputs.pop("prompt_ids"), inputs.pop("first_tokens")
     cache = DynamicCache(config=model.config)
+    held = {cache_argument(base_model_of(model)): cache}
     last = {"scored_rows": torch.zeros_like(first), "scored_columns": torch.full_like(first, -1)}
     logps = model(
-        input_ids=prompt, past_key_values=cache, use_cache=True, scored_targets=first, **last
-    ).log_probs  # of the first tokens, (C,)
+        input_ids=prompt, **held, use_cache=True, scored_targets=first, **last
+    ).log_probs  # first tokens', (C,)
     cache.batch_repeat_interleave(len(first))
-    rest = model(**inputs, past_key_values=cache, use_cache=True).log_probs
+    rest = model(**inputs, **held, use_cache=True).log_probs
     return logps.index_add(0, batch["scored_rows"], rest)
 
 

@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..scoring import base_model_of
-from .prefixes import Prefixes, accepted_arguments, log_normalizer
+from .prefixes import Prefixes, accepted_arguments, cache_argument, log_normalizer
 
 _PREFIX = "branch_"
 _BASES = ("sdpa", "eager")
@@ -83,6 +83,7 @@ class BranchingPrefixes(Prefixes):
         self._cache = (
             DynamicCache()
         )  # without the config, windows stay in the mask and no layer drops what it has seen
+        self._cache_argument = cache_argument(base_model)
         lengths = np.array([len(prompt) for prompt in prompts])
         ends, places = np.unique(lengths - 1, return_inverse=True)
         columns = np.arange(lengths.max())
@@ -168,12 +169,12 @@ class BranchingPrefixes(Prefixes):
         return slots
 
     def _forward(self, ids: np.ndarray, depth: np.ndarray, **options: Any) -> torch.Tensor:
+        options[self._cache_argument] = self._cache
         mask = torch.ones(self._depth.shape, dtype=torch.long, device=self._device)
         output = self._model(
             input_ids=self._tensor(ids),
             position_ids=self._tensor(depth),
             attention_mask=mask,
-            past_key_values=self._cache,
             use_cache=True,
             **options,
         )

@@ -57,6 +57,7 @@ class CachedPrefixes(Prefixes):
         self._device = base_model.get_input_embeddings().weight.device
         self._accepts = accepted_arguments(base_model)
         self._cache = DynamicCache(config=base_model.config)
+        self._cache_argument = cache_argument(base_model)
         length = max(map(len, prompts))
         ids = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -76,7 +77,8 @@ class CachedPrefixes(Prefixes):
             inputs["position_ids"] = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.size(1) :]
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = 1
-        self.logits = self._model(**inputs, past_key_values=self._cache, use_cache=True).logits[:, -1].float()
+        inputs[self._cache_argument] = self._cache
+        self.logits = self._model(**inputs, use_cache=True).logits[:, -1].float()
 
 
 class RecomputedPrefixes(Prefixes):
@@ -123,3 +125,8 @@ def log_normalizer(logits: torch.Tensor) -> torch.Tensor:
 def accepted_arguments(base_model: Any) -> set[str]:
     """Names of the arguments of the model's own forward, also where a scoring head stands before it."""
     return set(inspect.signature(getattr(base_model, "_forward_without_scoring", base_model.forward)).parameters)
+
+
+def cache_argument(base_model: Any) -> str:
+    """Name of the argument for the key-value cache: transformers 5.24 renames it, one architecture after the other."""
+    return "cache" if "cache" in accepted_arguments(base_model) else "past_key_values"
