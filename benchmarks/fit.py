@@ -73,7 +73,13 @@ def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, in
 
     def fits(size: int, negatives: int) -> bool:
         sequences = 2 * size * negatives  # all at once, pairs too: nothing is added up over several forwards
-        sides = make_sides(models.policy.config.hidden_size, copies_at_once=sequences, several=True, compiled=False)
+        sides = make_sides(
+            models.policy.config.hidden_size,
+            device=settings.device,
+            copies_at_once=sequences,
+            several=True,
+            compiled=False,
+        )
         with PeakMemory(settings.device) as memory:
             outcome = run_or_none(sides[side_name], models, [make_batch(settings, size, negatives)])
         return outcome is not None and (on_gpu or memory.peak_gb <= bound_gb)

@@ -9,6 +9,7 @@
                                  through the cache
     trie                         ours, every distinct prefix of a batch once
     trie, one at a time          a trie for each example; where a batch has several
+    trie, padded rows            rows no longer than the longest tree, attended to whole, as on a GPU; likewise
     trie, precomputed reference  without the reference's forward pass
     trie, compiled               through `torch.compile`; with --compile
     trl pairs                    TRL's `DPOTrainer`: examples exploded into pairs in TRL's own layout, fused head. The
@@ -35,6 +36,7 @@ from transformers import DynamicCache
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dmpo_trl import DataCollatorForMultiPreference
+from dmpo_trl.attention import PACKED_LENGTH
 from dmpo_trl.losses import ScoredBatch, preference_loss
 from dmpo_trl.recommend.prefixes import cache_argument
 from dmpo_trl.scoring import base_model_of
@@ -61,25 +63,32 @@ class Side:
     compiled: bool = False
 
 
-def make_sides(hidden_size: int, *, copies_at_once: int, several: bool, compiled: bool) -> dict[str, Side]:
+def make_sides(
+    hidden_size: int, *, device: str, copies_at_once: int, several: bool, compiled: bool
+) -> dict[str, Side]:
     """The sides by name, `BASELINE` first.
 
     Args:
         hidden_size: The model's, which decides when the trie's wider attention pays, as in the trainer.
+        device: On the CPU rows of the trie are packed, as in the trainer.
         copies_at_once: See the module.
         several: Whether batches hold several examples.
         compiled: Whether to use `torch.compile` as well.
     """
 
+    packed_length = PACKED_LENGTH if device == "cpu" else None
+
     def copies(score: Callable[..., torch.Tensor], **options: Any) -> Side:
         return Side(partial(by_copies, copies_at_once), collate_copies, score, **options)
 
-    def trie(**options: Any) -> Side:
+    def trie(packed: int | None = packed_length, **options: Any) -> Side:
         options = {"split": at_once, "score": score_with_ours, "count": count_scored} | options
-        return Side(collate=collator(True), attention="trie_sdpa", **options)
+        return Side(collate=collator(True, packed), attention="trie_sdpa", **options)
 
-    def collator(prefix_sharing: bool) -> Callable[[Examples], Batch]:
-        return DataCollatorForMultiPreference(0, prefix_sharing=prefix_sharing, attention_balance=6.0 * hidden_size)
+    def collator(prefix_sharing: bool, packed: int | None = None) -> Callable[[Examples], Batch]:
+        return DataCollatorForMultiPreference(
+            0, prefix_sharing=prefix_sharing, attention_balance=6.0 * hidden_size, packed_length=packed
+        )
 
     fused = {"score": score_with_trl, "count": count_fused}
     sides = {
@@ -90,8 +99,9 @@ def make_sides(hidden_size: int, *, copies_at_once: int, several: bool, compiled
         "cached prompt": Side(one_by_one, collate_for_cache, score_with_cache, count_cached),
         "trie": trie(),
         "trie, one at a time": trie(split=one_by_one) if several else None,
+        "trie, padded rows": trie(packed=None) if several and packed_length else None,
         "trie, precomputed reference": trie(precomputed=True),
-        "trie, compiled": trie(compiled=True) if compiled else None,
+        "trie, compiled": trie(packed=None, compiled=True) if compiled else None,
         "trl pairs": Side(partial(by_pairs, copies_at_once), collate_pairs, score_pairs, count_fused, loss="sigmoid"),
         "trie, sigmoid": trie(loss="sigmoid"),
         "sft": Side(at_once, partial(collate_plain, collator(True)), score_plain, count_scored, loss="sft"),

@@ -76,13 +76,14 @@ def make_cases(settings: Settings) -> list[Case]:
 def sides_of(settings: Settings, hidden_size: int, case: Case) -> dict[str, Side]:
     sides = make_sides(
         hidden_size,
+        device=settings.device,
         copies_at_once=settings.copies_at_once,
         several=case.batch_size > 1,
         compiled=settings.compile,
     )
     if settings.sides is None:
         return sides
-    known = {*sides, "trie, one at a time", "trie, compiled"}
+    known = {*sides, "trie, one at a time", "trie, padded rows", "trie, compiled"}
     if unknown := set(settings.sides) - known:
         raise SystemExit(f"No side is called {sorted(unknown)}: there are {sorted(known)}.")
     return {name: side for name, side in sides.items() if name in (BASELINE, *settings.sides)}

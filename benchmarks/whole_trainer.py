@@ -180,7 +180,9 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.pairs:
         trl_trainer = make_trainer(settings, models, examples, pairs=True)
         runs["DPOTrainer"] = lambda: run_trainer(settings, trl_trainer, "sdpa")
-    sides = make_sides(models.policy.config.hidden_size, copies_at_once=1, several=True, compiled=False)
+    sides = make_sides(
+        models.policy.config.hidden_size, device=settings.device, copies_at_once=1, several=True, compiled=False
+    )
     side = dataclasses.replace(sides["trie, sigmoid"], precomputed=settings.precompute)
     batches = [examples[i : i + settings.batch_size] for i in range(0, len(examples), settings.batch_size)]
     runs = {BARE: lambda: run_bare(side, models, batches)} | runs

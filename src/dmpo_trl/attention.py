@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ MaskFunction = Callable[[Any, Any, Any, Any], torch.Tensor]
 
 _PREFIX = "trie_"
 _BASES = ("sdpa", "eager", "flex_attention")
+# Trees shorter than this are not worth an attention of their own
+_LEAST_LENGTH = 128
+# The mask of a row, built once a forward, has the square of so many values
+PACKED_LENGTH = 4096
 # (depth, subtree_end), each (rows, length), while a forward runs in the trie layout
 _active_layout: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("trie_layout", default=None)
 
@@ -65,9 +70,56 @@ def _make_mask(base: str) -> Callable[..., Any]:
             # Padding is a tree of its own: every token sees at least itself, and no row of the mask is empty
             attention_mask = None
             kwargs["allow_is_causal_skip"] = False
-        return plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+        mask = plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+        if layout is not None and base == "sdpa" and mask.device.type == "cpu" and not torch.compiler.is_compiling():
+            trees = [_trees(ends) for ends in layout[1].tolist()]
+            if any(len(lengths) > 1 for lengths in trees):
+                # Layers that get another tensor, copied or changed, attend to the whole row: the same, but slower
+                mask.trees = trees
+        return mask
 
     return trie_mask
+
+
+def _trees(subtree_end: list[int]) -> list[int]:
+    """Lengths of a row's trees, the short ones taken together with their neighbours."""
+    lengths: list[int] = []
+    start = 0
+    while start < len(subtree_end):
+        length = subtree_end[start] - start
+        if lengths and lengths[-1] + length <= _LEAST_LENGTH:
+            lengths[-1] += length
+        else:
+            lengths.append(length)
+        start += length
+    return lengths
+
+
+def _sdpa_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, Any]:
+    """Attention tree by tree where the mask says which there are: no pair of tokens of two trees sees each other."""
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    trees = getattr(attention_mask, "trees", None)
+    if trees is None or attention_mask is None or kwargs.get("position_bias") is not None:
+        return plain(module, query, key, value, attention_mask, **kwargs)
+    rows = []
+    for row, lengths in enumerate(trees):
+        # The backward pass of `split` is one concatenation; that of a slice is a row of zeros
+        queries, keys, values = (states[row : row + 1].split(lengths, dim=2) for states in (query, key, value))
+        ends = list(accumulate(lengths))
+        masks = [
+            attention_mask[row : row + 1, :, end - n : end, end - n : end]
+            for end, n in zip(ends, lengths, strict=True)
+        ]
+        parts = zip(queries, keys, values, masks, strict=True)
+        rows.append(torch.cat([plain(module, *part, **kwargs)[0] for part in parts], dim=1))
+    return torch.cat(rows), None
 
 
 def _eager_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -75,10 +127,10 @@ def _eager_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
+_OURS: dict[str, Callable[..., Any]] = {"eager": _eager_attention, "sdpa": _sdpa_attention}
+
 for _base in _BASES:
-    AttentionInterface.register(
-        _PREFIX + _base, _eager_attention if _base == "eager" else ALL_ATTENTION_FUNCTIONS[_base]
-    )
+    AttentionInterface.register(_PREFIX + _base, _OURS.get(_base) or ALL_ATTENTION_FUNCTIONS[_base])
     AttentionMaskInterface.register(_PREFIX + _base, _make_mask(_base))
 
 
@@ -103,3 +155,13 @@ def use_trie_attention(model: PreTrainedModel) -> bool:
         )
     model.set_attn_implementation(_PREFIX + base)
     return model.config._attn_implementation == _PREFIX + base
+
+
+def packed_length(*models: PreTrainedModel) -> int | None:
+    """Tokens of a row that trees may be packed into for `models`, which were switched; see `lay_out`.
+
+    Sdpa on a CPU attends tree by tree. On a GPU, where that was not measured, rows are attended to whole: None, as for
+    the other implementations.
+    """
+    by_tree = all(model.config._attn_implementation == _PREFIX + "sdpa" for model in models)
+    return PACKED_LENGTH if by_tree and all(model.device.type == "cpu" for model in models) else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from .trie import Row, TokenIds, build_row, plan_rows
+from .trie import Row, TokenIds, build_row, join_trees, pack, plan_rows, plan_trees
 
 
 def lay_out(
@@ -19,6 +19,7 @@ def lay_out(
     pad_token_id: int,
     pad_to_multiple_of: int | None = None,
     attention_balance: float = 4096.0,
+    packed_length: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Lay token sequences out as the inputs of a forward that scores every completion.
 
@@ -29,7 +30,10 @@ def lay_out(
             completion. The copies are right for every model, the trie only where the probe says so.
         pad_token_id: Token that fills rows up to the longest.
         pad_to_multiple_of: Round the row length up to a multiple of this.
-        attention_balance: See `plan_rows`.
+        attention_balance: See `plan_trees`.
+        packed_length: Pack trees into rows of so many tokens, or of the longest tree's. For attention that goes tree
+            by tree (`attention.packed_length`), to which a long row costs no more than short ones. None: no row is
+            longer than the longest tree, and the others are padded.
 
     Returns:
         `input_ids`, `attention_mask` (rows, length) and, in the trie layout, `position_ids` and `subtree_end`;
@@ -41,14 +45,20 @@ def lay_out(
     numbers = [[next(counter) for _ in options] for options in completions]
     if prefix_sharing:
         sizes = [len(prompt) + sum(map(len, options)) for prompt, options in zip(prompts, completions, strict=True)]
-        rows = [
-            build_row(
+
+        def build(members: list[int]) -> Row:
+            return build_row(
                 [prompts[i] for i in members],
                 [completions[i] for i in members],
                 [number for i in members for number in numbers[i]],
             )
-            for members in plan_rows(prompts, sizes, attention_balance)
-        ]
+
+        if packed_length is None:
+            rows = [build(members) for members in plan_rows(prompts, sizes, attention_balance)]
+        else:
+            trees = [build(members) for _, members in plan_trees(prompts, sizes, attention_balance)]
+            packed = pack([len(tree.input_ids) for tree in trees], packed_length)
+            rows = [join_trees([trees[i] for i in members]) for members in packed]
     else:
         rows = [
             build_row([prompt], [[completion]], [number])
@@ -129,7 +139,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
         truncation_mode: Which end of a longer sequence to keep: `"keep_start"` or `"keep_end"`.
         pad_to_multiple_of: Round the row length up to a multiple of this.
         prefix_sharing: Trie layout, or one copy of the prompt for every completion.
-        attention_balance: Row length at which attention costs as much as the rest of the model; see `plan_rows`.
+        attention_balance: Length at which attention costs as much as the rest of the model; see `plan_trees`.
+        packed_length: Pack trees into rows of so many tokens; see `lay_out`.
 
     Example:
         >>> collator = DataCollatorForMultiPreference(pad_token_id=0, prefix_sharing=True)
@@ -146,6 +157,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     pad_to_multiple_of: int | None = None
     prefix_sharing: bool = False
     attention_balance: float = 4096.0
+    packed_length: int | None = None
     return_tensors: str = "pt"
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -171,6 +183,7 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             pad_token_id=self.pad_token_id,
             pad_to_multiple_of=self.pad_to_multiple_of,
             attention_balance=self.attention_balance,
+            packed_length=self.packed_length,
         )
         if "ref_chosen_logps" in examples[0]:
             batch["ref_chosen_logps"] = torch.tensor([example["ref_chosen_logps"] for example in examples])

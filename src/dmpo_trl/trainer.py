@@ -16,7 +16,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
-from .attention import use_trie_attention
+from .attention import packed_length, use_trie_attention
 from .card import complete_card, hub_dataset
 from .checkpoints import (
     checkpoint_to_resume,
@@ -200,6 +200,7 @@ class DMPOTrainer(DPOTrainer):
             # The parent made its own from the arguments and the tokenizer; ours takes the same parameters
             collator = self.data_collator
             hidden_size = base_model.config.get_text_config().hidden_size
+            models = [base_model] if self.ref_model is None else [base_model, self._base_model(self.ref_model)]
             self.data_collator = DataCollatorForMultiPreference(
                 pad_token_id=collator.pad_token_id,
                 max_length=collator.max_length,
@@ -208,6 +209,8 @@ class DMPOTrainer(DPOTrainer):
                 prefix_sharing=decision[0],
                 # A layer's attention takes 4*L*H FLOPs a token, its matrices about 24*H*H
                 attention_balance=6.0 * hidden_size,
+                # `torch.compile` would compile anew for each batch's trees
+                packed_length=None if self.args.torch_compile else packed_length(*models),
             )
 
     def _base_model(self, model: Any) -> PreTrainedModel:

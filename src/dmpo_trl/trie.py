@@ -90,48 +90,87 @@ def build_row(
     return row
 
 
-def plan_rows(prompts: Sequence[TokenIds], sizes: Sequence[int], balance: float) -> list[list[int]]:
-    """Distribute examples over rows so that sharing a prefix pays for the wider attention it brings.
+def join_trees(trees: Sequence[Row]) -> Row:
+    """One row in which `trees` stand side by side; what they have in common is not shared."""
+    row = Row()
+    for tree in trees:
+        nodes, entries = len(row.input_ids), len(row.scored_nodes)
+        row.input_ids += tree.input_ids
+        row.position_ids += tree.position_ids
+        row.subtree_end += [nodes + end for end in tree.subtree_end]
+        row.scored_nodes += [nodes + node for node in tree.scored_nodes]
+        row.scored_targets += tree.scored_targets
+        row.completions |= {number: [entries + i for i in own] for number, own in tree.completions.items()}
+    return row
 
-    A row of L tokens costs `L + L**2 / balance`: the second term is dense attention, and `balance` the length at
-    which it costs as much as all the rest. An example joins the row of the example whose prompt resembles its own
-    most when that costs less than a row to itself. Rows are then packed into as few as possible of the longest one's
-    length, which is what each would be padded to anyway.
+
+def plan_trees(prompts: Sequence[TokenIds], sizes: Sequence[int], balance: float) -> list[tuple[int, list[int]]]:
+    """Distribute examples over trees so that sharing a prefix pays for the wider attention it brings.
+
+    A tree of L tokens costs `L + L**2 / balance`: the second term is dense attention, and `balance` the length at
+    which it costs as much as all the rest. An example joins the tree of the example whose prompt resembles its own
+    most when that costs less than a tree to itself.
 
     Args:
         prompts: Token ids of each example's prompt.
         sizes: Number of tokens each example needs alone.
-        balance: Row length, in tokens, at which attention costs as much as the rest of the model.
+        balance: Length, in tokens, at which attention costs as much as the rest of the model.
 
     Returns:
-        The indices of the examples of each row.
+        Of each tree, the number of tokens and the indices of the examples.
     """
 
     def cost(length: int) -> float:
         return length + length**2 / balance
 
-    rows: list[tuple[int, list[int]]] = []  # (number of tokens, examples)
+    trees: list[tuple[int, list[int]]] = []
     previous = -1
     for example in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):
         size = sizes[example]
-        if rows:
-            length, members = rows[-1]
+        if trees:
+            length, members = trees[-1]
             joint = length + size - common_prefix_length(prompts[previous], prompts[example])
             if cost(joint) <= cost(length) + cost(size):
-                rows[-1] = (joint, [*members, example])
+                trees[-1] = (joint, [*members, example])
                 previous = example
                 continue
-        rows.append((size, [example]))
+        trees.append((size, [example]))
         previous = example
+    return trees
 
-    # First-fit decreasing, the textbook bin packing
-    rows.sort(key=lambda row: -row[0])
-    bins: list[tuple[int, list[int]]] = []
-    for length, members in rows:
-        for index, (filled, others) in enumerate(bins):
-            if filled + length <= bins[0][0]:
-                bins[index] = (filled + length, others + members)
+
+def pack(lengths: Sequence[int], capacity: int = 0) -> list[list[int]]:
+    """Distribute trees over as few rows as possible, by first-fit decreasing bin packing.
+
+    Args:
+        lengths: Tokens of each tree.
+        capacity: Tokens of a row; at least those of the longest tree, which every row is padded to anyway.
+
+    Returns:
+        The indices of the trees of each row.
+    """
+    capacity = max(capacity, *lengths)
+    rows: list[tuple[int, list[int]]] = []
+    for tree in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        for index, (filled, members) in enumerate(rows):
+            if filled + lengths[tree] <= capacity:
+                rows[index] = (filled + lengths[tree], [*members, tree])
                 break
         else:
-            bins.append((length, members))
-    return [members for _, members in bins]
+            rows.append((lengths[tree], [tree]))
+    return [members for _, members in rows]
+
+
+def plan_rows(prompts: Sequence[TokenIds], sizes: Sequence[int], balance: float) -> list[list[int]]:
+    """The examples of each row, where attention is dense in a row: those of a tree, or of several short ones.
+
+    Args:
+        prompts: See `plan_trees`, as for the others.
+        sizes: See there.
+        balance: See there.
+
+    Returns:
+        The indices of the examples of each row.
+    """
+    trees = plan_trees(prompts, sizes, balance)
+    return [[i for tree in row for i in trees[tree][1]] for row in pack([length for length, _ in trees])]

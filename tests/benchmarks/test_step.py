@@ -189,7 +189,7 @@ def test_a_shape_has_the_size_in_its_name(models):
 def test_the_expanded_cache_does_the_work_of_a_trie(sides):
     """Of one whose completions have nothing in common."""
     example = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5, 6], "rejected_ids": [[7, 8], [9, 10, 11, 12]]}
-    made = sides.make_sides(8, copies_at_once=16, several=False, compiled=False)
+    made = sides.make_sides(8, device="cpu", copies_at_once=16, several=False, compiled=False)
     cached, trie = (made[name].count(made[name].collate([example])) for name in ("cached prompt", "trie"))
     assert cached == trie
     assert trie.tokens == 3 + 2 + 1 + 3
@@ -213,7 +213,7 @@ def test_checkpointing_computes_layers_again_and_only_where_asked_for(sides, mod
     calls = []
     # Before, not after: the second pass stops as soon as it has what the gradient needs
     loaded.bases[0].model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    made = sides.make_sides(32, copies_at_once=16, several=False, compiled=False)
+    made = sides.make_sides(32, device="cpu", copies_at_once=16, several=False, compiled=False)
     run_step, tiny_examples = (
         importlib.import_module("measure").run_step,
         importlib.import_module("cases").tiny_examples,
