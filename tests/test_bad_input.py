@@ -604,8 +604,13 @@ def test_limits_hold_for_a_dataset_given_to_evaluate(tmp_path):
     model = str(tmp_path / "model")
     make_model("gpt2", n_positions=32).save_pretrained(model)
     trainer = make_trainer({}, tmp_path, Dataset.from_list([row()]), model=model, max_length=None)
+    rows = Dataset.from_list([row(), row(prompt="Watched: Alien. Next:" * 20)])
     with pytest.raises(RowError, match=r"^Row 1 of the tokenised eval dataset.* the model 32 positions"):
-        trainer.evaluate(Dataset.from_list([row(), row(prompt="Watched: Alien. Next:" * 20)]))
+        trainer.evaluate(rows)
+    make_model("llama").save_pretrained(tmp_path / "rotary")  # takes any length
+    longer = make_trainer({}, tmp_path, rows, model=str(tmp_path / "rotary"), max_length=None)
+    with pytest.raises(RowError, match=r"^Row 1 of the tokenised eval dataset.* the model 32 positions"):
+        trainer.evaluate(longer.train_dataset)
 
 
 def test_the_table_is_complete(request):

@@ -229,7 +229,8 @@ class DMPOTrainer(DPOTrainer):
         dataset = dataset.with_format(None)  # rows are read as Python objects
         columns = set(next(iter(dataset), {}))
         if columns.issuperset((*TOKEN_COLUMNS, "prompt_tokens_cut")):
-            return dataset  # prepared before
+            self._check_limits(dataset, dataset_name)  # prepared before, perhaps by another trainer
+            return dataset
         if dataset_name not in ("train", "eval"):  # a key of the parent's `eval_dataset`
             dataset_name = f"eval_{dataset_name}"
         check_rows(dataset, dataset_name)
@@ -252,11 +253,12 @@ class DMPOTrainer(DPOTrainer):
                 **map_kwargs,
             )
             dataset = drop_and_report(dataset, dataset_name, args.max_length, args.truncation_mode)
-        if self._layout_is_chosen:  # a dataset given to `evaluate`; earlier there is no model to ask
-            self._check_limits(dataset, dataset_name)
+        self._check_limits(dataset, dataset_name)
         return dataset
 
     def _check_limits(self, dataset: Dataset | IterableDataset, name: str) -> None:
+        if not self._layout_is_chosen:  # the constructor's datasets, which are checked when there is a model to ask
+            return
         model = self._base_model(self.model)
         check_limits(dataset, f"tokenised {name}", model, self._tokenizer, self.args.max_length)
 
