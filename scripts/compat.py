@@ -28,9 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 # The tests of what rests on these libraries' inner workings
 CORE = [
+    "attention",
     "collator",
     "config",
     "contract",
+    "four_bit",
     "head",
     "logprobs",
     "losses",
