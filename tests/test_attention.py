@@ -123,7 +123,9 @@ def test_short_neighbours_are_taken_together(monkeypatch):
 
 
 def test_rows_are_packed_for_sdpa_on_a_cpu_alone():
-    assert packed_length(scoring_model("llama")) == 4096
-    assert packed_length(make_model("llama")) is None
-    assert packed_length(scoring_model("gpt_oss")) is None
-    assert packed_length(scoring_model("llama"), scoring_model("gemma2")) is None
+    cpu = torch.device("cpu")
+    assert packed_length(cpu, scoring_model("llama")) == 4096
+    assert packed_length(torch.device("cuda"), scoring_model("llama")) is None
+    assert packed_length(cpu, make_model("llama")) is None
+    assert packed_length(cpu, scoring_model("gpt_oss")) is None
+    assert packed_length(cpu, scoring_model("llama"), scoring_model("gemma2")) is None

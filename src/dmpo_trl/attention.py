@@ -157,11 +157,15 @@ def use_trie_attention(model: PreTrainedModel) -> bool:
     return model.config._attn_implementation == _PREFIX + base
 
 
-def packed_length(*models: PreTrainedModel) -> int | None:
+def packed_length(device: torch.device, *models: PreTrainedModel) -> int | None:
     """Tokens of a row that trees may be packed into for `models`, which were switched; see `lay_out`.
 
     Sdpa on a CPU attends tree by tree. On a GPU, where that was not measured, rows are attended to whole: None, as for
     the other implementations.
+
+    Args:
+        device: Where the models will compute; FSDP and DeepSpeed move them there late.
+        models: Policy and reference.
     """
     by_tree = all(model.config._attn_implementation == _PREFIX + "sdpa" for model in models)
-    return PACKED_LENGTH if by_tree and all(model.device.type == "cpu" for model in models) else None
+    return PACKED_LENGTH if device.type == "cpu" and by_tree else None

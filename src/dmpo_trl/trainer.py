@@ -210,7 +210,7 @@ class DMPOTrainer(DPOTrainer):
                 # A layer's attention takes 4*L*H FLOPs a token, its matrices about 24*H*H
                 attention_balance=6.0 * hidden_size,
                 # `torch.compile` would compile anew for each batch's trees
-                packed_length=None if self.args.torch_compile else packed_length(*models),
+                packed_length=None if self.args.torch_compile else packed_length(self.accelerator.device, *models),
             )
 
     def _base_model(self, model: Any) -> PreTrainedModel:
