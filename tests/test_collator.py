@@ -24,9 +24,10 @@ def model():
     counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     balance=st.sampled_from([1.0, 100.0, float("inf")]),
     multiple=st.sampled_from([None, 16]),
+    packed=st.sampled_from([None, 60, 4096]),
 )
 @pytest.mark.parametrize("share", [True, False])
-def test_layouts_give_the_log_probs_of_one_sequence_at_a_time(model, share, seed, counts, balance, multiple):
+def test_layouts_give_the_log_probs_of_one_sequence_at_a_time(model, share, seed, counts, balance, multiple, packed):
     examples = ragged_examples(seed, counts)
     prompts = [example["prompt_ids"] for example in examples]
     completions = [[example["chosen_ids"], *example["rejected_ids"]] for example in examples]
@@ -37,6 +38,7 @@ def test_layouts_give_the_log_probs_of_one_sequence_at_a_time(model, share, seed
         pad_token_id=0,
         pad_to_multiple_of=multiple,
         attention_balance=balance,
+        packed_length=packed,
     )
     assert multiple is None or batch["input_ids"].size(1) % multiple == 0
     with torch.no_grad():

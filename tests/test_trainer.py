@@ -374,6 +374,12 @@ def test_the_model_card_names_the_method_and_the_paper(tmp_path):
     assert "dmpo" in card
 
 
+@pytest.mark.parametrize(("options", "expected"), [({}, 4096), ({"torch_compile": True}, None)], ids=str)
+def test_rows_are_packed_where_attention_goes_tree_by_tree(tmp_path, options, expected):
+    trainer = make_trainer(tmp_path, make_rows((2, 2)), **options)
+    assert trainer.data_collator.packed_length == expected
+
+
 def test_qlora(tmp_path):
     bnb = pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
     from transformers import BitsAndBytesConfig

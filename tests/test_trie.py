@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_trl.trie import build_row, common_prefix_length, plan_rows
+from dmpo_trl.trie import build_row, common_prefix_length, join_trees, pack, plan_rows
 
 # Few distinct tokens, so that sequences share prefixes often
 ids = st.lists(st.integers(0, 2), max_size=6)
@@ -88,6 +88,29 @@ def test_short_rows_are_packed_into_the_length_of_the_longest():
     prompts = [[i] * 3 for i in range(4)]
     rows = plan_rows(prompts, [100, 60, 40, 30], balance=1e-9)
     assert sorted(map(sorted, rows)) == [[0], [1, 2], [3]]
+
+
+def test_trees_fill_rows_up_to_the_capacity():
+    assert sorted(map(sorted, pack([100, 60, 40, 30], 130))) == [[0, 3], [1, 2]]
+    assert len(pack([100, 60, 40, 30], 230)) == 1
+    assert sorted(map(sorted, pack([100, 60, 40, 30], 10))) == [[0], [1, 2], [3]]  # the longest needs its length
+
+
+@given(examples)
+def test_trees_side_by_side_score_what_each_does_alone(batch):
+    trees = [
+        build_row([prompt], [options], [(i, j) for j in range(len(options))])
+        for i, (prompt, options) in enumerate(batch)
+    ]
+    row = join_trees(trees)
+    assert len(row.input_ids) == sum(len(tree.input_ids) for tree in trees)
+    for tree in trees:
+        for number, entries in tree.completions.items():
+            joined = row.completions[number]
+            assert [row.scored_targets[e] for e in joined] == [tree.scored_targets[e] for e in entries]
+            for own, alone in zip(joined, entries, strict=True):
+                assert ancestors(row, row.scored_nodes[own]) == ancestors(tree, tree.scored_nodes[alone])
+    assert len(row.completions) == sum(len(options) for _, options in batch)
 
 
 @pytest.mark.parametrize("prompt", [[], [5]])
