@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from itertools import groupby
@@ -30,7 +31,7 @@ def as_text(value: Any) -> str:
 
 def command(script: str, arguments: list[str] | None) -> str:
     """The command line that repeats a run; `arguments` as its `main` got them."""
-    return " ".join(["python", f"benchmarks/{script}.py", *(sys.argv[1:] if arguments is None else arguments)])
+    return shlex.join(["python", f"benchmarks/{script}.py", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def head(header: dict[str, str]) -> str:
