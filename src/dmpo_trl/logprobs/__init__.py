@@ -19,7 +19,8 @@ __all__ = ["TokenLogProbs", "gather_logprobs"]
 CPU_TILE = (1024, 2048)
 GPU_TILE = (4096, 32768)
 # Under a trainable head a CPU keeps the softmax for the backward pass up to this many values (256 MiB in float32):
-# 25 to 50% less time than computing it again, measured from 36 to 1,024 tokens of vocabularies of 32,768 to 262,144.
+# 25 to 50% less time than computing it again, at 36 to 1,024 tokens of a vocabulary of 49,152 and at 36 and 144 of
+# vocabularies up to 262,144.
 MAX_KEPT_SOFTMAX = 2**26
 # Later releases fold the tiles in torch where there is no Triton
 KERNEL_NEEDS_TRITON = version("trl").startswith("1.15.")
