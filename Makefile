@@ -27,7 +27,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --lora --name step-lora --output benchmarks/results $(ARGS)
 	$(BIN)/python benchmarks/step.py --negatives 3 --prompt_lengths 64 128 256 512 --name step-prompt --output benchmarks/results $(ARGS)
 	$(BIN)/python benchmarks/step.py --negatives 3 --batch_sizes 1 2 4 --name step-batch --output benchmarks/results $(ARGS)
-	$(BIN)/python benchmarks/whole_trainer.py --pairs --output benchmarks/results
+	$(BIN)/python benchmarks/whole_trainer.py --examples 16 --output benchmarks/results
+	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --name whole-trainer-pairs --output benchmarks/results
 	$(BIN)/python benchmarks/heads.py --output benchmarks/results
 
 # Never run yet: no GPU was at hand
