@@ -7,16 +7,16 @@ of the trie with random batches and with `train_sampling_strategy="group_by_prom
 `max_tokens_per_batch` on top of that.
 """
 
-import json
 import random
 import statistics
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cases import read_authors_pairs
+from models import default_model
 from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
@@ -24,8 +24,6 @@ from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.contract import tokenize_row
 from dmpo_trl.cost import Layout
 from dmpo_trl.sampler import PromptGroupSampler, batches_within_budget, group_by_prompt
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -51,10 +49,7 @@ def tokens(epochs: list[list[Layout]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
     if settings.model is None:
-        sys.path.insert(0, str(ROOT / "examples"))
-        from quickstart import model_folder
-
-        settings.model = model_folder(None)
+        settings.model = default_model()
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     hidden_size = AutoConfig.from_pretrained(settings.model).hidden_size
     trie = DataCollatorForMultiPreference(0, prefix_sharing=True, attention_balance=6.0 * hidden_size)
@@ -63,11 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     for file in settings.files:
         examples = [
             tokenize_row(
-                {
-                    "prompt": row["instruction"] + row["input"],
-                    "chosen": row["output"][0],
-                    "rejected": row["output"][1:],
-                },
+                row,
                 number,
                 dataset_name=file.name,
                 processing_class=tokenizer,
@@ -75,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
                 max_length=None,
                 truncation_mode="keep_start",
             )
-            for number, row in enumerate(json.loads(file.read_text()))
+            for number, row in enumerate(read_authors_pairs(file))
         ]
         groups = group_by_prompt([example["prompt_ids"] for example in examples])
         for size in settings.batch_sizes:

@@ -110,17 +110,18 @@ def movielens_rows(negatives: int) -> list[dict[str, Any]]:
     return preference_dataset(sample_negatives(users, data, negatives, seed=0), data, MOVIES).to_list()
 
 
+def read_authors_pairs(file: Path) -> list[dict[str, Any]]:
+    """The rows of one of the DMPO authors' files as prompt, chosen and rejected, texts as they stand."""
+    return [
+        {"prompt": row["instruction"] + row["input"], "chosen": row["output"][0], "rejected": row["output"][1:]}
+        for row in json.loads(file.read_text())
+    ]
+
+
 def authors_rows(file: Path, folder: str | None, batch_rows: int, batches: int) -> Case:
     """The first rows of one of the DMPO authors' files, in the file's order; without a model's folder as bytes."""
-    rows = json.loads(file.read_text())[: batches * batch_rows]
-    examples = []
-    for row in rows:
-        example = {
-            "prompt": row["instruction"] + row["input"],
-            "chosen": row["output"][0],
-            "rejected": row["output"][1:],
-        }
-        examples.append(_bytes(example) if folder is None else tokenize(folder, example))
+    pairs = read_authors_pairs(file)[: batches * batch_rows]
+    examples = [_bytes(pair) if folder is None else tokenize(folder, pair) for pair in pairs]
     length = round(statistics.mean(len(example["prompt_ids"]) for example in examples))
     parts = [examples[i : i + batch_rows] for i in range(0, len(examples), batch_rows)]
     return Case(file.name, parts, len(examples[0]["rejected_ids"]), length, batch_rows)

@@ -8,9 +8,7 @@ item gains more than the rejected one, and margin. The last line is the mean ove
 the standard error of the paired differences. What grouping saves is in `batches.py`.
 """
 
-import json
 import statistics
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,15 +17,16 @@ from typing import Any
 
 import report
 import torch
+from cases import read_authors_pairs
 from datasets import Dataset
 from machine import describe
+from models import default_model
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.sampler import group_by_prompt
 
-ROOT = Path(__file__).parents[1]
 STRATEGIES = {"random": "random", "grouped": "group_by_prompt"}
 MEASURES = {"loss": "eval_loss", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
 COLUMNS = ["seed", "batches", *MEASURES, "training loss"]
@@ -50,10 +49,7 @@ class Settings:
 
 def split_rows(settings: Settings, tokenizer: Any) -> tuple[Dataset, Dataset]:
     """The pairs to train on and those held out, no history in both."""
-    rows = [
-        {"prompt": row["instruction"] + row["input"], "chosen": row["output"][0], "rejected": row["output"][1:]}
-        for row in json.loads(settings.file.read_text())
-    ]
+    rows = read_authors_pairs(settings.file)
     groups = sorted(map(sorted, group_by_prompt([tokenizer(row["prompt"])["input_ids"] for row in rows])))
     if len(groups) < settings.histories + settings.held_out:
         raise SystemExit(f"{settings.file.name} has {len(groups)} histories: ask for fewer.")
@@ -115,10 +111,7 @@ def difference(rows: list[report.Row]) -> report.Row:
 def main(arguments: list[str] | None = None) -> None:
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
     if settings.model is None:
-        sys.path.insert(0, str(ROOT / "examples"))
-        from quickstart import model_folder
-
-        settings.model = str(model_folder(None))
+        settings.model = default_model()
     train, held_out = split_rows(settings, AutoTokenizer.from_pretrained(settings.model))
     header = describe("trl", "peft", "datasets") | {
         "model": Path(settings.model).name,

@@ -56,6 +56,14 @@ SHAPES: dict[str, PretrainedConfig] = {
 LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
 
 
+def default_model() -> str:
+    """Folder of the quickstart's SmolLM2-135M."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from quickstart import model_folder
+
+    return str(model_folder(None))
+
+
 @dataclass
 class ModelSettings:
     """What to measure on; the settings of every script."""
@@ -76,10 +84,7 @@ class ModelSettings:
         if self.four_bit and not self.lora:
             raise ValueError("--four_bit needs --lora: weights of 4 bits have no gradient.")
         if self.model is None and self.shape is None:
-            sys.path.insert(0, str(ROOT / "examples"))
-            from quickstart import model_folder
-
-            self.model = model_folder(None)
+            self.model = default_model()
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -12,7 +12,6 @@ The users are MovieLens 100K's, in the quickstart's words; one of the candidates
 """
 
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from machine import ROOT, describe
+from machine import describe
+from models import default_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dmpo_trl.contract import tokenize_completions
@@ -99,10 +99,7 @@ def count_tokens(tokenizer: Any, users: Dataset) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> None:
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
     if settings.model is None:
-        sys.path.insert(0, str(ROOT / "examples"))
-        from quickstart import model_folder
-
-        settings.model = model_folder(None)
+        settings.model = default_model()
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     users = make_users(settings)

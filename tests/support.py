@@ -122,6 +122,21 @@ def naive_logp(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> 
     return sum(logps[t - 1, ids[0, t]] for t in range(max(len(prompt), 1), ids.size(1)))
 
 
+def naive_logps(model: Any, prompts: Sequence[Any], completions: Sequence[Any]) -> torch.Tensor:
+    """`naive_logp` of every completion, prompt by prompt, (C,)."""
+    return torch.stack(
+        [naive_logp(model, p, c) for p, options in zip(prompts, completions, strict=True) for c in options]
+    )
+
+
+def prompts_and_completions(examples: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The token ids of tokenised examples as `lay_out` takes them, the chosen completion first."""
+    return (
+        [example["prompt_ids"] for example in examples],
+        [[example["chosen_ids"], *example["rejected_ids"]] for example in examples],
+    )
+
+
 def layout_logps(model: Any, batch: dict[str, torch.Tensor], count: int) -> torch.Tensor:
     """Log-probs of the `count` completions of a batch that `lay_out` made, through the scoring head."""
     inputs = {name: tensor for name, tensor in batch.items() if name not in ("token_pairs", "token_completions")}

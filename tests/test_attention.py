@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import layout_logps, make_model, naive_logp, ragged_examples
+from support import layout_logps, make_model, naive_logps, prompts_and_completions, ragged_examples
 
 from dmpo_trl import attention
 from dmpo_trl.attention import packed_length, use_trie_attention
@@ -41,9 +41,7 @@ def scoring_model(name):
 
 
 def batch_of(packed, counts=(3, 1, 2, 4)):
-    examples = ragged_examples(1, counts)
-    prompts = [example["prompt_ids"] for example in examples]
-    completions = [[example["chosen_ids"], *example["rejected_ids"]] for example in examples]
+    prompts, completions = prompts_and_completions(ragged_examples(1, counts))
     batch = lay_out(
         prompts,
         completions,
@@ -69,13 +67,7 @@ def test_log_probs_and_gradients_are_those_of_one_sequence_at_a_time(name, packe
     (weights * found).sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    expected = torch.stack(
-        [
-            naive_logp(model, prompt, option)
-            for prompt, options in zip(prompts, completions, strict=True)
-            for option in options
-        ]
-    )
+    expected = naive_logps(model, prompts, completions)
     (weights * expected).sum().backward()
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     for name, parameter in model.named_parameters():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import layout_logps, make_model, naive_logp, ragged_examples
+from support import layout_logps, make_model, naive_logp, naive_logps, prompts_and_completions, ragged_examples
 
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.attention import use_trie_attention
@@ -28,9 +28,7 @@ def model():
 )
 @pytest.mark.parametrize("share", [True, False])
 def test_layouts_give_the_log_probs_of_one_sequence_at_a_time(model, share, seed, counts, balance, multiple, packed):
-    examples = ragged_examples(seed, counts)
-    prompts = [example["prompt_ids"] for example in examples]
-    completions = [[example["chosen_ids"], *example["rejected_ids"]] for example in examples]
+    prompts, completions = prompts_and_completions(ragged_examples(seed, counts))
     batch = lay_out(
         prompts,
         completions,
@@ -43,12 +41,8 @@ def test_layouts_give_the_log_probs_of_one_sequence_at_a_time(model, share, seed
     assert multiple is None or batch["input_ids"].size(1) % multiple == 0
     with torch.no_grad():
         found = layout_logps(model, batch, sum(map(len, completions)))
-        expected = [
-            naive_logp(model, prompt, option)
-            for prompt, options in zip(prompts, completions, strict=True)
-            for option in options
-        ]
-    torch.testing.assert_close(found, torch.stack(expected), atol=2e-5, rtol=1e-5)
+        expected = naive_logps(model, prompts, completions)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_rows_of_one_history_become_one_tree():

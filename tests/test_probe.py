@@ -3,19 +3,17 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from support import COPYING, SHARING, layout_logps, make_model, naive_logp, ragged_examples
+from support import COPYING, SHARING, layout_logps, make_model, naive_logps, prompts_and_completions, ragged_examples
 
 from dmpo_trl.collator import lay_out
 from dmpo_trl.probe import ScoringHeadError, prepare_for_scoring, probe
 
 
 def logps(model, examples, share):
-    prompts = [example["prompt_ids"] for example in examples]
-    completions = [[example["chosen_ids"], *example["rejected_ids"]] for example in examples]
+    prompts, completions = prompts_and_completions(examples)
     batch = lay_out(prompts, completions, prefix_sharing=share, pad_token_id=0, attention_balance=float("inf"))
     found = layout_logps(model, batch, sum(map(len, completions)))
-    expected = [naive_logp(model, p, c) for p, options in zip(prompts, completions, strict=True) for c in options]
-    return found, torch.stack(expected)
+    return found, naive_logps(model, prompts, completions)
 
 
 @pytest.mark.parametrize("name", SHARING)
