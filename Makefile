@@ -21,15 +21,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Hours on two cores, with nothing else running
+# More than an hour on two cores, with nothing else running
+BENCH := --output benchmarks/results $(ARGS)
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/step.py --memory --profile --output benchmarks/results $(ARGS)
-	$(BIN)/python benchmarks/step.py --lora --name step-lora --output benchmarks/results $(ARGS)
-	$(BIN)/python benchmarks/step.py --negatives 3 --prompt_lengths 64 128 256 512 --name step-prompt --output benchmarks/results $(ARGS)
-	$(BIN)/python benchmarks/step.py --negatives 3 --batch_sizes 1 2 4 --name step-batch --output benchmarks/results $(ARGS)
-	$(BIN)/python benchmarks/whole_trainer.py --examples 16 --output benchmarks/results
-	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --name whole-trainer-pairs --output benchmarks/results
-	$(BIN)/python benchmarks/heads.py --output benchmarks/results
+	$(BIN)/python benchmarks/step.py --memory --profile $(BENCH)
+	$(BIN)/python benchmarks/step.py --lora --negatives 7 --sides copies trie "trie, precomputed reference" --name step-lora $(BENCH)
+	$(BIN)/python benchmarks/step.py --compile --negatives 7 --rounds 2 --sides trie "trie, compiled" --name step-compiled $(BENCH)
+	$(BIN)/python benchmarks/step.py --negatives 3 --prompt_lengths 64 128 256 512 --rounds 2 --sides copies trie --name step-prompt $(BENCH)
+	$(BIN)/python benchmarks/step.py --negatives 3 --batch_sizes 1 2 4 --rounds 2 --sides trie "trie, padded rows" --name step-batch $(BENCH)
+	$(BIN)/python benchmarks/whole_trainer.py --examples 16 $(BENCH)
+	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --rounds 2 --name whole-trainer-pairs $(BENCH)
+	$(BIN)/python benchmarks/heads.py --tokens 36 144 --rounds 3 $(BENCH)
 
 # Never run yet: no GPU was at hand
 GPU := --device cuda --dtype bfloat16 --output benchmarks/results

@@ -211,6 +211,7 @@ def training_arguments(settings: Settings, stage_dir: Path, epochs: float, learn
         "gradient_checkpointing": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 5,
+        "logging_first_step": True,  # so that the shortest run has something to draw
         "save_strategy": "no",
         "report_to": "none",
         "seed": settings.seed,
@@ -321,7 +322,7 @@ def import_pyplot():
 
 def draw_training(plt, history: list[dict], path: Path) -> None:
     """Draws loss, rewards and margins of the DMPO stage."""
-    logs = [entry for entry in history if "rewards/chosen" in entry]
+    logs = [entry for entry in history if "loss" in entry]  # the summary at the end has none
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
     panels = {"loss": ["loss"], "rewards": ["rewards/chosen", "rewards/rejected"], "margins": ["rewards/margins"]}
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):

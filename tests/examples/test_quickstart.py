@@ -19,6 +19,16 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<eos>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>"]
 METRICS = {"hr@1", "hr@5", "ndcg@5", "mrr", "auc"}
+SMALL = {
+    "train_users": 40,
+    "validation_users": 5,
+    "test_users": 12,
+    "history_length": 4,
+    "negatives": 3,
+    "candidates": 10,
+    "lora_rank": 8,
+    "batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +89,14 @@ def model_folder(tmp_path_factory) -> Path:
 def run(quickstart, data_folder, model_folder, tmp_path_factory) -> tuple[Path, dict]:
     """One run of the script: its output folder and metrics.json."""
     output = tmp_path_factory.mktemp("output")
-    options = {
-        "model": model_folder,
-        "data": data_folder,
-        "output_dir": output,
-        "train_users": 40,
-        "validation_users": 5,
-        "test_users": 12,
-        "history_length": 4,
-        "negatives": 3,
-        "candidates": 10,
-        "lora_rank": 8,
-        "batch_size": 4,
-        "sft_learning_rate": 1e-2,
-        "dmpo_learning_rate": 1e-2,
-        "dmpo_epochs": 3,
-    }
+    options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": output}
+    options |= {"sft_learning_rate": 1e-2, "dmpo_learning_rate": 1e-2, "dmpo_epochs": 3}
+    return output, run_main(quickstart, options)
+
+
+def run_main(quickstart, options: dict) -> dict:
     quickstart.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
-    return output, json.loads((output / "metrics.json").read_text())
+    return json.loads((options["output_dir"] / "metrics.json").read_text())
 
 
 def test_metrics_have_the_agreed_keys(run):
@@ -148,6 +148,13 @@ def test_plain_peft_loads_both_adapters(run, model_folder):
 def test_the_picture_is_drawn(run):
     output, _ = run
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, tmp_path):
+    options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": tmp_path, "train_users": 4}
+    metrics = run_main(quickstart, options)
+    assert metrics["dmpo"].keys() == METRICS
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_groups_of_users_share_nobody_and_sft_sees_no_target(quickstart, data_folder):
