@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test test-slow lint bench bench-gpu bench-ranking bench-data compat package clean
+.PHONY: quickstart test test-slow test-gpu lint bench bench-gpu bench-ranking bench-data compat package clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -15,6 +15,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" $(ARGS)
+
+# One GPU: with several the trainer would put a replica on each
+test-gpu: $(VENV)/.dev
+	CUDA_VISIBLE_DEVICES=0 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

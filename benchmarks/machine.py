@@ -30,7 +30,10 @@ def _commit() -> dict[str, str]:
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     changes = subprocess.run(
-        [*git, "status", "--porcelain", "src", "benchmarks"], capture_output=True, text=True, check=False
+        [*git, "status", "--porcelain", "src", "benchmarks", ":!benchmarks/results"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     changed = " with uncommitted changes" if changes.stdout.strip() else ""
     return {"commit": f"{commit.stdout.strip() or 'unknown'}{changed}"}

@@ -5,11 +5,13 @@
     trl fused                    N+1 copies through TRL's fused head
     trl fused, checkpointing     the same with gradient checkpointing, TRL's default
     copies                       N+1 copies, ours: the head on scored positions only
+    copies, FlashAttention       the same with kernels that cannot take the trie's mask; on a GPU with flash-attn
     cached prompt                the prompt once, its keys and values expanded over the completions; gradients flow
                                  through the cache
     trie                         ours, every distinct prefix of a batch once
     trie, one at a time          a trie for each example; where a batch has several
     trie, padded rows            rows no longer than the longest tree, attended to whole, as on a GPU; likewise
+    trie, FlexAttention          the mask as blocks, of which empty ones are skipped; on a GPU
     trie, precomputed reference  without the reference's forward pass
     trie, compiled               through `torch.compile`; with --compile
     trl pairs                    TRL's `DPOTrainer`: examples exploded into pairs in TRL's own layout, fused head. The
@@ -24,7 +26,7 @@ backward pass; where Triton runs it projects scored positions only. `copies` is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +35,7 @@ import torch
 from cases import Examples
 from models import Work
 from transformers import DynamicCache
+from transformers.utils import is_flash_attn_2_available
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dmpo_trl import DataCollatorForMultiPreference
@@ -70,20 +73,21 @@ def make_sides(
 
     Args:
         hidden_size: The model's, which decides when the trie's wider attention pays, as in the trainer.
-        device: On the CPU rows of the trie are packed, as in the trainer.
+        device: On the CPU rows of the trie are packed, as in the trainer; a GPU has attention kernels of its own.
         copies_at_once: See the module.
         several: Whether batches hold several examples.
         compiled: Whether to use `torch.compile` as well.
     """
 
-    packed_length = PACKED_LENGTH if device == "cpu" else None
+    on_gpu = device != "cpu"
+    packed_length = None if on_gpu else PACKED_LENGTH
 
     def copies(score: Callable[..., torch.Tensor], **options: Any) -> Side:
         return Side(partial(by_copies, copies_at_once), collate_copies, score, **options)
 
     def trie(packed: int | None = packed_length, **options: Any) -> Side:
-        options = {"split": at_once, "score": score_with_ours, "count": count_scored} | options
-        return Side(collate=collator(True, packed), attention="trie_sdpa", **options)
+        ours = {"split": at_once, "score": score_with_ours, "count": count_scored, "attention": "trie_sdpa"}
+        return Side(collate=collator(True, packed), **ours | options)
 
     def collator(prefix_sharing: bool, packed: int | None = None) -> Callable[[Examples], Batch]:
         return DataCollatorForMultiPreference(
@@ -91,15 +95,19 @@ def make_sides(
         )
 
     fused = {"score": score_with_trl, "count": count_fused}
+    own_copies = Side(partial(by_copies, copies_at_once), collator(False), score_with_ours, count_scored)
+    flash = replace(own_copies, attention="flash_attention_2")
     sides = {
         BASELINE: copies(score_with_full_logits, count=count_all),
         "trl fused": copies(**fused),
         "trl fused, checkpointing": copies(**fused, checkpointing=True),
-        "copies": Side(partial(by_copies, copies_at_once), collator(False), score_with_ours, count_scored),
+        "copies": own_copies,
+        "copies, FlashAttention": flash if on_gpu and is_flash_attn_2_available() else None,
         "cached prompt": Side(one_by_one, collate_for_cache, score_with_cache, count_cached),
         "trie": trie(),
         "trie, one at a time": trie(split=one_by_one) if several else None,
         "trie, padded rows": trie(packed=None) if several and packed_length else None,
+        "trie, FlexAttention": trie(attention="trie_flex_attention") if on_gpu else None,
         "trie, precomputed reference": trie(precomputed=True),
         "trie, compiled": trie(packed=None, compiled=True) if compiled else None,
         "trl pairs": Side(partial(by_pairs, copies_at_once), collate_pairs, score_pairs, count_fused, loss="sigmoid"),

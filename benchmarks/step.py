@@ -84,6 +84,7 @@ def sides_of(settings: Settings, hidden_size: int, case: Case) -> dict[str, Side
     if settings.sides is None:
         return sides
     known = {*sides, "trie, one at a time", "trie, padded rows", "trie, compiled"}
+    known |= {"copies, FlashAttention", "trie, FlexAttention"}
     if unknown := set(settings.sides) - known:
         raise SystemExit(f"No side is called {sorted(unknown)}: there are {sorted(known)}.")
     return {name: side for name, side in sides.items() if name in (BASELINE, *settings.sides)}

@@ -113,11 +113,13 @@ def make_model(name: str = "llama", seed: int = 0, **changes: Any) -> PreTrained
 
 
 def naive_logp(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
-    """Log-prob of a completion from the definition: one sequence, one forward, the model's own logits."""
-    ids = torch.tensor([list(prompt) + list(completion)])
-    logps = (
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().log_softmax(-1)
-    )
+    """Log-prob of a completion from the definition: one sequence, one forward, the model's own logits.
+
+    In the model's precision, at least float32, and on its device.
+    """
+    ids = torch.tensor([list(prompt) + list(completion)], device=next(model.parameters()).device)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+    logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     # Position t predicts token t + 1; the first token of an empty prompt's completion is predicted by nothing
     return sum(logps[t - 1, ids[0, t]] for t in range(max(len(prompt), 1), ids.size(1)))
 

@@ -127,6 +127,16 @@ def test_settings_that_make_no_sense_are_refused(step, arguments, message):
         step.main(arguments)
 
 
+def test_a_gpu_has_kernels_of_its_own(sides, monkeypatch):
+    options = {"copies_at_once": 16, "several": False, "compiled": False}
+    on_cpu = set(sides.make_sides(32, device="cpu", **options))
+    monkeypatch.setattr(sides, "is_flash_attn_2_available", lambda: True)
+    on_gpu = sides.make_sides(32, device="cuda", **options)
+    assert set(on_gpu) - on_cpu == {"copies, FlashAttention", "trie, FlexAttention"}
+    assert on_gpu["copies, FlashAttention"].attention == "flash_attention_2"
+    assert on_gpu["trie, FlexAttention"].attention == "trie_flex_attention"
+
+
 def test_an_unknown_side_is_refused(step):
     with pytest.raises(SystemExit, match=r"No side is called \['tree'\]"):
         step.main(["--tiny", "--sides", "tree"])

@@ -1,0 +1,246 @@
+"""What a GPU computes, against float64 on the CPU. Everything runs on the CPU too, so that the tests are tried there.
+
+make test-gpu
+"""
+
+import math
+
+import polars as pl
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from support import (
+    layout_logps,
+    make_model,
+    make_tokenizer,
+    naive_logp,
+    naive_logps,
+    prompts_and_completions,
+    ragged_examples,
+)
+
+from dmpo_trl import DMPOConfig, DMPOTrainer, score_completions
+from dmpo_trl.attention import packed_length, use_trie_attention
+from dmpo_trl.collator import lay_out
+from dmpo_trl.contract import tokenize_completions
+from dmpo_trl.data import MOVIES
+from dmpo_trl.head import add_scoring_head
+from dmpo_trl.recommend import Recommender
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+DEVICES = ["cpu", CUDA]
+# Heads of 16: FlexAttention's kernels take no smaller ones
+SIZES = {"hidden_size": 64, "head_dim": 16}
+LORA = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+TITLES = ["Alien", "Aliens", "Alien 3", "The Mask", "The Matrix", "Star Wars", "Star Trek", "Toy Story", "Heidi"]
+
+
+def gradient(model):
+    """Of all parameters as one vector in float64 on the CPU."""
+    return torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None])
+
+
+def relative(found, expected):
+    return float((found.detach().double().cpu() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("name", ["llama", "qwen2_windows", "gemma3"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_shared_prefixes(device, name, attention, dtype):
+    """As near to float64 as one sequence at a time in the same dtype, values and gradients."""
+    if device == "cpu" and attention == "flex_attention":
+        pytest.skip("FlexAttention has no backward pass on the CPU")
+    prompts, completions = prompts_and_completions(ragged_examples(1, (3, 1, 7, 4)))
+    count = sum(map(len, completions))
+    weights = torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = make_model(name, **SIZES).double()
+    expected = naive_logps(exact, prompts, completions)
+    (weights * expected).sum().backward()
+
+    def errors(score):
+        model = make_model(name, **SIZES, attn_implementation=attention).to(device, dtype)
+        logps = score(model)
+        (weights.to(logps) * logps).sum().backward()
+        return relative(logps, expected.detach()), relative(gradient(model), gradient(exact))
+
+    def score_in_layout(model):
+        add_scoring_head(model)
+        assert use_trie_attention(model)
+        assert model.config._attn_implementation == f"trie_{attention}"
+        batch = lay_out(
+            prompts,
+            completions,
+            prefix_sharing=True,
+            pad_token_id=0,
+            attention_balance=6.0 * 64,
+            packed_length=packed_length(torch.device(device), model),
+        )
+        return layout_logps(model, {key: tensor.to(device) for key, tensor in batch.items()}, count)
+
+    def score_one_by_one(model):
+        model.set_attn_implementation("eager")
+        return naive_logps(model, prompts, completions)
+
+    least = 1e-4 if dtype == torch.float32 else 1e-3
+    for found, naive in zip(errors(score_in_layout), errors(score_one_by_one), strict=True):
+        assert found <= max(3 * naive, least)
+
+
+def make_rows():
+    prompts = ["Watched: Alien, Babe. Next:", "Watched: Toy Story. Next:", "Watched: Alien, Babe, Heidi. Next:"]
+    counts = (7, 1, 3)
+    rows = zip(prompts, counts, strict=True)
+    return Dataset.from_list(
+        [
+            {"prompt": prompt, "chosen": f" {TITLES[0]}", "rejected": [f" {title}" for title in TITLES[1 : 1 + count]]}
+            for prompt, count in rows
+        ]
+    )
+
+
+def make_trainer(tmp_path, device, model, ref_model=None, **options):
+    options = {"beta": 0.5, "learning_rate": 1e-2, "bf16": False, "per_device_train_batch_size": 3} | options
+    args = DMPOConfig(
+        str(tmp_path), use_cpu=device == "cpu", report_to="none", save_strategy="no", disable_tqdm=True, **options
+    )
+    return DMPOTrainer(model, ref_model, args, train_dataset=make_rows(), processing_class=make_tokenizer())
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_training_step(tmp_path, device, bf16, lora):
+    """Loss and gradients of the trainer, gradient checkpointing and all, against the paper's formula in float64."""
+
+    def build():
+        return get_peft_model(make_model(**SIZES), LORA) if lora else make_model(**SIZES)
+
+    model = build()
+    ref_model = None if lora else build()
+    trainer = make_trainer(tmp_path, device, model, ref_model, bf16=bf16, gradient_checkpointing=True)
+    assert trainer.data_collator.prefix_sharing is True
+    examples = list(trainer.train_dataset)
+    reference = make_model(**SIZES).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # away from the reference, so that the loss is not log 2
+        for parameter in filter(lambda p: p.requires_grad, trainer.model.parameters()):
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator).to(device)
+        policy = build()
+        policy.load_state_dict({name: t for name, t in trainer.model.state_dict().items() if ".ref." not in name})
+        policy.double()
+        if lora:  # the adapter that the model came with is the reference
+            reference = build().double()
+
+    prompts, completions = prompts_and_completions(examples)
+    logps = naive_logps(policy, prompts, completions)
+    with torch.no_grad():
+        ref_logps = naive_logps(reference, prompts, completions)
+    num_rejected = torch.tensor([len(example["rejected_ids"]) for example in examples])
+    expected = formula(logps - ref_logps, num_rejected.tolist(), beta=0.5)
+    expected.backward()
+    assert abs(float(expected) - math.log(2)) > 1e-2
+
+    trainer.model.train()
+    batch = trainer._prepare_inputs(trainer.data_collator(examples))
+    assert batch["input_ids"].device.type == device
+    loss = trainer.compute_loss(trainer.model, batch)
+    trainer.accelerator.backward(loss)
+    assert float(loss) == pytest.approx(float(expected), rel=5e-2 if bf16 else 1e-4)
+    trained = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    own = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    assert own.keys() == trained.keys()
+    found, wanted = (torch.cat([g[name].flatten().double().cpu() for name in trained]) for g in (own, trained))
+    assert relative(found, wanted) <= (1e-1 if bf16 else 1e-3)
+
+
+def formula(differences, num_rejected, beta):
+    """The paper's loss from log pi - log ref of all completions, example by example, the chosen one first."""
+    losses = []
+    for own in differences.split([1 + n for n in num_rejected]):
+        losses.append(-torch.nn.functional.logsigmoid(beta * (own[0] - own[1:].mean())))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_raises_the_chosen_above_the_rejected(tmp_path, device, bf16):
+    model, ref_model = make_model(**SIZES), make_model(**SIZES)
+    trainer = make_trainer(tmp_path, device, model, ref_model, bf16=bf16, num_train_epochs=6, logging_steps=1)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 6
+    assert float(logs[0]["loss"]) == pytest.approx(math.log(2), abs=1e-3)
+    assert float(logs[-1]["rewards/margins"]) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", DEVICES)
+def test_four_bit_layers_are_those_of_their_dequantised_weights(tmp_path, device, dtype):
+    bnb = pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
+    from transformers import BitsAndBytesConfig
+
+    make_model(**SIZES).save_pretrained(tmp_path / "model")
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    trainer = DMPOTrainer(
+        str(tmp_path / "model"),
+        args=DMPOConfig(
+            str(tmp_path),
+            use_cpu=device == "cpu",
+            bf16=dtype == torch.bfloat16,
+            report_to="none",
+            model_init_kwargs={"dtype": dtype},
+        ),
+        train_dataset=make_rows(),
+        processing_class=make_tokenizer(),
+        quantization_config=quantized,
+        peft_config=LORA,
+    )
+    layers = {name: m for name, m in trainer.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    assert layers
+    exact = get_peft_model(make_model(**SIZES), LORA)
+    weights = {
+        name: t for name, t in trainer.model.state_dict().items() if "absmax" not in name and "quant" not in name
+    }
+    weights |= {
+        f"{name}.weight": bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        for name, layer in layers.items()
+    }
+    exact.load_state_dict(weights)
+    exact.double()
+
+    examples = list(trainer.train_dataset)
+    prompts, completions = prompts_and_completions(examples)
+    with torch.no_grad():
+        expected = naive_logps(exact, prompts, completions)
+        batch = trainer._prepare_inputs(trainer.data_collator(examples))
+        del batch["num_rejected"], batch["is_chosen"]
+        found = layout_logps(trainer.model, batch, len(expected))
+    # TRL keeps the adapter of a 4-bit model in bfloat16
+    assert relative(found, expected) <= (3e-3 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_scores_and_recommendations(device):
+    """The catalogue scored at once, and searched, against every title on its own in float64."""
+    model, tokenizer = make_model(**SIZES).to(device), make_tokenizer()
+    exact = make_model(**SIZES).double()
+    prompt = MOVIES.prompt(["Alien", "Heidi"])
+    texts = [MOVIES.completion(title) for title in TITLES]
+    prompt_ids, ids = tokenize_completions(tokenizer, prompt, texts, eos_token=tokenizer.eos_token)
+    with torch.no_grad():
+        expected = [float(naive_logp(exact, prompt_ids, completion)) for completion in ids]
+    (scores,) = score_completions(model, tokenizer, [prompt], [texts])
+    assert scores.logps == pytest.approx(expected, rel=1e-4)
+
+    items = pl.DataFrame({"item": TITLES, "title": TITLES})
+    found = Recommender(model, tokenizer, items, MOVIES).recommend(["Alien", "Heidi"], k=5, num_beams=20)
+    order = sorted(range(len(TITLES)), key=lambda place: -expected[place])
+    wanted = [place for place in order if TITLES[place] not in ("Alien", "Heidi")][:5]
+    assert [one.title for one in found] == [TITLES[place] for place in wanted]
+    assert [one.score for one in found] == pytest.approx([expected[place] for place in wanted], rel=1e-4)
