@@ -1,6 +1,6 @@
-"""What a GPU computes, against float64 on the CPU. Everything runs on the CPU too, so that the tests are tried there.
+"""What a GPU computes (`make test-gpu`), against float64 on the CPU.
 
-make test-gpu
+Everything but FlexAttention runs on the CPU as well, so that the tests themselves are tried without a GPU.
 """
 
 import math
