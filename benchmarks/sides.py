@@ -25,7 +25,7 @@ add gradients up over several. On the CPU TRL's fused head projects every positi
 backward pass; where Triton runs it projects scored positions only. `copies` is closer to what it does there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -67,7 +67,13 @@ class Side:
 
 
 def make_sides(
-    hidden_size: int, *, device: str, copies_at_once: int, several: bool, compiled: bool
+    hidden_size: int,
+    *,
+    device: str,
+    copies_at_once: int,
+    several: bool,
+    compiled: bool,
+    only: Iterable[str] | None = None,
 ) -> dict[str, Side]:
     """The sides by name, `BASELINE` first.
 
@@ -77,6 +83,8 @@ def make_sides(
         copies_at_once: See the module.
         several: Whether batches hold several examples.
         compiled: Whether to use `torch.compile` as well.
+        only: Names of the sides to keep, beside `BASELINE`; one that does not exist under these conditions is left
+            out.
     """
 
     on_gpu = device != "cpu"
@@ -114,7 +122,10 @@ def make_sides(
         "trie, sigmoid": trie(loss="sigmoid"),
         "sft": Side(at_once, partial(collate_plain, collator(True)), score_plain, count_scored, loss="sft"),
     }
-    return {name: side for name, side in sides.items() if side is not None}
+    wanted = set(sides if only is None else only)
+    if unknown := wanted - set(sides):
+        raise SystemExit(f"No side is called {sorted(unknown)}: there are {sorted(sides)}.")
+    return {name: side for name, side in sides.items() if side is not None and name in {BASELINE, *wanted}}
 
 
 # How a batch is cut into forwards

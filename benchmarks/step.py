@@ -74,20 +74,14 @@ def make_cases(settings: Settings) -> list[Case]:
 
 
 def sides_of(settings: Settings, hidden_size: int, case: Case) -> dict[str, Side]:
-    sides = make_sides(
+    return make_sides(
         hidden_size,
         device=settings.device,
         copies_at_once=settings.copies_at_once,
         several=case.batch_size > 1,
         compiled=settings.compile,
+        only=settings.sides,
     )
-    if settings.sides is None:
-        return sides
-    known = {*sides, "trie, one at a time", "trie, padded rows", "trie, compiled"}
-    known |= {"copies, FlashAttention", "trie, FlexAttention"}
-    if unknown := set(settings.sides) - known:
-        raise SystemExit(f"No side is called {sorted(unknown)}: there are {sorted(known)}.")
-    return {name: side for name, side in sides.items() if name in (BASELINE, *settings.sides)}
 
 
 def time_sides(settings: Settings, models: Models, case: Case) -> list[Outcomes]:

@@ -8,7 +8,6 @@ import math
 import polars as pl
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from support import (
     layout_logps,
@@ -19,8 +18,18 @@ from support import (
     prompts_and_completions,
     ragged_examples,
 )
+from test_trainer import (
+    gradients,
+    make_config,
+    make_rows,
+    make_trainer,
+    naive_dmpo_loss,
+    naive_reference,
+    perturb,
+    save_model,
+)
 
-from dmpo_trl import DMPOConfig, DMPOTrainer, score_completions
+from dmpo_trl import DMPOTrainer, score_completions
 from dmpo_trl.attention import packed_length, use_trie_attention
 from dmpo_trl.collator import lay_out
 from dmpo_trl.contract import tokenize_completions
@@ -92,26 +101,6 @@ def test_shared_prefixes(device, name, attention, dtype):
         assert found <= max(3 * naive, least)
 
 
-def make_rows():
-    prompts = ["Watched: Alien, Babe. Next:", "Watched: Toy Story. Next:", "Watched: Alien, Babe, Heidi. Next:"]
-    counts = (7, 1, 3)
-    rows = zip(prompts, counts, strict=True)
-    return Dataset.from_list(
-        [
-            {"prompt": prompt, "chosen": f" {TITLES[0]}", "rejected": [f" {title}" for title in TITLES[1 : 1 + count]]}
-            for prompt, count in rows
-        ]
-    )
-
-
-def make_trainer(tmp_path, device, model, ref_model=None, **options):
-    options = {"beta": 0.5, "learning_rate": 1e-2, "bf16": False, "per_device_train_batch_size": 3} | options
-    args = DMPOConfig(
-        str(tmp_path), use_cpu=device == "cpu", report_to="none", save_strategy="no", disable_tqdm=True, **options
-    )
-    return DMPOTrainer(model, ref_model, args, train_dataset=make_rows(), processing_class=make_tokenizer())
-
-
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("device", DEVICES)
@@ -121,28 +110,24 @@ def test_a_training_step(tmp_path, device, bf16, lora):
     def build():
         return get_peft_model(make_model(**SIZES), LORA) if lora else make_model(**SIZES)
 
-    model = build()
-    ref_model = None if lora else build()
-    trainer = make_trainer(tmp_path, device, model, ref_model, bf16=bf16, gradient_checkpointing=True)
+    trainer = make_trainer(
+        tmp_path,
+        make_rows((7, 1, 3)),
+        model=build(),
+        ref_model=None if lora else build(),
+        use_cpu=device == "cpu",
+        bf16=bf16,
+        gradient_checkpointing=True,
+    )
     assert trainer.data_collator.prefix_sharing is True
     examples = list(trainer.train_dataset)
-    reference = make_model(**SIZES).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # away from the reference, so that the loss is not log 2
-        for parameter in filter(lambda p: p.requires_grad, trainer.model.parameters()):
-            parameter += 0.03 * torch.randn(parameter.shape, generator=generator).to(device)
-        policy = build()
-        policy.load_state_dict({name: t for name, t in trainer.model.state_dict().items() if ".ref." not in name})
-        policy.double()
-        if lora:  # the adapter that the model came with is the reference
-            reference = build().double()
-
-    prompts, completions = prompts_and_completions(examples)
-    logps = naive_logps(policy, prompts, completions)
-    with torch.no_grad():
-        ref_logps = naive_logps(reference, prompts, completions)
-    num_rejected = torch.tensor([len(example["rejected_ids"]) for example in examples])
-    expected = formula(logps - ref_logps, num_rejected.tolist(), beta=0.5)
+    perturb(trainer.model)
+    policy = build()
+    policy.load_state_dict({name: t for name, t in trainer.model.state_dict().items() if ".ref." not in name})
+    policy.double()
+    # Also with an adapter: the one that the model came with is the reference
+    reference = naive_reference(build().double(), examples)
+    expected = naive_dmpo_loss(policy, reference, examples, trainer.beta)
     expected.backward()
     assert abs(float(expected) - math.log(2)) > 1e-2
 
@@ -152,26 +137,22 @@ def test_a_training_step(tmp_path, device, bf16, lora):
     loss = trainer.compute_loss(trainer.model, batch)
     trainer.accelerator.backward(loss)
     assert float(loss) == pytest.approx(float(expected), rel=5e-2 if bf16 else 1e-4)
-    trained = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    own = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
-    assert own.keys() == trained.keys()
-    found, wanted = (torch.cat([g[name].flatten().double().cpu() for name in trained]) for g in (own, trained))
-    assert relative(found, wanted) <= (1e-1 if bf16 else 1e-3)
-
-
-def formula(differences, num_rejected, beta):
-    """The paper's loss from log pi - log ref of all completions, example by example, the chosen one first."""
-    losses = []
-    for own in differences.split([1 + n for n in num_rejected]):
-        losses.append(-torch.nn.functional.logsigmoid(beta * (own[0] - own[1:].mean())))
-    return torch.stack(losses).mean()
+    assert gradients(trainer.model).keys() == gradients(policy).keys()
+    assert relative(gradient(trainer.model), gradient(policy)) <= (1e-1 if bf16 else 1e-3)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_raises_the_chosen_above_the_rejected(tmp_path, device, bf16):
-    model, ref_model = make_model(**SIZES), make_model(**SIZES)
-    trainer = make_trainer(tmp_path, device, model, ref_model, bf16=bf16, num_train_epochs=6, logging_steps=1)
+    trainer = make_trainer(
+        tmp_path,
+        make_rows((7, 1, 3)),
+        model=make_model(**SIZES),
+        ref_model=make_model(**SIZES),
+        use_cpu=device == "cpu",
+        bf16=bf16,
+        num_train_epochs=6,
+    )
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == 6
@@ -185,20 +166,14 @@ def test_four_bit_layers_are_those_of_their_dequantised_weights(tmp_path, device
     bnb = pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
     from transformers import BitsAndBytesConfig
 
-    make_model(**SIZES).save_pretrained(tmp_path / "model")
-    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    half = dtype == torch.bfloat16
     trainer = DMPOTrainer(
-        str(tmp_path / "model"),
-        args=DMPOConfig(
-            str(tmp_path),
-            use_cpu=device == "cpu",
-            bf16=dtype == torch.bfloat16,
-            report_to="none",
-            model_init_kwargs={"dtype": dtype},
+        save_model(tmp_path / "model", **SIZES),
+        args=make_config(tmp_path, use_cpu=device == "cpu", bf16=half, model_init_kwargs={"dtype": dtype}),
+        train_dataset=make_rows((7, 1, 3)),
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         ),
-        train_dataset=make_rows(),
-        processing_class=make_tokenizer(),
-        quantization_config=quantized,
         peft_config=LORA,
     )
     layers = {name: m for name, m in trainer.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
@@ -222,7 +197,7 @@ def test_four_bit_layers_are_those_of_their_dequantised_weights(tmp_path, device
         del batch["num_rejected"], batch["is_chosen"]
         found = layout_logps(trainer.model, batch, len(expected))
     # TRL keeps the adapter of a 4-bit model in bfloat16
-    assert relative(found, expected) <= (3e-3 if dtype == torch.float32 else 3e-2)
+    assert relative(found, expected) <= (3e-2 if half else 3e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)

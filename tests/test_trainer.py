@@ -112,7 +112,7 @@ def perturb(model, seed=1):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+                parameter += 0.03 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 def compare_with_oracle(trainer, reference):
