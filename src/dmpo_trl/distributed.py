@@ -1,5 +1,6 @@
-"""Several processes: who counts which rows, who reads which files, and models of which each holds a part."""
+"""Several processes: who counts which rows, who reads which files, models of which each holds a part, and the end."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,3 +136,17 @@ def whole_layers(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def process_group_outlives() -> Iterator[None]:
+    """Keep the default process group, also if destroyed, until everything made in the context is freed.
+
+    A `DistributedDataParallel` that is the last to hold its group frees it without releasing the GIL, and waits for
+    gloo's threads. One that still has to free a tensor waits for the GIL: the process never ends
+    (https://github.com/pytorch/pytorch/issues/56297). The group's own Python object releases it.
+    """
+    group = torch.distributed.group.WORLD if torch.distributed.is_available() else None
+    yield
+    gc.collect()  # trainers are often part of a cycle
+    del group

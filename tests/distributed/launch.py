@@ -40,7 +40,7 @@ def launch(
         },
         capture_output=True,
         text=True,
-        timeout=600,  # a hang
+        timeout=300,  # a hang
         check=False,
     )
     if killed:

@@ -83,6 +83,7 @@ def run(arguments: list[str]) -> None:
     from trl.scripts import dpo
 
     from ..checkpoints import last_whole_checkpoint
+    from ..distributed import process_group_outlives
     from ..trainer import DMPOTrainer  # a subclass of the original, so before that is replaced
 
     script, config, *more, ranking, resume = parser.parse(arguments, others)
@@ -99,8 +100,9 @@ def run(arguments: list[str]) -> None:
         _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, ranking.ranking_score)
         return trainer
 
-    # The script looks the trainer's class up when it runs. All that it does around it stays TRL's.
-    with patch("trl.DPOTrainer", make_trainer):
+    # The script looks the trainer's class up when it runs. All that it does around it stays TRL's. It destroys the
+    # process group while it has the trainer.
+    with patch("trl.DPOTrainer", make_trainer), process_group_outlives():
         dpo.main(script, config, *more)
 
 

@@ -1,0 +1,10 @@
+"""A process that has trained in DDP ends: about one in twenty of `dmpo-trl train`'s hung for ever."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_last_holder_of_a_process_group_releases_the_gil():
+    command = [sys.executable, str(Path(__file__).with_name("ending.py"))]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout == "the end\n"
