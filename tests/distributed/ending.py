@@ -1,6 +1,10 @@
-"""What test_ending.py runs: a script that uses DDP, destroys the process group and ends, several times over."""
+"""What test_ending.py runs: a script that uses DDP, destroys the process group and ends, several times over.
+
+With `--unheld` nobody holds the group, and it never ends: `timeout 60 python tests/distributed/ending.py --unheld`.
+"""
 
 import sys
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -19,10 +23,11 @@ def script() -> None:
 
 
 def main() -> None:
+    group_held = nullcontext if "--unheld" in sys.argv else process_group_outlives
     sys.setswitchinterval(1000)  # seconds: a thread gets the GIL only where it is released
     for _ in range(10):
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        with process_group_outlives():
+        with group_held():
             script()
     print("the end")
 

@@ -7,4 +7,4 @@ from pathlib import Path
 
 def test_the_last_holder_of_a_process_group_releases_the_gil():
     command = [sys.executable, str(Path(__file__).with_name("ending.py"))]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout == "the end\n"
+    assert subprocess.check_output(command, text=True, timeout=120) == "the end\n"
