@@ -1,5 +1,6 @@
 """What each process of `accelerate launch` runs: the training runs of a JSON file, one after the other."""
 
+import gc
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ def main(folder: Path) -> None:
         logprobs.MAX_KEPT_SOFTMAX = 0 if options.pop("recompute_logits", False) else 2**25
         found[name] = train(folder, name, **options)
     (folder / f"found{os.environ['RANK']}.json").write_text(json.dumps(found))
+    gc.collect()  # models before the group: `distributed.process_group_outlives` says why
     torch.distributed.destroy_process_group()
 
 
