@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test test-slow test-gpu lint bench bench-gpu bench-ranking bench-data compat package clean
+.PHONY: quickstart test test-slow test-gpu lint bench bench-pairs bench-gpu bench-data compat package clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -36,19 +36,25 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/whole_trainer.py --examples 16 $(BENCH)
 	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --rounds 2 --name whole-trainer-pairs $(BENCH)
 	$(BIN)/python benchmarks/heads.py --tokens 36 144 --rounds 3 $(BENCH)
+	$(BIN)/python benchmarks/ranking.py $(BENCH)
+
+# The DMPO authors' pairs, which may not be redistributed: make bench-pairs PAIRS=FOLDER
+PAIRS_OPTIONS := --batches 4 --rounds 2 --copies_at_once 10 --sides trie "trie, padded rows" $(BENCH)
+bench-pairs: $(VENV)/.dev
+	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_data_ml_1m_dpo_ranking_5.json --name rows-ml-1m $(PAIRS_OPTIONS)
+	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Movie_dpo_ranking_5.json --name rows-amazon-movie $(PAIRS_OPTIONS)
+	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Game_dpo_ranking_5.json --name rows-amazon-game $(PAIRS_OPTIONS)
 
 # Never run yet: no GPU was at hand
 GPU := --device cuda --dtype bfloat16 --output benchmarks/results
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --shape llama-1b --negatives 1 3 7 15 31 --name step-llama-1b $(GPU)
 	$(BIN)/python benchmarks/step.py --shape llama-1b --negatives 7 --prompt_lengths 256 512 1024 2048 --name step-llama-1b-prompt $(GPU)
+	$(BIN)/python benchmarks/step.py --shape qwen-1.7b --negatives 1 7 31 --name step-qwen-1.7b $(GPU)
 	$(BIN)/python benchmarks/step.py --shape llama-8b --lora --negatives 1 3 7 15 31 --name step-llama-8b-lora $(GPU)
 	$(BIN)/python benchmarks/step.py --shape qwen-8b --lora --four_bit --negatives 1 7 31 --name step-qwen-8b-4bit $(GPU)
 	$(BIN)/python benchmarks/fit.py --shape llama-8b --lora --bounds 24 48 80 $(GPU)
 	$(BIN)/python benchmarks/heads.py --hidden 4096 $(GPU)
-
-bench-ranking: $(VENV)/.dev
-	$(BIN)/python benchmarks/ranking.py $(ARGS)
 
 bench-data: $(VENV)/.dev
 	$(BIN)/python benchmarks/data.py $(ARGS)

@@ -1,14 +1,15 @@
-"""The largest number of negatives, and of examples a batch, whose step fits a bound on memory: by measurement.
+"""The largest number of negatives, and of examples a batch, whose step fits a bound on memory.
 
     python benchmarks/fit.py --shape llama-8b --lora --device cuda --dtype bfloat16 --bounds 24 48 80
 
-For every side and bound: the largest N of one example, and the largest batch of examples with `--negatives` each. On
-CUDA the bound is put on torch's allocator and what runs out of memory does not fit; the state of AdamW is allocated
-before, as in training, and so are the models. A bound above the GPU's own memory is left out, and said so. On the CPU,
-to try the script, a step fits whose resident memory stays below the bound.
+For every side and bound: the largest N of one example, and the largest batch of examples with `--negatives` each, by
+measurement and by the formula of docs/cost.md, which does not describe full logits. On CUDA the bound is put on
+torch's allocator and what runs out of memory does not fit; the state of AdamW is allocated before, as in training, and
+so are the models. A bound above the GPU's own memory is left out, and said so. On the CPU, to try the script, a step
+fits whose resident memory stays below the bound.
 """
 
-from collections.abc import Callable
+import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -16,14 +17,17 @@ from pathlib import Path
 
 import report
 import torch
-from cases import Examples, fit_prompt, random_examples
+from cases import TITLE_LENGTH, Examples, fit_prompt, random_examples
 from machine import PeakMemory, describe
 from measure import run_or_none
-from models import SHAPES, Models, ModelSettings, load_models
-from sides import make_sides
+from models import LORA, SHAPES, Models, ModelSettings, load_models
+from sides import BASELINE, make_sides
 from transformers import HfArgumentParser
 
-COLUMNS = ["side", "bound_gb", "largest N, batch 1", "largest batch", "N of the batch"]
+from dmpo_trl.cost import Layout, ModelSize, TrainingOptions, largest, step_cost
+
+COLUMNS = ["side", "bound_gb", "largest N, batch 1", "N by formula", "largest batch", "batch by formula"]
+COLUMNS += ["N of the batch"]
 
 
 @dataclass
@@ -40,18 +44,6 @@ class Settings(ModelSettings):
         super().__post_init__()
         if self.shape is None:
             raise ValueError("fit.py measures random weights: name a --shape.")
-
-
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to `most` that fits, 0 if 1 does not; what fits does so for every smaller number."""
-    low, high = 0, 1
-    while high <= most and fits(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def make_batch(settings: Settings, size: int, negatives: int) -> Examples:
@@ -87,6 +79,28 @@ def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, in
     return largest(lambda n: fits(1, n), settings.most), largest(lambda b: fits(b, settings.negatives), settings.most)
 
 
+def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float, float]:
+    """The same two numbers by `dmpo_trl.cost`; NaN for a side that it does not describe."""
+    if side_name == BASELINE:
+        return math.nan, math.nan
+    config = SHAPES[settings.shape]
+    size = ModelSize.from_config(config, LORA if settings.lora else None)
+    options = TrainingOptions(
+        weight_bytes=settings.torch_dtype.itemsize,
+        half_precision=settings.torch_dtype.itemsize == 2,
+        gradient_checkpointing="checkpointing" in side_name,
+        load_in_4bit=settings.four_bit,
+    )
+
+    def fits(examples: int, negatives: int) -> bool:
+        lengths = [(settings.prompt_length, [TITLE_LENGTH] * (negatives + 1))] * examples
+        is_trie = side_name.startswith("trie")
+        layout = Layout.trie(lengths, attention_balance=6.0 * size.hidden) if is_trie else Layout.copies(lengths)
+        return step_cost(size, layout, options).memory <= bound_gb * 1e9
+
+    return largest(lambda n: fits(1, n), settings.most), largest(lambda b: fits(b, settings.negatives), settings.most)
+
+
 def allocate_optimizer(models: Models) -> None:
     """AdamW's state, kept alive by the policy."""
     trained = [weight for weight in models.policy.parameters() if weight.requires_grad]
@@ -113,7 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
         for side in settings.sides:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 n, batch = process.submit(search, settings, side, bound).result()
-            values = (side, bound, n, batch, settings.negatives)
+            by_formula, batch_by_formula = predict(settings, side, bound)
+            values = (side, bound, n, by_formula, batch, batch_by_formula, settings.negatives)
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             print(report.table_row(rows[-1], COLUMNS), flush=True)
     if settings.output is not None:

@@ -1,6 +1,6 @@
 """Ranking the candidates of MovieLens users on the CPU, in float32: one trie a user, or one sequence at a time.
 
-    OMP_NUM_THREADS=2 python benchmarks/ranking.py
+    OMP_NUM_THREADS=2 python benchmarks/ranking.py --output benchmarks/results
 
 Compares two ways to get the same scores of the same candidates:
 
@@ -14,9 +14,11 @@ The users are MovieLens 100K's, in the quickstart's words; one of the candidates
 import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 from datasets import Dataset
 from machine import describe
@@ -29,6 +31,7 @@ from dmpo_trl.evaluation.ranking import rank_by_log_prob, score_candidates
 from dmpo_trl.evaluation.result import RankingResult
 from dmpo_trl.scoring import CompletionScores
 
+COLUMNS = ["side", "seconds a user", "candidates a second", "ratio", "lowest", "highest"]
 TOLERANCE = 2e-3  # nats a title, float32 rounding in another order; about 30 nats is a typical log-prob
 
 
@@ -39,6 +42,7 @@ class Settings:
     candidates: int = field(default=20, metadata={"help": "Films to rank for each."})
     history: int = field(default=20, metadata={"help": "Films in a prompt."})
     rounds: int = field(default=3, metadata={"help": "Turns of each side; the median is reported."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the table and the CSV."})
 
 
 def make_users(settings: Settings) -> Dataset:
@@ -115,21 +119,27 @@ def main(arguments: list[str] | None = None) -> None:
             seconds[side].append(time.perf_counter() - start)
         difference = max(difference, check_agreement(users, scored["separate"], scored["together"]))
 
-    header = describe() | {"rounds": str(settings.rounds)}
     prompts, titles = count_tokens(tokenizer, users)
-    print("\n".join(f"- {name}: {value}" for name, value in header.items()))
-    print(
-        f"- {len(users)} users, {settings.candidates} candidates each; prompts of {prompts / len(users):.0f} tokens, "
-        f"titles of {titles / len(users) / settings.candidates:.1f}"
-    )
-    print(
-        f"- identical orders of the candidates, by sum and by mean; scores differ by at most {difference:.1g} nats\n"
-    )
-    print("| side | seconds a user | candidates a second | ratio |\n|---|---|---|---|")
+    header = describe() | {
+        "model": Path(settings.model).name,
+        "rounds": str(settings.rounds),
+        "users": f"{len(users)}, {settings.candidates} candidates each; prompts of {prompts / len(users):.0f} tokens, "
+        f"titles of {titles / len(users) / settings.candidates:.1f}",
+        "agreement": "identical orders of the candidates, by sum and by mean; scores differ by at most "
+        f"{difference:.1g} nats",
+    }
+    rows = []
     for side, times in seconds.items():
         own = statistics.median(times) / len(users)
-        ratio = statistics.median(a / b for a, b in zip(seconds["separate"], times, strict=True))
-        print(f"| {side} | {own:.2f} | {settings.candidates / own:.1f} | {ratio:.2f} |")
+        ratios = [a / b for a, b in zip(seconds["separate"], times, strict=True)]
+        values = (side, own, settings.candidates / own, statistics.median(ratios), min(ratios), max(ratios))
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    print("\n".join([report.head(header), "", report.table_head(COLUMNS)]))
+    for row in rows:
+        print(report.table_row(row, COLUMNS))
+    if settings.output is not None:
+        title, command = f"Ranking {settings.candidates} candidates", report.command("ranking", arguments)
+        report.write_table(settings.output, "ranking", title, command, header, rows, COLUMNS)
 
 
 if __name__ == "__main__":
