@@ -108,10 +108,30 @@ def test_a_mask_that_is_another_tensor_is_attended_to_whole(monkeypatch, calls):
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("trees", [1, 4])
+def test_sdpa_gets_one_mask_of_numbers_for_all_layers(trees, monkeypatch):
+    """Not a boolean one, which it would turn into numbers anew in each layer."""
+    masks = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query, *args, attn_mask, **kwargs):
+        masks.append(attn_mask)
+        return plain(query, *args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    model = scoring_model("llama")
+    _, completions, batch = batch_of(4096, (3, 1, 2, 4)[:trees])
+    with torch.no_grad():
+        layout_logps(model, batch, sum(map(len, completions)))
+    assert {mask.dtype for mask in masks} == {torch.float32}
+    assert len(masks) == trees * model.config.num_hidden_layers
+    assert len({mask.data_ptr() for mask in masks}) == trees
+
+
 def test_short_neighbours_are_taken_together(monkeypatch):
     monkeypatch.setattr(attention, "_LEAST_LENGTH", 4)
     # trees of 3, 1, 2, 6, 1, 1 tokens
-    assert attention._trees([3, 3, 3, 4, 6, 6, 12, 12, 12, 12, 12, 12, 13, 14]) == [4, 2, 6, 2]
+    assert attention._tree_lengths([3, 3, 3, 4, 6, 6, 12, 12, 12, 12, 12, 12, 13, 14]) == [4, 2, 6, 2]
 
 
 def test_rows_are_packed_for_sdpa_on_a_cpu_alone():

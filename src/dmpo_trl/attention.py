@@ -72,16 +72,35 @@ def _make_mask(base: str) -> Callable[..., Any]:
             kwargs["allow_is_causal_skip"] = False
         mask = plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
         if layout is not None and base == "sdpa" and mask.device.type == "cpu" and not torch.compiler.is_compiling():
-            trees = [_trees(ends) for ends in layout[1].tolist()]
-            if any(len(lengths) > 1 for lengths in trees):
-                # Layers that get another tensor, copied or changed, attend to the whole row: the same, but slower
-                mask.trees = trees
+            # Layers that get another tensor, copied or changed, attend to the whole row: the same, but slower
+            mask.trees = _cut(mask, layout[1].tolist(), kwargs.get("dtype", torch.float32))
         return mask
 
     return trie_mask
 
 
-def _trees(subtree_end: list[int]) -> list[int]:
+def _cut(mask: torch.Tensor, subtree_end: list[list[int]], dtype: torch.dtype) -> list[list[torch.Tensor]]:
+    """The masks of the trees of each row, or one of all rows where none has several; to be added to the scores.
+
+    Sdpa would turn a boolean mask into such a one in every layer, and keep each for the backward pass.
+    """
+    rows = [_tree_lengths(ends) for ends in subtree_end]
+    if all(len(lengths) == 1 for lengths in rows):
+        return [[_additive(mask, dtype)]]
+    return [
+        [
+            _additive(mask[row : row + 1, :, end - length : end, end - length : end], dtype)
+            for end, length in zip(accumulate(lengths), lengths, strict=True)
+        ]
+        for row, lengths in enumerate(rows)
+    ]
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
+def _tree_lengths(subtree_end: list[int]) -> list[int]:
     """Lengths of a row's trees, the short ones taken together with their neighbours."""
     lengths: list[int] = []
     start = 0
@@ -106,19 +125,17 @@ def _sdpa_attention(
     """Attention tree by tree where the mask says which there are: no pair of tokens of two trees sees each other."""
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
     trees = getattr(attention_mask, "trees", None)
-    if trees is None or attention_mask is None or kwargs.get("position_bias") is not None:
+    if trees is None or kwargs.get("position_bias") is not None:
         return plain(module, query, key, value, attention_mask, **kwargs)
+    if len(trees) == len(trees[0]) == 1:
+        return plain(module, query, key, value, trees[0][0].to(query.dtype), **kwargs)
     rows = []
-    for row, lengths in enumerate(trees):
-        # The backward pass of `split` is one concatenation; that of a slice is a row of zeros
-        queries, keys, values = (states[row : row + 1].split(lengths, dim=2) for states in (query, key, value))
-        ends = list(accumulate(lengths))
-        masks = [
-            attention_mask[row : row + 1, :, end - n : end, end - n : end]
-            for end, n in zip(ends, lengths, strict=True)
-        ]
-        parts = zip(queries, keys, values, masks, strict=True)
-        rows.append(torch.cat([plain(module, *part, **kwargs)[0] for part in parts], dim=1))
+    # The backward pass of `split` is one concatenation; that of a slice is a tensor of zeros
+    for masks, *states in zip(trees, query.split(1), key.split(1), value.split(1), strict=True):
+        lengths = [mask.shape[-1] for mask in masks]
+        parts = zip(*(state.split(lengths, dim=2) for state in states), masks, strict=True)
+        outputs = [plain(module, q, k, v, mask.to(q.dtype), **kwargs)[0] for q, k, v, mask in parts]
+        rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows), None
 
 
