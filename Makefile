@@ -25,7 +25,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# An hour and a half on two cores, with nothing else running
+# An hour to an hour and a half on two cores, with nothing else running
 BENCH := --output benchmarks/results $(ARGS)
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --memory --profile $(BENCH)
