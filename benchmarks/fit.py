@@ -10,6 +10,7 @@ fits whose resident memory stays below the bound.
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -51,6 +52,11 @@ def make_batch(settings: Settings, size: int, negatives: int) -> Examples:
     return [row | {"prompt_ids": fit_prompt(row["prompt_ids"], settings.prompt_length)} for row in examples]
 
 
+def search_both(settings: Settings, fits: Callable[[int, int], bool]) -> tuple[int, int]:
+    """The largest N of one example, and the largest batch, of which `fits(examples, negatives)` is true."""
+    return largest(lambda n: fits(1, n), settings.most), largest(lambda b: fits(b, settings.negatives), settings.most)
+
+
 def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, int]:
     """The largest N of one example and the largest batch; in a process of its own, which the bound holds for."""
     on_gpu = settings.device != "cpu"
@@ -76,7 +82,7 @@ def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, in
             outcome = run_or_none(sides[side_name], models, [make_batch(settings, size, negatives)])
         return outcome is not None and (on_gpu or memory.peak_gb <= bound_gb)
 
-    return largest(lambda n: fits(1, n), settings.most), largest(lambda b: fits(b, settings.negatives), settings.most)
+    return search_both(settings, fits)
 
 
 def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float, float]:
@@ -98,7 +104,7 @@ def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float,
         layout = Layout.trie(lengths, attention_balance=6.0 * size.hidden) if is_trie else Layout.copies(lengths)
         return step_cost(size, layout, options).memory <= bound_gb * 1e9
 
-    return largest(lambda n: fits(1, n), settings.most), largest(lambda b: fits(b, settings.negatives), settings.most)
+    return search_both(settings, fits)
 
 
 def allocate_optimizer(models: Models) -> None:
