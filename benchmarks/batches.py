@@ -21,9 +21,9 @@ from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
 from dmpo_trl import DataCollatorForMultiPreference
-from dmpo_trl.contract import tokenize_row
-from dmpo_trl.cost import Layout
-from dmpo_trl.sampler import PromptGroupSampler, batches_within_budget, group_by_prompt
+from dmpo_trl.batching.sampler import PromptGroupSampler, batches_within_budget, group_by_prompt
+from dmpo_trl.preprocessing.format import tokenize_row
+from dmpo_trl.training.cost import Layout
 
 
 @dataclass

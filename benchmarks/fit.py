@@ -25,7 +25,7 @@ from models import LORA, SHAPES, Models, ModelSettings, load_models
 from sides import BASELINE, make_sides
 from transformers import HfArgumentParser
 
-from dmpo_trl.cost import Layout, ModelSize, TrainingOptions, largest, step_cost
+from dmpo_trl.training.cost import Layout, ModelSize, TrainingOptions, largest, step_cost
 
 COLUMNS = ["side", "bound_gb", "largest N, batch 1", "N by formula", "largest batch", "batch by formula"]
 COLUMNS += ["N of the batch"]
@@ -86,7 +86,7 @@ def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, in
 
 
 def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float, float]:
-    """The same two numbers by `dmpo_trl.cost`; NaN for a side that it does not describe."""
+    """The same two numbers by `dmpo_trl.training.cost`; NaN for a side that it does not describe."""
     if side_name == BASELINE:
         return math.nan, math.nan
     config = SHAPES[settings.shape]

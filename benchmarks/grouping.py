@@ -25,7 +25,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
-from dmpo_trl.sampler import group_by_prompt
+from dmpo_trl.batching.sampler import group_by_prompt
 
 STRATEGIES = {"random": "random", "grouped": "group_by_prompt"}
 MEASURES = {"loss": "eval_loss", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}

@@ -4,7 +4,7 @@
 
     full logits         log-softmax over whole logits, in float32
     TRL                 the function behind TRL's fused head
-    ours                `dmpo_trl.logprobs`; under a trainable head both of its ways, and the one it chooses is `ours`
+    ours                `dmpo_trl.modeling.logprobs`; under a trainable head both of its ways, and the one it chooses
     cut-cross-entropy   Apple's kernel; Triton, hence CUDA only
     Liger               fused linear cross-entropy; Triton, CUDA only. It gives the sum over the tokens and no log-prob
                         a token, so no preference loss could use it
@@ -29,7 +29,7 @@ from machine import describe, synchronize
 from torch import Tensor
 from transformers import HfArgumentParser
 
-from dmpo_trl import logprobs
+from dmpo_trl.modeling import logprobs
 
 TRL_CHUNK = 32768  # vocabulary entries a tile in TRL's own trainers
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # relative

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 from trl.trainer.utils import add_fused_lm_head
 
-from dmpo_trl.probe import prepare_for_scoring
+from dmpo_trl.modeling.probe import prepare_for_scoring
 
 # hidden, MLP, layers, heads, key-value heads, head size, vocabulary, tied head: from the models' published configs
 SHAPES: dict[str, PretrainedConfig] = {

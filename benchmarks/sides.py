@@ -39,9 +39,9 @@ from transformers.utils import is_flash_attn_2_available
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dmpo_trl import DataCollatorForMultiPreference
-from dmpo_trl.attention import PACKED_LENGTH
 from dmpo_trl.losses import ScoredBatch, preference_loss
-from dmpo_trl.recommend.prefixes import cache_argument
+from dmpo_trl.modeling.attention import PACKED_LENGTH
+from dmpo_trl.recommend.decoding.prefixes import cache_argument
 from dmpo_trl.scoring import base_model_of
 
 BASELINE = "full logits"

@@ -4,7 +4,7 @@ import torch
 import trl.trainer.utils
 from hypothesis import HealthCheck, settings
 
-from dmpo_trl.logprobs import KERNEL_NEEDS_TRITON
+from dmpo_trl.modeling.logprobs import KERNEL_NEEDS_TRITON
 
 # Nothing is timed in tests: a busy machine is no failure
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

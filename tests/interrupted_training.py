@@ -19,7 +19,7 @@ from peft import LoraConfig
 from transformers.utils.logging import disable_progress_bar
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
-from dmpo_trl.checkpoints import last_whole_checkpoint
+from dmpo_trl.training.checkpoints import last_whole_checkpoint
 
 SAVE_STEPS, MAX_STEPS = 2, 10
 

@@ -6,8 +6,8 @@ from support import layout_logps, load_script, naive_logp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dmpo_trl import DataCollatorForMultiPreference
-from dmpo_trl.contract import tokenize_completions
-from dmpo_trl.probe import prepare_for_scoring, probe
+from dmpo_trl.modeling.probe import prepare_for_scoring, probe
+from dmpo_trl.preprocessing.format import tokenize_completions
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .collator import DataCollatorForMultiPreference
+    from .batching.collator import DataCollatorForMultiPreference
     from .config import DMPOConfig
     from .scoring import CompletionScores, score_completions
     from .trainer import DMPOTrainer
@@ -20,7 +20,7 @@ _MODULES = {
     "CompletionScores": "scoring",
     "DMPOConfig": "config",
     "DMPOTrainer": "trainer",
-    "DataCollatorForMultiPreference": "collator",
+    "DataCollatorForMultiPreference": "batching.collator",
     "score_completions": "scoring",
 }
 

@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .collator import lay_out
-from .contract import tokenize_completions
-from .modes import evaluation_mode
-from .probe import prepare_for_scoring
-from .trie import common_prefix_length
+from .batching.collator import lay_out
+from .batching.trie import common_prefix_length
+from .modeling.modes import evaluation_mode
+from .modeling.probe import prepare_for_scoring
+from .preprocessing.format import tokenize_completions
 
 Text = str | list[dict[str, Any]]
 Example = tuple[list[int], list[list[int]]]  # a prompt and its completions

@@ -16,29 +16,29 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
-from .attention import packed_length, use_trie_attention
-from .card import complete_card, hub_dataset
-from .checkpoints import (
+from .batching.collator import DataCollatorForMultiPreference
+from .batching.sampler import check_sampling, make_train_sampler
+from .batching.vision import vision_collator
+from .config import DMPOConfig
+from .losses import ScoredBatch, preference_loss
+from .modeling.attention import packed_length, use_trie_attention
+from .modeling.load_balancing import num_copies
+from .modeling.probe import prepare_for_scoring, require_finite_logits
+from .modeling.quantization import keep_trainable
+from .modeling.scoring_head import add_scoring_head
+from .preprocessing.format import TOKEN_COLUMNS, numbered_columns, tokenize_row
+from .preprocessing.truncate import drop_and_report, most_rejected
+from .training.checkpoints import (
     checkpoint_to_resume,
     list_files,
     set_damaged_cache_aside,
     set_incomplete_aside,
     withdraw,
 )
-from .checks import check_limits, check_rows, check_step, named_datasets
-from .collator import DataCollatorForMultiPreference
-from .config import DMPOConfig
-from .contract import TOKEN_COLUMNS, numbered_columns, tokenize_row
-from .distributed import check_checkpoint_kind, first_rows, own_rows, readable_by_all, whole_layers
-from .four_bit import keep_trainable
-from .head import add_scoring_head
-from .load_balancing import num_copies
-from .losses import ScoredBatch, preference_loss
-from .metrics import example_metrics, token_metrics
-from .probe import prepare_for_scoring, require_finite_logits
-from .sampler import check_sampling, make_train_sampler
-from .truncation import drop_and_report, most_rejected
-from .vision import vision_collator
+from .training.checks import check_limits, check_rows, check_step, named_datasets
+from .training.distributed import check_checkpoint_kind, first_rows, own_rows, readable_by_all, whole_layers
+from .training.metrics import example_metrics, token_metrics
+from .training.model_card import complete_card, hub_dataset
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from support import load_script
 
-from dmpo_trl.cost import Layout, ModelSize, TrainingOptions, step_cost
+from dmpo_trl.training.cost import Layout, ModelSize, TrainingOptions, step_cost
 
 
 @pytest.fixture(scope="module")

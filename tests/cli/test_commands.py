@@ -10,7 +10,7 @@ from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import COMMANDS, main
 from dmpo_trl.data import Prepared
-from dmpo_trl.evaluation import RankingResult, evaluate
+from dmpo_trl.evaluation import RankingResult, report
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def test_evaluate_refuses_a_single_user_before_it_loads_the_model(prepared):
 
 def test_evaluate_loads_the_model_once_for_ranking_and_generation(folders, prepared, monkeypatch):
     loaded = []
-    load = evaluate.load_model
-    monkeypatch.setattr(evaluate, "load_model", lambda path, **options: loaded.append(path) or load(path, **options))
+    load = report.load_model
+    monkeypatch.setattr(report, "load_model", lambda path, **options: loaded.append(path) or load(path, **options))
     main(["evaluate", "--model", str(folders / "model"), "--data", str(prepared), "--generate", "--users", "2"])
     assert loaded == [str(folders / "model")]
 

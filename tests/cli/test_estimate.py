@@ -6,7 +6,7 @@ from peft import LoraConfig
 from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import main
-from dmpo_trl.cost import Layout, ModelSize, TrainingOptions, step_cost
+from dmpo_trl.training.cost import Layout, ModelSize, TrainingOptions, step_cost
 
 LENGTHS = ["--prompt_tokens", "40", "--completion_tokens", "6", "--negatives", "7"]
 

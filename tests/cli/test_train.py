@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import main
-from dmpo_trl.loading import is_adapter, load_model, load_tokenizer
+from dmpo_trl.modeling.loading import is_adapter, load_model, load_tokenizer
 
 ON_A_CPU = ["--bf16", "False", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "2"]
 

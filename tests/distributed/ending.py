@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from dmpo_trl.distributed import process_group_outlives
+from dmpo_trl.training.distributed import process_group_outlives
 
 
 def script() -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from dmpo_trl.distributed import check_checkpoint_kind
+from dmpo_trl.training.distributed import check_checkpoint_kind
 
 FILES = {"plain": "optimizer.pt", "FSDP": "pytorch_model_fsdp.bin", "DeepSpeed": "global_step2"}
 LAUNCHES = {

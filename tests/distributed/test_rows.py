@@ -12,7 +12,7 @@ from support import make_tokenizer, ragged_examples
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from dmpo_trl import DataCollatorForMultiPreference, DMPOConfig, DMPOTrainer
-from dmpo_trl.distributed import first_rows, own_rows
+from dmpo_trl.training.distributed import first_rows, own_rows
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

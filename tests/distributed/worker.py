@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from distributed.training import train
 
-from dmpo_trl import logprobs
+from dmpo_trl.modeling import logprobs
 
 
 def as_with_gpus(*_: Any) -> tuple[str, DistributedType]:

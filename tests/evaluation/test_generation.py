@@ -6,9 +6,9 @@ from evaluation.users import TITLES, make_users
 from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer
 
-from dmpo_trl.contract import tokenize_completions
 from dmpo_trl.evaluation.generation import generate_items
-from dmpo_trl.probe import prepare_for_scoring
+from dmpo_trl.modeling.probe import prepare_for_scoring
+from dmpo_trl.preprocessing.format import tokenize_completions
 
 
 def greedy(model, tokenizer, row, steps) -> str:

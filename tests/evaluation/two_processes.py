@@ -18,7 +18,7 @@ from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.evaluation.callback import RankingCallback
 from dmpo_trl.evaluation.generation import generate_items
 from dmpo_trl.evaluation.ranking import rank_with_model
-from dmpo_trl.probe import prepare_for_scoring
+from dmpo_trl.modeling.probe import prepare_for_scoring
 from dmpo_trl.scoring import base_model_of
 
 

@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer, naive_logp
 from transformers import AutoModelForCausalLM
 
-from dmpo_trl.contract import tokenize_completions
 from dmpo_trl.data import MOVIES
-from dmpo_trl.data.prepared import FORMAT, MANIFEST
+from dmpo_trl.data.preparation.folder import FORMAT, MANIFEST
+from dmpo_trl.preprocessing.format import tokenize_completions
 from dmpo_trl.recommend import Recommender
 from dmpo_trl.scoring import score_completions
 

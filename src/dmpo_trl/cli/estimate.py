@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .options import Parser
 
 if TYPE_CHECKING:
-    from ..cost import Layout, Lengths, StepCost
+    from ..training.cost import Layout, Lengths, StepCost
 
 
 @dataclass
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> None:
     from transformers import AutoConfig
     from trl import get_peft_config
 
-    from ..cost import Layout, ModelSize, TrainingOptions, largest, step_cost
+    from ..training.cost import Layout, ModelSize, TrainingOptions, largest, step_cost
     from .launch import accelerate_options
 
     # The machine that estimates need not be one that could train
@@ -113,7 +113,7 @@ def run(arguments: list[str]) -> None:
 def _measure(
     script: Any, config: Any, model: str, options: EstimateArguments, balance: float, batch_size: int
 ) -> Sample:
-    from ..cost import Layout
+    from ..training.cost import Layout
 
     if (options.prompt_tokens is None) == (script.dataset_name is None):
         raise ValueError("give one of --prompt_tokens (with --completion_tokens) and --dataset_name")
@@ -136,10 +136,10 @@ def _measure(
 
     from datasets import load_dataset
 
-    from ..collator import DataCollatorForMultiPreference
-    from ..contract import tokenize_row
-    from ..loading import load_tokenizer
-    from ..truncation import drop_and_report
+    from ..batching.collator import DataCollatorForMultiPreference
+    from ..modeling.loading import load_tokenizer
+    from ..preprocessing.format import tokenize_row
+    from ..preprocessing.truncate import drop_and_report
 
     tokenizer = load_tokenizer(model)
     data = load_dataset(script.dataset_name, name=script.dataset_config)[script.dataset_train_split]

@@ -82,9 +82,9 @@ def run(arguments: list[str]) -> None:
 
     from trl.scripts import dpo
 
-    from ..checkpoints import last_whole_checkpoint
-    from ..distributed import process_group_outlives
     from ..trainer import DMPOTrainer  # a subclass of the original, so before that is replaced
+    from ..training.checkpoints import last_whole_checkpoint
+    from ..training.distributed import process_group_outlives
 
     script, config, *more, ranking, resume = parser.parse(arguments, others)
     if resume.resume:
@@ -108,7 +108,7 @@ def run(arguments: list[str]) -> None:
 
 def _make_trainer(trainer_class: Any, model: str, ranking: RankingArguments, *, args: Any, **kwargs: Any) -> Any:
     """The trainer, started from a model or, as after `trl sft --use_peft`, from an adapter."""
-    from ..loading import is_adapter, load_model, load_tokenizer
+    from ..modeling.loading import is_adapter, load_model, load_tokenizer
 
     if is_adapter(model):
         if kwargs.get("peft_config") is not None:
@@ -136,7 +136,7 @@ def _make_trainer(trainer_class: Any, model: str, ranking: RankingArguments, *, 
 def _save_catalogue(trainer: Any, data: str | None, score: Literal["sum", "mean"]) -> None:
     """Puts catalogue and template of prepared data beside the model, so that a `Recommender` needs nothing else."""
     from ..data import Prepared
-    from ..data.prepared import read_manifest
+    from ..data.preparation.folder import read_manifest
     from ..recommend import Recommender
 
     if data is None or read_manifest(Path(data)) is None or not trainer.is_world_process_zero():

@@ -1,24 +1,24 @@
 """From raw recommender files to preference datasets: readers, splits, negatives, prompts."""
 
-from .amazon import read_amazon
-from .dmpo_files import read_dmpo
-from .download import MOVIELENS_100K, SMOLLM2_135M_INSTRUCT, DownloadError, RemoteFile, WheelFiles, cache_dir
+from .datasets import pair_dataset, preference_dataset, ranking_dataset, sft_dataset
 from .filters import k_core
 from .interactions import Interactions
-from .lastfm import read_lastfm
-from .leaks import LeakReport, leak_report, leak_report_of_files
-from .movielens import read_movielens
+from .leakage.report import LeakReport, leak_report, leak_report_of_files
 from .negatives import hard_negatives, sample_negatives
-from .preferences import pair_dataset, preference_dataset, ranking_dataset, sft_dataset
-from .prepare import PrepareConfig, prepare
-from .prepared import Prepared
+from .preparation.folder import Prepared
+from .preparation.pipeline import PrepareConfig, prepare
 from .prompts import GAMES, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
-from .published import PublishedSplits, read_llara
-from .recbole import read_recbole
-from .sdpo_files import read_sdpo
+from .published._splits import PublishedSplits, read_llara
+from .published.dmpo import read_dmpo
+from .published.sdpo import read_sdpo
+from .readers._download import MOVIELENS_100K, SMOLLM2_135M_INSTRUCT, DownloadError, RemoteFile, WheelFiles, cache_dir
+from .readers._titles import natural_title
+from .readers.amazon import read_amazon
+from .readers.lastfm import read_lastfm
+from .readers.movielens import read_movielens
+from .readers.recbole import read_recbole
+from .readers.table import read_table
 from .splits import few_shot, leave_one_out, next_items, split_by_time, split_leave_one_out, split_users
-from .tables import read_table
-from .titles import natural_title
 
 __all__ = [
     "GAMES",

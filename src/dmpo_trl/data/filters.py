@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from .columns import positions
+from ._columns import positions
 from .interactions import Interactions
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .columns import positions
+from ._columns import positions
 
 logger = logging.getLogger(__name__)
 

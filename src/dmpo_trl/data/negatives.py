@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from .columns import lists, positions
+from ._columns import lists, positions
+from ._random import uniform
 from .interactions import Interactions
-from .seeding import uniform
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from .columns import lists, positions
+from ._columns import lists, positions
 from .interactions import Interactions
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
-from .columns import lists
+from ._columns import lists
 from .interactions import Interactions
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recommendation_popularity
 from .callback import RankingCallback
-from .evaluate import evaluate_model, load_for_ranking, markdown_table, rank_beside_baselines
 from .generation import GenerationResult, generate_items
 from .metrics import (
     METRICS,
@@ -25,6 +24,7 @@ from .ranking import (
     rank_with_model,
     score_candidates,
 )
+from .report import evaluate_model, load_for_ranking, markdown_table, rank_beside_baselines
 from .result import RankingResult
 
 __all__ = [

@@ -13,9 +13,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..contract import tokenize_completions
-from ..modes import evaluation_mode
-from .distributed import is_sharded, on_main_process, over_processes
+from ..modeling.modes import evaluation_mode
+from ..preprocessing.format import tokenize_completions
+from ._processes import is_sharded, on_main_process, over_processes
 from .metrics import Interval, bootstrap_mean
 
 

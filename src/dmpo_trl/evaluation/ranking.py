@@ -68,7 +68,7 @@ def score_candidates(
     """
     # Imported here because this module's other rankers do without torch.
     from ..scoring import stream_scores
-    from .distributed import on_main_process, over_processes
+    from ._processes import on_main_process, over_processes
 
     questions = dataset.select_columns(["prompt", "candidates"])
 

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
-from ..contract import tokenize_completions
+from ..batching.trie import common_prefix_length
 from ..data.prompts import PromptTemplate
-from ..trie import common_prefix_length
+from ..preprocessing.format import tokenize_completions
 
 logger = logging.getLogger(__name__)
 

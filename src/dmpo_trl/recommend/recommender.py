@@ -16,15 +16,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..data.prompts import PromptTemplate
-from ..loading import load_model, load_tokenizer
-from ..modes import evaluation_mode
+from ..modeling.loading import load_model, load_tokenizer
+from ..modeling.modes import evaluation_mode
 from ..scoring import score_completions
+from .batch import UserHistory, write_recommendations
 from .catalogue import Catalogue, PromptTries
-from .decoding import Search, beam_search, exact_search
-from .streaming import UserHistory, write_recommendations
+from .decoding.beam_search import Search, beam_search, exact_search
 
 if TYPE_CHECKING:
-    from .explain import Explanation
+    from .explanation import Explanation
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Recommender:
         shared = {name: model_options[name] for name in ("revision", "trust_remote_code") if name in model_options}
         saved: dict[str, Any] = {}
         if data is not None:
-            from ..data.prepared import Prepared
+            from ..data.preparation.folder import Prepared
 
             prepared = Prepared.load(Path(data))
             items = prepared.items if items is None else items
@@ -280,7 +280,7 @@ class Recommender:
             item: The recommended item.
             max_new_tokens: Length of the model's own words, in tokens; 0 for none.
         """
-        from .explain import explain
+        from .explanation import explain
 
         return explain(self, history, item, max_new_tokens)
 

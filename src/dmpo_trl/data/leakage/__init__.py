@@ -1,0 +1,1 @@
+"""Leak reports: whether a dataset gives its answers away."""

@@ -1,0 +1,135 @@
+"""The options of a preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..prompts import TEMPLATES, PromptTemplate
+
+# The template where none is named
+_TEMPLATE_OF = {"movielens": "movies", "amazon": "products", "lastfm": "music", "recbole": None, "table": None}
+
+
+def _option(help: str, default: Any = None, choices: list[str] | None = None) -> Any:
+    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
+@dataclass
+class PrepareConfig:
+    """What [`prepare`] reads, how it splits it, and what it writes; for `HfArgumentParser` and `TrlParser`."""
+
+    dataset: str = field(metadata={"help": "Format of the raw files.", "choices": list(_TEMPLATE_OF)})
+    output_dir: str = field(metadata={"help": "Folder to write to."})
+    overwrite: bool = _option("Replace earlier prepared data in output_dir. Nothing else is ever replaced.", False)
+
+    path: str | None = _option("Raw data: a folder, an archive or a file. For a table the file of interactions.")
+    download: bool = _option("Download the raw data from their official address.", False)
+    version: str | None = _option('Which MovieLens ("100k", "1m", ...) or Last.fm ("hetrec-2k", "1k") to download.')
+    category: str | None = _option('Amazon category, for example "Video_Games".')
+    release: str = _option("Which release of the Amazon reviews.", "2018", ["2018", "2023"])
+    items: str | None = _option(
+        "Table: the file with items and titles. Default: the titles are in the file of interactions."
+    )
+    user_column: str = _option("Table: column of the user.", "user")
+    item_column: str = _option("Table: column of the item, in both files.", "item")
+    timestamp_column: str = _option("Table: column of the time.", "timestamp")
+    rating_column: str | None = _option("Table: column of the rating.")
+    title_column: str = _option("Table: column of the title.", "title")
+    title_field: str = _option("RecBole: field of the .item file with the title.", "movie_title")
+    year_field: str | None = _option("RecBole: field of the .item file with the year, to be part of the title.")
+
+    min_rating: float | None = _option("Ratings from here on count as liked; by default everything does.")
+    k_core_users: int = _option("Keep users with at least so many interactions, liked or not.", 1)
+    k_core_items: int = _option("Keep items with at least so many interactions, liked or not.", 1)
+    split: str = _option(
+        "users: some users to train on, others to evaluate on, with the last item each liked. leave_one_out: the last "
+        "item of each user to test, the one before to validate. time: what comes after a point in time.",
+        "users",
+        ["users", "leave_one_out", "time"],
+    )
+    train_users: int | None = _option("With --split users: number of users to train on. Default: all others.")
+    validation_users: int | None = _option(
+        "Number of users to validate on. Default: a tenth with --split users, else all."
+    )
+    test_users: int | None = _option("Number of users to test on. Default: a tenth with --split users, else all.")
+    validation_from: float = _option(
+        "With --split time: validate from here on, a time or the share of earlier interactions.", 0.8
+    )
+    test_from: float = _option(
+        "With --split time: test from here on, a time or the share of earlier interactions.", 0.9
+    )
+    few_shot_users: int | None = _option("Train on only so many of the training users, drawn at random.")
+    history_length: int = _option("Items in a prompt, at most.", 10)
+    min_history: int = _option("Items in a prompt, at least. From 2 on every training example has one for SFT.", 2)
+    examples_per_user: int = _option(
+        "Training examples a user, the latest ones (--split time: in each part); 0 for all.", 1
+    )
+    sft_targets: str = _option(
+        "earlier: SFT learns the item before the one that preference training learns, because a target that SFT has "
+        "seen is too easy. same: both learn the same.",
+        "earlier",
+        ["earlier", "same"],
+    )
+
+    negatives: int = _option("Rejected items for each chosen one.", 7)
+    negative_strategy: str = _option(
+        "How negatives are drawn; never an item that the user had.", "uniform", ["uniform", "popularity", "in_batch"]
+    )
+    alpha: float = _option("With --negative_strategy popularity: draw in proportion to popularity^alpha.", 1.0)
+    batch_size: int | None = _option("With --negative_strategy in_batch: examples in a batch.")
+    candidates: int = _option("Items to rank in the evaluation: one that the user had next, the rest never.", 20)
+
+    template: str | None = _option(
+        f"{', '.join(TEMPLATES)}, or a YAML or JSON file with a template's fields. Default: the dataset's."
+    )
+    conversational: bool = _option("Messages for chat models, or else plain text.", True)
+    list_candidates: bool = _option("List the candidates in the prompt: target and negatives, in random order.", False)
+    pairs: bool = _option("Also write pairs, for TRL's DPOTrainer.", False)
+    seed: int = _option("Seed of all that is drawn at random.", 0)
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without reading anything."""
+        # Of this class by name: a subclass may have other defaults, but the choices stay
+        for name, spec in PrepareConfig.__dataclass_fields__.items():
+            choices = spec.metadata.get("choices")
+            if choices and getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}")
+        if self.dataset in ("table", "recbole") and not self.path:
+            raise ValueError(f"dataset {self.dataset} needs path, the raw data")
+        if self.train_users is not None and self.split != "users":
+            raise ValueError(f"train_users belongs to the split users; with {self.split} use few_shot_users")
+        if self.negatives < 1 or self.candidates < 2:
+            raise ValueError("negatives must be at least 1, and candidates at least 2")
+
+    def prompt_template(self) -> PromptTemplate:
+        """The template that the options describe.
+
+        Raises:
+            ValueError: for a name that is neither a template nor a file, and a file that is no template.
+        """
+        name = self.template or _TEMPLATE_OF[self.dataset]
+        if name is None:
+            raise ValueError(f"dataset {self.dataset} needs a template: {', '.join(TEMPLATES)}, or a file")
+        template = TEMPLATES.get(name) or _read_template(Path(name))
+        if not self.conversational:
+            template = template.plain()
+        if self.list_candidates and template.candidates is None:
+            template = template.with_candidates()
+        return template
+
+
+def _read_template(path: Path) -> PromptTemplate:
+    if not path.is_file():
+        raise ValueError(f"{path} is no template ({', '.join(TEMPLATES)}) and no file with one")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} must hold the fields of a prompt template by name")
+    return PromptTemplate.from_dict(values)

@@ -1,0 +1,1 @@
+"""Splits that papers published: each reader returns `PublishedSplits`."""

@@ -1,0 +1,1 @@
+"""Readers of raw recommender files: each returns `Interactions`."""

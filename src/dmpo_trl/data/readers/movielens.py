@@ -1,0 +1,204 @@
+"""Reads MovieLens in every format in which GroupLens published it: https://grouplens.org/datasets/movielens/."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from .._sources import SourceFiles, open_binary, open_source
+from ..interactions import Interactions
+from ._download import RemoteFile, local_or_downloaded
+from ._titles import natural_title
+
+
+class _Format(NamedTuple):
+    """How one generation of MovieLens files is written."""
+
+    ratings: str
+    movies: str
+    movies_separator: str
+    separator: str
+    columns: tuple[str, ...]  # of the ratings; empty where a header names them
+
+
+_FORMATS = (
+    _Format("ratings.csv", "movies.csv", ",", ",", ()),  # 20M and later, latest-small
+    # 1M, 10M; polars separates by single characters, so that each "::" has an empty field in its middle
+    _Format(
+        "ratings.dat",
+        "movies.dat",
+        "::",
+        "::",
+        ("userId", "gap 1", "movieId", "gap 2", "rating", "gap 3", "timestamp"),
+    ),
+    _Format("u.data", "u.item", "|", "\t", ("userId", "movieId", "rating", "timestamp")),  # 100K
+)
+_FIELDS = {"userId": pl.UInt32, "movieId": pl.UInt32, "rating": pl.Float32, "timestamp": pl.Int64}
+# fmt: off
+_GENRES = (  # of 100K, from its u.genre
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)
+# fmt: on
+
+_TERMS = (
+    "MovieLens {} by GroupLens, University of Minnesota: for research; commercial use only with their permission; "
+    "publications must acknowledge it; redistribution as the README inside says. https://grouplens.org/datasets/movielens/"
+)
+# SHA-256 from TensorFlow Datasets' url_checksums/movielens.txt; MD5 as several public projects quote GroupLens' .md5.
+_CHECKSUMS = {
+    "100k": "sha256:50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    "1m": "sha256:a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+    "10m": "md5:ce571fd55effeba0271552578f2648bd",
+    "20m": "sha256:96f243c338a8665f6bcc89c53edf6ee39162a846940de6b7c8c48aeada765ff3",
+    "25m": "sha256:8b21cfb7eb1706b4ec0aac894368d90acf26ebdfb6aced3ebd4ad5bd1eb9c6aa",
+    "32m": "md5:d472be332d4daa821edc399621853b57",
+    "latest-small": "sha256:696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436",
+}
+MOVIELENS = {
+    version: RemoteFile(
+        f"https://files.grouplens.org/datasets/movielens/ml-{version}.zip", checksum, _TERMS.format(version)
+    )
+    for version, checksum in _CHECKSUMS.items()
+}
+"""GroupLens' own archives by version."""
+
+
+def read_movielens(
+    path: str | Path | None = None,
+    *,
+    version: str | None = None,
+    natural_titles: bool = True,
+    download: bool = False,
+) -> Interactions:
+    """Reads MovieLens 100K, 1M, 10M, 20M, 25M, 32M or latest-small; which one is seen from the files.
+
+    Args:
+        path: a folder or archive with the files as they were published, or one file with ratings whose movies lie
+            beside it, whatever the name of the ratings (`u.item`, `movies.dat` and `movies.csv` hold the titles).
+        version: what to download: `"100k"`, `"1m"`, `"10m"`, `"20m"`, `"25m"`, `"32m"` or `"latest-small"`.
+        natural_titles: turn `"Bug's Life, A (1998)"` into `"A Bug's Life (1998)"`.
+        download: get the archive from files.grouplens.org, once, instead of reading `path`.
+
+    Returns:
+        The interactions, with ratings from 0.5 to 5 stars and timestamps in seconds since 1970; items with their
+        `genres`, separated by `|`. Lines that hold no rating are dropped and counted.
+
+    Raises:
+        FileNotFoundError: where ratings or movies are missing.
+        ValueError: for files in another format, or where neither or both of `path` and `download` are given.
+        DownloadError: where the download fails.
+    """
+    with open_source(local_or_downloaded(path, version, download, MOVIELENS)) as files:
+        ratings, layout = _find_ratings(files)
+        movies = files.find(layout.movies)
+        if movies is None:
+            raise FileNotFoundError(
+                f"{ratings} has no titles: they are in {layout.movies} of the same MovieLens archive, which must lie "
+                f"{'beside it' if files.given else 'in the same folder or archive'}."
+            )
+        items = _read_movies(movies, layout)
+        if natural_titles:
+            items = items.with_columns(pl.col("title").map_elements(natural_title, return_dtype=pl.String))
+        return Interactions.from_raw(_read_ratings(ratings, layout), items, files=files.used)
+
+
+def _find_ratings(files: SourceFiles) -> tuple[Path, _Format]:
+    movies = [layout.movies for layout in _FORMATS]
+    if files.given and files.given.name.removesuffix(".gz") not in movies:
+        path = files.need(files.given.name)
+    else:
+        path = files.need(*(layout.ratings for layout in _FORMATS))
+    first = _first_line(path)
+    for layout in _FORMATS:
+        if first.count(layout.separator) >= 3:
+            return path, layout
+    raise ValueError(
+        f"{path} does not hold MovieLens ratings: a line is user, movie, rating and time, separated by ',', '::' or "
+        f"a tab; the first line is {first[:80]!r}"
+    )
+
+
+def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
+    columns = layout.columns or tuple(_first_line(path).replace('"', "").split(","))
+    missing = [name for name in _FIELDS if name not in columns]
+    if missing:
+        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {list(columns)}")
+    # A field that should be empty and is not: "1:x:3::4::5"
+    strays = [pl.col(name) != "" for name in columns if name.startswith("gap")] or [pl.lit(False)]
+    try:
+        return (
+            pl.scan_csv(
+                path,
+                separator=layout.separator[0],
+                has_header=False,
+                glob=False,
+                skip_rows=0 if layout.columns else 1,
+                schema={name: _FIELDS.get(name, pl.String) for name in columns},
+                ignore_errors=True,  # what is no number becomes null, which Interactions.from_raw drops and counts
+                quote_char=None if layout.columns else '"',
+            )
+            .select(
+                user=pl.when(pl.any_horizontal(strays)).then(None).otherwise("userId"),
+                item="movieId",
+                rating="rating",
+                timestamp="timestamp",
+            )
+            .collect(engine="streaming")
+        )
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(_explain(path, layout, columns, error)) from error
+
+
+def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Exception) -> str:
+    """Names the line that polars only knows to exist: one with too many fields, or a first one with too few."""
+    with open_binary(path) as file:
+        for number, line in enumerate(file, 1):
+            fields = line.decode("utf-8", errors="replace").rstrip("\r\n").split(layout.separator[0])
+            if len(fields) > len(columns) or (len(fields) < len(columns) and number <= 2):
+                return (
+                    f"{path}, line {number}: a rating is {', '.join(_FIELDS)}, separated by {layout.separator!r}; "
+                    f"the line is {layout.separator[0].join(fields)[:80]!r}. Correct or remove it."
+                )
+    return f"{path} cannot be read: {error}"
+
+
+def _read_movies(path: Path, layout: _Format) -> pl.DataFrame:
+    """The movies as text; a line that is not one is refused, because ratings would lose their titles."""
+    with open_binary(path) as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:  # 100K and 1M
+        text = data.decode("latin-1")
+    lines: Iterable[list[str]]
+    if layout.movies == "movies.csv":
+        lines = csv.reader(io.StringIO(text))
+    else:
+        lines = (line.removesuffix("\r").split(layout.movies_separator) for line in text.split("\n"))
+    width = 5 + len(_GENRES) if layout.movies == "u.item" else 3
+    movies = []
+    for number, fields in enumerate(lines, 1):
+        if fields in ([], [""]):
+            continue
+        if len(fields) != width:
+            raise ValueError(
+                f"{path}, line {number}: a movie has {width} fields, separated by {layout.movies_separator!r}, here "
+                f"are {len(fields)}: {fields}. Correct the line, or take the file anew from the MovieLens archive."
+            )
+        genres = fields[2]
+        if layout.movies == "u.item":
+            genres = "|".join(genre for genre, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1")
+        movies.append((fields[0], fields[1].strip() or None, genres))
+    header = layout.movies == "movies.csv"
+    return pl.DataFrame(movies[header:], schema=dict.fromkeys(("item", "title", "genres"), pl.String), orient="row")
+
+
+def _first_line(path: Path) -> str:
+    with open_binary(path) as file:
+        return file.readline(1000).decode("utf-8-sig", errors="replace").rstrip("\r\n")

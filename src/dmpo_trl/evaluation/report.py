@@ -1,0 +1,99 @@
+"""From a model's folder to a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.loading import load_model, load_tokenizer
+from .metrics import Difference, Interval
+from .ranking import SCORES, rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
+from .result import RankingResult
+
+
+def evaluate_model(
+    path: str,
+    dataset: Dataset,
+    popularity: Mapping[str, float],
+    *,
+    tokens_per_batch: int = 4096,
+    **model_options: Any,
+) -> dict[str, RankingResult]:
+    """Ranks with a saved model, by both kinds of score, and with what it has to beat.
+
+    Run under `accelerate launch` or `torchrun`, the processes share the users out.
+
+    Args:
+        path: folder or hub id of a model or an adapter.
+        dataset: columns of [`ranking_dataset`]; a [`full_catalogue`] for all items as candidates.
+        popularity: count by item, see [`rank_by_popularity`].
+        tokens_per_batch: as in [`score_completions`].
+        **model_options: see [`load_for_ranking`].
+
+    Returns:
+        The results `random`, `popularity`, `sum` and `mean`: the last two are the model's, see [`rank_by_log_prob`].
+    """
+    model, tokenizer = load_for_ranking(path, **model_options)
+    return rank_beside_baselines(model, tokenizer, dataset, popularity, tokens_per_batch=tokens_per_batch)
+
+
+def load_for_ranking(path: str, **model_options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Loads a model and its tokenizer, to this process's device.
+
+    Args:
+        path: folder or hub id of a model or an adapter.
+        **model_options: for `from_pretrained`. By default the weights keep their `dtype` on a GPU and are float32 on a
+            CPU, where half precision is slow; `device_map` spreads the model over devices.
+    """
+    device = PartialState().device
+    model = load_model(path, **{"dtype": "float32" if device.type == "cpu" else "auto"} | model_options)
+    if "device_map" not in model_options:
+        model.to(device)
+    return model, load_tokenizer(path)
+
+
+def rank_beside_baselines(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    popularity: Mapping[str, float],
+    *,
+    tokens_per_batch: int = 4096,
+) -> dict[str, RankingResult]:
+    """What [`evaluate_model`] returns, for a model that is loaded already."""
+    scored = score_candidates(model, tokenizer, dataset, tokens_per_batch=tokens_per_batch, progress="ranking")
+    results = [rank_at_random(dataset), rank_by_popularity(dataset, popularity)]
+    results += [rank_by_log_prob(dataset, scored, score=score, name=score) for score in SCORES]
+    return {result.name: result for result in results}
+
+
+def markdown_table(rows: Mapping[str, Mapping[str, Interval | float]]) -> str:
+    """Figures as a Markdown table: plain ones, with intervals, or differences with their p-value.
+
+    Args:
+        rows: figures by metric, by the name to show: numbers, or what [`RankingResult.intervals`],
+            [`RankingResult.minus`] or [`GenerationResult.intervals`] returned. The first row's metrics are the
+            columns; where another has no such metric, the cell is empty.
+
+    Example:
+        >>> results = evaluate_model("outputs/dmpo", users, popularity)
+        >>> rows = {name: result.intervals() for name, result in results.items()}
+        >>> rows["mean - popularity"] = results["mean"].minus(results["popularity"])
+        >>> print(markdown_table(rows))
+    """
+    metrics = list(next(iter(rows.values())))
+    lines = [["", *metrics], ["---"] * (len(metrics) + 1)]
+    lines += [[name, *(_cell(row.get(metric)) for metric in metrics)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(figure: Interval | float | None) -> str:
+    if figure is None:
+        return ""
+    if isinstance(figure, Difference):
+        return f"{figure.mean:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}], p = {figure.p_value:.2g}"
+    return str(figure) if isinstance(figure, Interval) else f"{figure:.3f}"

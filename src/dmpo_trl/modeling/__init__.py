@@ -1,0 +1,1 @@
+"""How a transformers model computes a batch. Knows no training."""

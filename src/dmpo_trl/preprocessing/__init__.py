@@ -1,0 +1,1 @@
+"""From a row as users write it to token ids, checked once. Knows no tensors."""

@@ -1,0 +1,132 @@
+"""Next-token log-probs of many growing prefixes, the prompts computed once."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from ...scoring import base_model_of
+
+
+class Prefixes(ABC):
+    """A batch of token sequences, and what may come next.
+
+    Attributes:
+        logits: Of the next token of each sequence, (rows, V), float32.
+    """
+
+    logits: torch.Tensor
+
+    @abstractmethod
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None: ...
+
+    @abstractmethod
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
+        """Replace the sequences by `sequences[parents[i]] + [tokens[i]]`.
+
+        Args:
+            parents: Indices of the sequences to go on with.
+            tokens: The token that follows each.
+            forced: The tokens that alone can follow then, which may be computed ahead; of no effect on any number.
+        """
+
+    def log_probs(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Log-probs of `tokens[i]` after the sequence `rows[i]`, in nats, float64."""
+        device = self.logits.device
+        chosen = self.logits[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]
+        return (chosen - log_normalizer(self.logits)[torch.from_numpy(rows).to(device)]).cpu().numpy()
+
+
+class CachedPrefixes(Prefixes):
+    """Prefixes in a key-value cache, whose rows are copied as the prefixes branch.
+
+    Args:
+        model: A causal language model, or a `PeftModel` around one.
+        prompts: Token ids of the first sequences; they are padded on the left.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        self._model, base_model = model, base_model_of(model)
+        self._device = base_model.get_input_embeddings().weight.device
+        self._accepts = accepted_arguments(base_model)
+        self._cache = DynamicCache(config=base_model.config)
+        self._cache_argument = cache_argument(base_model)
+        length = max(map(len, prompts))
+        ids = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        self._mask = torch.tensor(mask, device=self._device)
+        self._forward(torch.tensor(ids, device=self._device))
+
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
+        """See `Prefixes`."""
+        rows = torch.from_numpy(parents).to(self._device)
+        self._cache.reorder_cache(cast(torch.LongTensor, rows))
+        self._mask = torch.nn.functional.pad(self._mask[rows], (0, 1), value=1)
+        self._forward(torch.from_numpy(tokens).to(self._device)[:, None])
+
+    def _forward(self, ids: torch.Tensor) -> None:
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": self._mask}
+        if "position_ids" in self._accepts:
+            inputs["position_ids"] = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.size(1) :]
+        if "logits_to_keep" in self._accepts:
+            inputs["logits_to_keep"] = 1
+        inputs[self._cache_argument] = self._cache
+        self.logits = self._model(**inputs, use_cache=True).logits[:, -1].float()
+
+
+class RecomputedPrefixes(Prefixes):
+    """Prefixes computed from their first token on at each step, without padding: right for every model, and slow.
+
+    Args:
+        model: A causal language model, or a `PeftModel` around one.
+        prompts: Token ids of the first sequences.
+        tokens_per_forward: Bound on the tokens of a forward.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], tokens_per_forward: int = 4096) -> None:
+        self._model, base_model = model, base_model_of(model)
+        self._device = base_model.get_input_embeddings().weight.device
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted_arguments(base_model) else {}
+        self._tokens_per_forward = tokens_per_forward
+        self._forward([list(prompt) for prompt in prompts])
+
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
+        """See `Prefixes`."""
+        self._forward([[*self._sequences[row], token] for row, token in zip(parents, tokens.tolist(), strict=True)])
+
+    def _forward(self, sequences: list[list[int]]) -> None:
+        self._sequences = sequences
+        logits = []
+        for length, group in groupby(sequences, key=len):
+            ids = torch.tensor(list(group), device=self._device)
+            for part in ids.split(max(1, self._tokens_per_forward // length)):
+                output = self._model(
+                    input_ids=part, attention_mask=torch.ones_like(part), use_cache=False, **self._options
+                )
+                logits.append(output.logits[:, -1].float())
+        self.logits = torch.cat(logits)
+
+
+def log_normalizer(logits: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of the exponentials of each row, (rows,), float64.
+
+    In float32 a sum over a vocabulary of 50,000 is off by 1e-5, always to the same side: 1e-4 over a title.
+    """
+    return torch.cat([part.double().logsumexp(dim=-1) for part in logits.split(64)])
+
+
+def accepted_arguments(base_model: Any) -> set[str]:
+    """Names of the arguments of the model's own forward, also where a scoring head stands before it."""
+    return set(inspect.signature(getattr(base_model, "_forward_without_scoring", base_model.forward)).parameters)
+
+
+def cache_argument(base_model: Any) -> str:
+    """Name of the argument for the key-value cache: transformers 5.24 renames it, one architecture after the other."""
+    return "cache" if "cache" in accepted_arguments(base_model) else "past_key_values"

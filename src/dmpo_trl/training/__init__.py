@@ -1,0 +1,1 @@
+"""What surrounds a training step: functions that the trainer calls."""

@@ -1,0 +1,288 @@
+"""What a training step costs, from its lengths and the model's config: tokens, FLOPs and bytes. Nothing is loaded.
+
+docs/cost.md derives the formulas and holds them against measured runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from ..batching.trie import plan_rows
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+Lengths = Sequence[tuple[int, Sequence[int]]]  # for each example, tokens of its prompt and of each completion
+
+HEAD_TILE = 4096 * 32768  # most logits that exist at once in training, `logprobs.GPU_TILE`
+QUANTIZED_BYTES = 0.5 + 4 / 64  # NF4 and a float32 scale for every 64 weights (QLoRA, arXiv 2305.14314)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Size of a batch as the model gets it.
+
+    Attributes:
+        tokens: Tokens without padding.
+        rows: Rows of the batch.
+        length: Tokens of a row, padding included.
+        scored: Scored (position, next token) pairs, S.
+    """
+
+    tokens: int
+    rows: int
+    length: int
+    scored: int
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens that are computed, T = rows * length."""
+        return self.rows * self.length
+
+    @property
+    def attention_pairs(self) -> int:
+        """(Query, key) pairs that dense attention computes, A = rows * length^2."""
+        return self.rows * self.length**2
+
+    @classmethod
+    def trie(cls, lengths: Lengths, *, attention_balance: float = 4096.0) -> Layout:
+        """The trie layout where examples share nothing and completions begin differently: an upper bound.
+
+        An example has ``p + sum_i (c_i - 1)`` nodes: the prompt once, and every completion but its last token, which
+        predicts nothing. Where prefixes are shared, `measured` tells what is left.
+
+        Args:
+            lengths: For each example, tokens of the prompt, p, and of each completion, c_i.
+            attention_balance: See `plan_rows`.
+        """
+        nodes = [prompt + sum(completions) - len(completions) for prompt, completions in lengths]
+        sizes = [prompt + sum(completions) for prompt, completions in lengths]
+        rows = plan_rows([[i] for i in range(len(sizes))], sizes, attention_balance)
+        length = max(sum(nodes[i] for i in members) for members in rows)
+        return cls(sum(nodes), len(rows), max(length, 1), _scored(lengths))
+
+    @classmethod
+    def copies(cls, lengths: Lengths) -> Layout:
+        """One copy of the prompt for every completion: ``p + c_i - 1`` tokens each, padded to the longest."""
+        sequences = [prompt + completion - 1 for prompt, completions in lengths for completion in completions]
+        return cls(sum(sequences), len(sequences), max(*sequences, 1), _scored(lengths))
+
+    @classmethod
+    def measured(cls, batch: dict[str, torch.Tensor]) -> Layout:
+        """The layout of a batch that `DataCollatorForMultiPreference` made."""
+        rows, length = batch["input_ids"].shape
+        return cls(int(batch["attention_mask"].sum()), rows, length, len(batch["scored_targets"]))
+
+
+def _scored(lengths: Lengths) -> int:
+    # The first token of a sequence has no predecessor
+    return sum(sum(completions) - (0 if prompt else len(completions)) for prompt, completions in lengths)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Numbers of a model that decide what a token costs.
+
+    Attributes:
+        parameters: All parameters of the base model; shared ones count once.
+        matmul_parameters: Weights of the backbone that a token is multiplied with, M. Of a mixture of experts, those
+            of the experts that a token visits.
+        quantizable: Weights of the backbone's linear layers, which 4-bit loading quantizes.
+        head: Weights of the head, H * V.
+        layers: Number of layers.
+        hidden: Width of the residual stream, H.
+        attention: Width of all attention heads of a layer, W.
+        feed_forward: Intermediate width that a token sees, I.
+        adapter: LoRA weights, R; 0 where all parameters are trained.
+    """
+
+    parameters: int
+    matmul_parameters: int
+    quantizable: int
+    head: int
+    layers: int
+    hidden: int
+    attention: int
+    feed_forward: int
+    adapter: int = 0
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, lora: PeftConfig | None = None) -> ModelSize:
+        """Builds the model without memory (on torch's `meta` device) and counts.
+
+        Every parameter with two or more dimensions that is no embedding is a matrix that tokens are multiplied with.
+
+        Args:
+            config: Config of a causal language model with attention layers.
+            lora: Adapter; None where all parameters are trained.
+        """
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+        config = config.get_text_config()
+        chosen = getattr(config, "num_experts_per_tok", None) or 1
+        head = model.get_output_embeddings().weight
+        not_multiplied = {id(head)} | {
+            id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
+        }
+        matmul = quantizable = 0
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2 or name.endswith("bias") or id(parameter) in not_multiplied:
+                continue
+            experts = parameter.shape[0] if parameter.ndim == 3 else 1
+            matmul += parameter.numel() * min(chosen, experts) // experts
+            quantizable += parameter.numel() if parameter.ndim == 2 else 0
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        feed_forward = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+        parameters = model.num_parameters()
+        return cls(
+            parameters=parameters,
+            matmul_parameters=matmul,
+            quantizable=quantizable,
+            head=head.numel(),
+            layers=config.num_hidden_layers,
+            hidden=hidden,
+            attention=heads * (getattr(config, "head_dim", None) or hidden // heads),
+            feed_forward=(getattr(config, "moe_intermediate_size", None) or feed_forward) * chosen,
+            adapter=0 if lora is None else _adapter_parameters(model, lora),
+        )
+
+
+def _adapter_parameters(model: Any, lora: PeftConfig) -> int:
+    from peft import get_peft_model
+
+    return int(get_peft_model(model, lora).get_nb_trainable_parameters()[0])
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the step is trained.
+
+    Attributes:
+        weight_bytes: Bytes of a weight of the loaded model: 4 (float32) or 2.
+        half_precision: Computed in bf16 or fp16, by autocast where the weights are float32.
+        gradient_checkpointing: Layers keep their input only and are computed again.
+        precomputed_reference: `precompute_ref_log_probs`: no reference in the step.
+        load_in_4bit: The backbone's linear layers are quantized (with LoRA only).
+        optimizer_states: Values that the optimizer keeps for each trained one: 2 for AdamW, 0 without an optimizer.
+    """
+
+    weight_bytes: int = 4
+    half_precision: bool = False
+    gradient_checkpointing: bool = False
+    precomputed_reference: bool = False
+    load_in_4bit: bool = False
+    optimizer_states: int = 2
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs of a step (a multiply-add is two) and bytes at its peak.
+
+    Attributes:
+        layout: What is computed.
+        forward: FLOPs of the policy's forward pass.
+        backward: FLOPs of its backward pass.
+        recomputation: FLOPs of gradient checkpointing.
+        reference: FLOPs of the reference's forward pass.
+        weight_memory: Policy and adapter.
+        reference_memory: The reference's own weights; none with LoRA, whose reference is the base model.
+        gradient_memory: One for each trained parameter.
+        optimizer_memory: The optimizer's states.
+        activation_memory: What the backward pass needs of the forward pass.
+        head_memory: Logits that exist at once, float32, and the derivative by the hidden states.
+        mask_memory: The dense attention mask, as booleans and as numbers.
+    """
+
+    layout: Layout
+    forward: float
+    backward: float
+    recomputation: float
+    reference: float
+    weight_memory: float
+    reference_memory: float
+    gradient_memory: float
+    optimizer_memory: float
+    activation_memory: float
+    head_memory: float
+    mask_memory: float
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole step."""
+        return self.forward + self.backward + self.recomputation + self.reference
+
+    @property
+    def step_memory(self) -> float:
+        """Bytes that a step adds to those of the loaded models and of the optimizer."""
+        return self.gradient_memory + self.activation_memory + self.head_memory + self.mask_memory
+
+    @property
+    def memory(self) -> float:
+        """Bytes of the whole training."""
+        return self.weight_memory + self.reference_memory + self.optimizer_memory + self.step_memory
+
+
+def step_cost(model: ModelSize, layout: Layout, options: TrainingOptions) -> StepCost:
+    """Cost of a forward and a backward pass over a batch, with the reference's forward pass.
+
+    With T computed tokens, A attention pairs, S scored pairs (`Layout`) and the letters of `ModelSize`:
+
+    - backbone forward ``2*M*T + 4*layers*W*A``, adapter ``2*R*T``, head ``2*H*V*S``. Kaplan et al. (arXiv 2001.08361,
+      section 2.1) with the head where it is scored only;
+    - backward twice that; with LoRA once through the frozen matrices and the head, which get no gradient;
+    - activations ``layers * T * (6*H + 5*W + 4*I)`` values, as Korthikanti et al. (arXiv 2205.05198, section 4) count
+      them, for a pre-norm layer with a gated MLP and fused attention; with checkpointing ``layers * T * H`` and one
+      layer's. With LoRA an upper bound.
+
+    Gradients and activations are added up although backward passes free the ones while they form the others, and
+    working memory of single operations is left out.
+    """
+    tokens, pairs, scored = layout.padded_tokens, layout.attention_pairs, layout.scored
+    linear = 2 * model.matmul_parameters * tokens
+    attention = 4 * model.layers * model.attention * pairs
+    adapter, head = 2 * model.adapter * tokens, 2 * model.head * scored
+    forward = linear + attention + adapter + head
+
+    compute_bytes = 2 if options.half_precision else options.weight_bytes
+    trained = model.adapter or model.parameters
+    # peft keeps adapters in float32 whatever the base model's dtype
+    trained_bytes = 4 if model.adapter else options.weight_bytes
+    quantized = model.quantizable if options.load_in_4bit else 0
+    weights = (model.parameters - quantized) * options.weight_bytes + quantized * QUANTIZED_BYTES
+    own_reference = not (model.adapter or options.precomputed_reference)
+    stream = tokens * options.weight_bytes * model.hidden
+    layer = 6 * stream + tokens * compute_bytes * (5 * model.attention + 4 * model.feed_forward)
+    checkpoints = model.layers * stream
+    # Autocast keeps a half-precision copy of the matrices that are trained
+    casts = 2 * model.matmul_parameters if compute_bytes < options.weight_bytes and not model.adapter else 0
+    return StepCost(
+        layout=layout,
+        forward=forward,
+        backward=(linear + head if model.adapter else 2 * (linear + head)) + 2 * (attention + adapter),
+        recomputation=linear + attention + adapter if options.gradient_checkpointing else 0,
+        reference=0 if options.precomputed_reference else linear + attention + head,
+        weight_memory=weights + model.adapter * trained_bytes,
+        reference_memory=weights if own_reference else 0,
+        gradient_memory=trained * trained_bytes,
+        optimizer_memory=trained * trained_bytes * options.optimizer_states,
+        activation_memory=(checkpoints + layer if options.gradient_checkpointing else model.layers * layer) + casts,
+        head_memory=4 * min(scored * (model.head // model.hidden), HEAD_TILE) + 4 * scored * model.hidden,
+        mask_memory=pairs * (1 + compute_bytes),
+    )
+
+
+def largest(fits: Callable[[int], bool], limit: int = 2**20) -> int:
+    """The largest number from 1 to `limit` that fits, 0 if 1 does not; what fits must also fit when smaller."""
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, 2 * high
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,75 @@
+"""What is logged at each step: TRL's metrics under TRL's names, and what only many negatives have.
+
+Notation of `losses`; `delta_i = rewards+ - reward_i` is the margin of a pair, with `reward = beta * r(y)`.
+
+| name | of an example | |
+|---|---|---|
+| `rewards/chosen`, `logps/chosen` | `reward+`; `log pi(y+)` | TRL's |
+| `rewards/rejected`, `logps/rejected` | mean of `reward_i`; of `log pi(y_i)` | TRL's |
+| `rewards/accuracies` | share of its pairs with `delta_i > 0` | TRL's |
+| `rewards/margins` | mean of `delta_i` | TRL's |
+| `rewards/margins_min` | smallest `delta_i`: the margin to the hardest negative | ours |
+| `rewards/top1` | 1 where that is above 0: the chosen beats all negatives | ours |
+| `rewards/saturated` | share of its pairs with `sigmoid(-delta_i) < 0.01` | ours |
+| `num_rejected` | its number of negatives, N | ours |
+
+The mean over examples is logged, so that every example weighs the same, whatever its N.
+"""
+
+from typing import Any
+
+import torch
+
+from ..losses import ScoredBatch
+
+SATURATED = 0.01
+"""A pair whose weight `sigmoid(-delta_i)` is below this is saturated; it is where `delta_i` exceeds 4.6.
+
+The gradient of `-log sigmoid(delta)` is that of `-delta` times `sigmoid(-delta)`, which begins at 0.5. Under the
+pairwise loss `"sigmoid"` a saturated pair teaches nothing any more. Under `"dmpo"` an example's pairs share the weight
+`sigmoid(-mean_i delta_i)`: where easy pairs are saturated while `rewards/margins_min` is still low, they hide the hard
+ones. The definition is the same for every loss, so that runs can be compared.
+"""
+
+
+def example_metrics(batch: ScoredBatch, beta: float) -> dict[str, torch.Tensor]:
+    """The metrics of each example by name, (B,) each; see the module.
+
+    Args:
+        batch: Log-probs of the batch.
+        beta: That of the loss.
+    """
+    chosen_rewards = beta * batch.chosen_logratios
+    rejected_rewards = beta * batch.rejected_logratios
+    margins = chosen_rewards[batch.example] - rejected_rewards  # (P,)
+    hardest = torch.full_like(chosen_rewards, torch.inf).scatter_reduce(0, batch.example, margins, "amin")
+    return {
+        "rewards/chosen": chosen_rewards,
+        "rewards/rejected": batch.mean_over_rejected(rejected_rewards),
+        "rewards/accuracies": batch.mean_over_rejected((margins > 0).float()),
+        "rewards/margins": batch.mean_over_rejected(margins),
+        "rewards/margins_min": hardest,
+        "rewards/top1": (hardest > 0).float(),
+        "rewards/saturated": batch.mean_over_rejected((torch.sigmoid(-margins) < SATURATED).float()),
+        "logps/chosen": batch.chosen_logps,
+        "logps/rejected": batch.mean_over_rejected(batch.rejected_logps),
+        "num_rejected": batch.num_rejected.float(),
+    }
+
+
+def token_metrics(outputs: Any, pairs: torch.Tensor, is_chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+    """TRL's metrics of the completions' tokens by name, a value a token, and `aux_loss` where the model has one.
+
+    Args:
+        outputs: Of the scoring head: `entropy`, `mean_logits`, `is_top1`, (S,) each, and `aux_loss`.
+        pairs: For each token of each completion its index among the S, (T,).
+        is_chosen: Whether it belongs to a chosen completion, (T,).
+    """
+    mean_logits = outputs.mean_logits[pairs]
+    metrics = {
+        "entropy": outputs.entropy[pairs],
+        "logits/chosen": mean_logits[is_chosen],
+        "logits/rejected": mean_logits[~is_chosen],
+        "mean_token_accuracy": outputs.is_top1[pairs][is_chosen],
+    }
+    return metrics if outputs.aux_loss is None else metrics | {"aux_loss": outputs.aux_loss[None]}

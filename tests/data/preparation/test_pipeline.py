@@ -1,0 +1,465 @@
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from support import make_model, make_tokenizer
+from transformers import HfArgumentParser
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, TrlParser
+
+from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl.data import MOVIES, PromptTemplate
+from dmpo_trl.data.preparation.folder import new_folder
+from dmpo_trl.data.preparation.pipeline import PrepareConfig, Prepared, prepare
+from dmpo_trl.data.prompts import TEMPLATES
+
+USERS, ITEMS = 40, 60
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """A folder in RecBole's format: users with 3 to 20 ratings, all at different times, and two rows to be dropped."""
+    folder = tmp_path_factory.mktemp("raw") / "tiny"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["user_id:token\titem_id:token\trating:float\ttimestamp:float", "u0\tnowhere\t5\t1", "u0\t0\t\t2"]
+    time = iter(rng.permutation(USERS * 20) + 10)
+    for user in range(USERS):
+        for item in rng.permutation(ITEMS)[: rng.integers(3, 20)]:
+            rows.append(f"u{user}\t{item}\t{rng.integers(3, 6)}\t{next(time)}")
+    (folder / "tiny.inter").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    items = ["item_id:token\tmovie_title:token_seq", *(f"{item}\tFilm {item}, The" for item in range(ITEMS))]
+    (folder / "tiny.item").write_text("\n".join(items) + "\n", encoding="utf-8")
+    return folder
+
+
+def title(item: str) -> str:
+    return f"The Film {item}"
+
+
+def liked_by(raw: Path, min_rating: float) -> dict[str, list[tuple[float, str]]]:
+    """Time and item of what each user liked, from old to new, read in plain Python."""
+    liked: dict[str, list[tuple[float, str]]] = {}
+    for line in (raw / "tiny.inter").read_text(encoding="utf-8").splitlines()[3:]:
+        user, item, rating, time = line.split("\t")
+        if float(rating) >= min_rating:
+            liked.setdefault(user, []).append((float(time), item))
+    return {user: sorted(rows) for user, rows in liked.items()}
+
+
+def had_by(raw: Path) -> dict[str, set[str]]:
+    return {user: {item for _, item in rows} for user, rows in liked_by(raw, 0).items()}
+
+
+def config(raw: Path, output: Path, **options) -> PrepareConfig:
+    defaults = {"dataset": "recbole", "path": str(raw), "template": "movies", "candidates": 6, "negatives": 3}
+    return PrepareConfig(output_dir=str(output), **defaults | options)
+
+
+def texts(history: list[str], target: str) -> tuple[list, list]:
+    return MOVIES.prompt([title(item) for item in history]), MOVIES.completion(title(target))
+
+
+def rows_of(dataset, *columns: str) -> set[str]:
+    return {json.dumps([row[column] for column in columns]) for row in dataset}
+
+
+def test_users_are_divided_and_the_last_liked_item_is_the_target(raw, tmp_path):
+    made = prepare(config(raw, tmp_path / "out", min_rating=4, history_length=4, validation_users=6, test_users=7))
+    liked = {user: [item for _, item in rows] for user, rows in liked_by(raw, 4).items() if len(rows) > 2}
+    had = had_by(raw)
+
+    groups = {split: set(made.ranking[split]["user"]) for split in ("validation", "test")}
+    assert (len(groups["validation"]), len(groups["test"])) == (6, 7)
+    assert not groups["validation"] & groups["test"]
+    train = set(liked) - groups["validation"] - groups["test"]
+    assert made.manifest["users"] == {"all": USERS, "train": len(train), "validation": 6, "test": 7}
+
+    for split in groups:
+        for row in made.ranking[split]:
+            *_, target = liked[row["user"]]
+            assert row["items"][row["positive"]] == target
+            assert row["history"] == liked[row["user"]][-5:-1]
+            assert len(set(row["items"])) == 6
+            assert set(row["items"]) & had[row["user"]] == {target}
+            assert row["prompt"] == texts(row["history"], target)[0]
+            assert row["candidates"] == [MOVIES.completion(title(item)) for item in row["items"]]
+
+    expected = {json.dumps(texts(liked[user][-5:-1], liked[user][-1])) for user in train}
+    assert rows_of(made.preference["train"], "prompt", "chosen") == expected
+    earlier = {json.dumps(texts(liked[user][-6:-2], liked[user][-2])) for user in train}
+    assert rows_of(made.sft["train"], "prompt", "completion") == earlier
+    validation = {json.dumps(texts(liked[user][-5:-1], liked[user][-1])) for user in groups["validation"]}
+    assert rows_of(made.preference["validation"], "prompt", "chosen") == validation
+    assert rows_of(made.sft["validation"], "prompt", "completion") == validation
+
+    titles_had = {texts(liked[u][-5:-1], "")[0][1]["content"]: {title(item) for item in had[u]} for u in liked}
+    for row in made.preference["train"]:
+        rejected = [message["content"] for (message,) in row["rejected"]]
+        assert len(set(rejected)) == 3
+        assert not set(rejected) & titles_had[row["prompt"][1]["content"]]
+
+    counts = dict(made.items.select("item", "popularity").iter_rows())
+    assert counts == {item: sum(item in liked[user][-5 - 1 :] for user in train) for item in map(str, range(ITEMS))}
+    assert made.items["title"].to_list() == [title(item) for item in made.items["item"]]
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "time"])
+def test_the_other_splits(raw, tmp_path, split):
+    cuts = {"validation_from": 500.0, "test_from": 600.0, "examples_per_user": 0} if split == "time" else {}
+    made = prepare(config(raw, tmp_path / "out", split=split, min_history=1, **cuts))
+    liked = liked_by(raw, 0)
+    for name, place in {"validation": -2, "test": -1}.items():
+        expected = set()
+        for user, rows in liked.items():
+            for index in range(1, len(rows)):
+                time, target = rows[index]
+                is_in = {"validation": 500 <= time < 600, "test": time >= 600}[name]
+                if is_in if split == "time" else (len(rows) > 3 and index == len(rows) + place):
+                    history = [item for _, item in rows[:index]][-10:]
+                    expected.add(json.dumps([user, history, target]))
+        got = [[row["user"], row["history"], row["items"][row["positive"]]] for row in made.ranking[name]]
+        assert {json.dumps(row) for row in got} == expected
+        assert len(got) == len(expected)
+        assert made.manifest["rows"]["preference" if name == "validation" else "ranking"][name] == len(got)
+    chosen = made.preference["train"].num_rows
+    expected_rows = (
+        sum(time < 500 for rows in liked.values() for time, _ in rows[1:])
+        if split == "time"
+        else sum(len(rows) > 1 for rows in liked.values())
+    )
+    assert chosen == expected_rows
+    overlap = 0
+    for validation, test in zip(
+        *(sorted(made.ranking[n], key=lambda r: r["user"]) for n in made.ranking), strict=False
+    ):
+        if validation["user"] == test["user"]:
+            overlap += set(validation["items"]) == set(test["items"])
+    assert overlap == 0  # a user's candidates of the two splits are drawn apart
+
+
+def test_limits_on_users(raw, tmp_path):
+    made = prepare(
+        config(raw, tmp_path / "out", split="leave_one_out", validation_users=5, test_users=4, few_shot_users=3)
+    )
+    assert {split: made.ranking[split].num_rows for split in made.ranking} == {"validation": 5, "test": 4}
+    assert made.preference["train"].num_rows == 3
+    assert made.manifest["users"]["train"] == 3
+    with pytest.raises(ValueError, match=r"leaves -\d+ to train on beside {'validation': 30, 'test': 20}"):
+        prepare(config(raw, tmp_path / "other", validation_users=30, test_users=20))
+
+
+def test_variants_of_the_text(raw, tmp_path):
+    file = tmp_path / "template.yaml"
+    file.write_text(yaml.safe_dump({"instruction": "I:", "question": "Q?", "candidates": "C:"}), encoding="utf-8")
+    options = {"template": str(file), "conversational": False, "pairs": True, "sft_targets": "same"}
+    made = prepare(config(raw, tmp_path / "out", **options))
+    assert made.template == PromptTemplate("I:", "Q?", candidates="C:", conversational=False)
+    for row in made.preference["train"]:
+        history, shown = row["prompt"].removesuffix("\nQ?\n").removeprefix("I:\n").split("\nC:\n")
+        assert len(history.split("\n")) >= 2
+        assert sorted(shown.split("\n")) == sorted([row["chosen"], *row["rejected"]])
+    assert rows_of(made.sft["train"], "prompt", "completion") == rows_of(made.preference["train"], "prompt", "chosen")
+    expected = [row | {"rejected": one} for row in made.preference["train"] for one in row["rejected"]]
+    assert made.pairs["train"].to_list() == expected
+    for row in made.ranking["test"]:
+        assert "\nC:\n" + "\n".join(row["candidates"]) + "\nQ?" in row["prompt"]
+    listed = prepare(config(raw, tmp_path / "listed", list_candidates=True))
+    assert listed.template == MOVIES.with_candidates()
+
+
+def test_negatives_in_batch(raw, tmp_path):
+    options = {"negative_strategy": "in_batch", "batch_size": 16, "examples_per_user": 0, "conversational": False}
+    made = prepare(config(raw, tmp_path / "out", **options))
+    targets = {row["chosen"] for row in made.preference["train"]}
+    assert {item for row in made.preference["train"] for item in row["rejected"]} <= targets
+
+
+def test_popular_negatives(raw, tmp_path):
+    """With a high power the most popular item is drawn whenever the user never had it."""
+    made = prepare(config(raw, tmp_path / "out", negative_strategy="popularity", alpha=50.0, conversational=False))
+    counts = {item: sum(item in items for items in had_by(raw).values()) for item in map(str, range(ITEMS))}
+    order = sorted(counts, key=counts.get)
+    drawn = [item for row in made.preference["train"] for item in row["rejected"]]
+    assert drawn.count(title(order[-1])) > len(made.preference["train"]) / 3
+    assert drawn.count(title(order[0])) == 0
+
+
+def test_datasets_loads_the_folder(raw, tmp_path):
+    """Without this library, and without a network (the environment variable that the tests run with)."""
+    folder = prepare(config(raw, tmp_path / "out", pairs=True)).folder
+    made = Prepared.load(folder)
+    assert datasets.load_dataset(str(folder))["train"].to_list() == made.preference["train"].to_list()
+    for kind in ("preference", "sft", "pairs", "ranking"):
+        loaded = datasets.load_dataset(str(folder), kind)
+        assert {split: loaded[split].num_rows for split in loaded} == made.manifest["rows"][kind]
+    pair = datasets.load_dataset(str(folder), "pairs", split="train")[0]
+    assert {name: type(value) for name, value in pair.items()} == {"prompt": list, "chosen": list, "rejected": list}
+    assert [message["role"] for message in pair["rejected"]] == ["assistant"]
+    assert datasets.get_dataset_config_names(str(folder)) == ["preference", "sft", "ranking", "pairs"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_seed_gives_the_same_bytes(raw, tmp_path):
+    first = contents(prepare(config(raw, tmp_path / "a", pairs=True)).folder)
+    assert set(first) == {
+        *("README.md", "manifest.json", "items.parquet"),
+        *(f"{kind}/{split}.parquet" for kind in ("preference", "sft", "pairs") for split in ("train", "validation")),
+        *(f"ranking/{split}.parquet" for split in ("validation", "test")),
+    }
+    # In another process, which has read other things before: polars' codes and hashes may differ there
+    code = (
+        "import sys, polars; polars.Series(['9', 'u3', 'x']).cast(polars.Categorical)\n"
+        "from dmpo_trl.data.preparation.pipeline import PrepareConfig, prepare\n"
+        "from transformers import HfArgumentParser\n"
+        "prepare(*HfArgumentParser(PrepareConfig).parse_args_into_dataclasses())"
+    )
+    arguments = f"--dataset recbole --path {raw} --template movies --candidates 6 --negatives 3 --pairs"
+    command = [sys.executable, "-c", code, *arguments.split(), "--output_dir", str(tmp_path / "b")]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert contents(tmp_path / "b") == first
+    other = contents(prepare(config(raw, tmp_path / "c", pairs=True, seed=1)).folder)
+    assert all(other[name] != first[name] for name in first if name.endswith("parquet"))
+
+
+def test_the_manifest_says_what_was_done(raw, tmp_path):
+    folder = prepare(config(raw, tmp_path / "out", seed=3)).folder
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    written = contents(folder)
+    assert manifest["files"] == {
+        name: hashlib.sha256(data).hexdigest() for name, data in written.items() if name.endswith(".parquet")
+    }
+    assert manifest["rows"] == {
+        kind: {split: pl.read_parquet(folder / kind / f"{split}.parquet").height for split in splits}
+        for kind, splits in manifest["rows"].items()
+    }
+    assert manifest["options"]["seed"] == 3
+    assert manifest["options"]["path"] == str(raw)
+    lines = len((raw / "tiny.inter").read_text(encoding="utf-8").splitlines()) - 1
+    assert manifest["source"]["read"] == {"interactions": lines, "items": ITEMS}
+    assert sum(manifest["source"]["dropped"].values()) == 2
+    assert manifest["interactions"] == lines - 2
+    assert PromptTemplate.from_dict(manifest["template"]) == MOVIES
+    card = written["README.md"].decode()
+    assert "- 1 interactions with an unknown item" in card
+    assert f"| sft | train | {manifest['rows']['sft']['train']} |" in card
+
+
+def test_tables_k_core_and_trainers(tmp_path):
+    """From CSV files to the first loss of each trainer, on the columns that the folder has."""
+    rows = [f"{user},{(user + 3 * step) % 20},{step}" for user in range(30) for step in range(6)]
+    rows += ["lonely,0,1", "lonely,1,2", "0,rare,9"]
+    (tmp_path / "rows.csv").write_text("\n".join(["who,what,when", *rows]) + "\n", encoding="utf-8")
+    items = ["what,name", *(f"{item},Film {item}" for item in [*range(20), "rare"])]
+    (tmp_path / "items.csv").write_text("\n".join(items) + "\n", encoding="utf-8")
+    columns = {"user_column": "who", "item_column": "what", "timestamp_column": "when", "title_column": "name"}
+    made = prepare(
+        config(
+            *(tmp_path / "rows.csv", tmp_path / "out"),
+            **{"dataset": "table", "items": str(tmp_path / "items.csv"), "pairs": True, "k_core_users": 3},
+            **{"k_core_items": 2, "candidates": 5, **columns},
+        )
+    )
+    assert made.manifest["source"]["dropped"] == {
+        "interactions outside the k-core": 3,
+        "users outside the k-core": 1,
+        "items outside the k-core": 1,
+    }
+    assert made.items["item"].to_list() == [str(item) for item in range(20)]
+    assert [file["name"] for file in made.manifest["source"]["files"]] == ["rows.csv", "items.csv"]
+    make_model().save_pretrained(tmp_path / "model")
+    options = {
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+        "max_steps": 1,
+        "report_to": "none",
+        "bf16": False,
+    }
+    options |= {"per_device_train_batch_size": 2, "save_strategy": "no", "logging_steps": 1}
+    for trainer_of, arguments, dataset in (
+        (SFTTrainer, SFTConfig(**options), made.sft),
+        (DPOTrainer, DPOConfig(**options), made.pairs),
+        (DMPOTrainer, DMPOConfig(**options), made.preference),
+    ):
+        trainer = trainer_of(
+            str(tmp_path / "model"),
+            args=arguments,
+            train_dataset=dataset["train"],
+            eval_dataset=dataset["validation"],
+            processing_class=make_tokenizer(),
+        )
+        assert np.isfinite(trainer.train().training_loss)
+
+
+def test_damaged_folders_are_refused(raw, tmp_path):
+    folder = prepare(config(raw, tmp_path / "out")).folder
+    file = folder / "sft" / "train.parquet"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1])
+    with pytest.raises(ValueError, match=r"train\.parquet is not the file that was prepared"):
+        Prepared.load(folder)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"train\.parquet is missing"):
+        Prepared.load(folder)
+    file.write_bytes(good)
+    assert Prepared.load(folder).sft["train"].num_rows
+    with pytest.raises(ValueError, match="holds no pairs, only preference, sft, ranking"):
+        _ = Prepared.load(folder).pairs
+    with pytest.raises(FileNotFoundError, match="is no folder of prepared data"):
+        Prepared.load(raw)
+
+
+def test_nothing_is_overwritten_unasked(raw, tmp_path):
+    first = prepare(config(raw, tmp_path / "out"))
+    chosen = first.preference["train"]["chosen"][:]
+    with pytest.raises(FileExistsError, match="holds prepared data already"):
+        prepare(config(raw, tmp_path / "out", seed=1))
+    assert Prepared.load(tmp_path / "out").manifest == first.manifest
+    second = prepare(config(raw, tmp_path / "out", seed=1, overwrite=True))
+    assert Prepared.load(tmp_path / "out").manifest == second.manifest
+    assert second.preference["train"]["chosen"][:] != chosen  # not from the cache of `datasets`
+
+    (tmp_path / "mine").mkdir()
+    prepare(config(raw, tmp_path / "mine"))  # empty, so free
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "manifest.json").write_text("{}", encoding="utf-8")
+    for taken in (tmp_path / "notes", tmp_path / "notes" / "manifest.json"):
+        with pytest.raises(FileExistsError, match="was not written by dmpo-trl prepare"):
+            prepare(config(raw, taken, overwrite=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes", "out"]  # no scratch folder is left
+
+
+def test_an_error_halfway_leaves_the_earlier_data(raw, tmp_path, monkeypatch):
+    before = prepare(config(raw, tmp_path / "out"))
+    # By its name in sys.modules: the package's attribute of this name is the function
+    monkeypatch.setattr(sys.modules["dmpo_trl.data.preparation.pipeline"], "card", lambda manifest: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(config(raw, tmp_path / "out", seed=1, overwrite=True))
+    assert Prepared.load(tmp_path / "out").manifest == before.manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from dmpo_trl.data.preparation.folder import new_folder\n"
+        "with new_folder(Path(sys.argv[1]), overwrite=False) as folder:\n"
+        "    (folder / 'manifest.json').write_text('{}'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False).returncode == -9
+    assert not (tmp_path / "out").exists()
+    with new_folder(tmp_path / "out", overwrite=False) as folder:  # and it is in nobody's way
+        (folder / "file").write_text("x", encoding="utf-8")
+    assert contents(tmp_path / "out") == {"file": b"x"}
+
+
+def test_options_from_the_command_line_and_from_yaml(tmp_path):
+    arguments = ["--dataset", "movielens", "--output_dir", "o", "--min_rating", "4", "--no_conversational"]
+    (parsed,) = HfArgumentParser(PrepareConfig).parse_args_into_dataclasses(arguments)
+    expected = PrepareConfig(dataset="movielens", output_dir="o", min_rating=4.0, conversational=False)
+    assert parsed == expected
+    file = tmp_path / "prepare.yaml"
+    file.write_text("dataset: movielens\noutput_dir: x\nmin_rating: 4.0\nconversational: false\n", encoding="utf-8")
+    (parsed,) = TrlParser(PrepareConfig).parse_args_and_config(["--config", str(file), "--output_dir", "o"])
+    assert parsed == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "netflix"}, "dataset must be one of movielens, amazon, .* it is 'netflix'"),
+        ({"split": "random"}, "split must be one of users, leave_one_out, time, it is 'random'"),
+        ({"dataset": "table", "path": None}, "dataset table needs path"),
+        ({"dataset": "recbole", "path": None}, "dataset recbole needs path"),
+        ({"candidates": 1}, "candidates at least 2"),
+        ({"train_users": 5, "split": "time"}, "train_users belongs to the split users; with time use few_shot_users"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        PrepareConfig(**{"dataset": "movielens", "output_dir": "o", "path": "p"} | options)
+
+
+def test_templates_by_name_by_dataset_and_from_files(tmp_path):
+    def template(**options) -> PromptTemplate:
+        return PrepareConfig(**{"dataset": "movielens", "output_dir": "o", "path": "p"} | options).prompt_template()
+
+    assert template() == MOVIES
+    assert template(dataset="lastfm") == TEMPLATES["music"]
+    assert template(dataset="amazon", template="games") == TEMPLATES["games"]
+    file = tmp_path / "template.json"
+    file.write_text(json.dumps(TEMPLATES["products"].plain().to_dict()), encoding="utf-8")
+    assert template(template=str(file)) == TEMPLATES["products"].plain()
+    with pytest.raises(ValueError, match="dataset recbole needs a template: movies, games"):
+        template(dataset="recbole")
+    with pytest.raises(ValueError, match=r"films is no template \(movies, .*\) and no file"):
+        template(template="films")
+    for text, message in [("a: [", "neither YAML nor JSON"), ("- a", "must hold the fields"), ("a: b", "has no")]:
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            template(template=str(file))
+
+
+REAL = {
+    "ml-100k": ({"dataset": "movielens", "min_rating": 4.0, "split": "users"}, ("u.data", "\t", 0)),
+    "ml-latest-small": ({"dataset": "movielens", "min_rating": 4.0, "split": "time"}, ("ratings.csv", ",", 1)),
+    "lastfm-hetrec2011": ({"dataset": "lastfm", "split": "leave_one_out"}, ("user_artists.dat", "\t", 1)),
+    "amazon2018-gift-cards": ({"dataset": "amazon", "split": "time"}, ("Gift_Cards_5.json.gz", None, 0)),
+    "ml-100k-recbole": ({"dataset": "recbole", "template": "movies"}, ("ml-100k.inter", "\t", 1)),
+}
+
+
+def read_plainly(file: Path, separator: str | None, head: int) -> list[tuple[str, str]]:
+    """User and item of each line."""
+    if separator is None:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            return [(row["reviewerID"], row["asin"]) for row in map(json.loads, lines)]
+    lines = file.read_text(encoding="utf-8").splitlines()[head:]
+    return [tuple(line.split(separator)[:2]) for line in lines]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(name, tmp_path):
+    """Of what was published: no negative that the user had, every target and history is something the user had."""
+    if not os.environ.get("DMPO_TRL_SHARED_DATA"):
+        pytest.skip("DMPO_TRL_SHARED_DATA does not point to the folder with real data")
+    folder = Path(os.environ["DMPO_TRL_SHARED_DATA"]) / name
+    options, (file, *form) = REAL[name]
+    made = prepare(PrepareConfig(path=str(folder), output_dir=str(tmp_path / "out"), **options))
+    lines = read_plainly(folder / file, *form)
+    had: dict[str, set[str]] = {}
+    for user, item in lines:
+        had.setdefault(user, set()).add(item)
+    assert made.manifest["source"]["read"]["interactions"] == len(lines)
+    assert made.manifest["users"]["all"] == len(had)
+    title_of = dict(made.items.select("item", "title").iter_rows())
+    for split in ("validation", "test"):
+        rows = made.ranking[split].to_list()
+        assert len(rows) == made.manifest["rows"]["ranking"][split] > 50
+        for row in rows:
+            target = row["items"].pop(row["positive"])
+            assert len(set(row["items"])) == 19
+            assert not set(row["items"]) & had[row["user"]]
+            own = {target, *row["history"]}
+            # Of items with the same title one is in the catalogue, and what a user had goes by its identifier
+            assert len(own - had[row["user"]]) <= len(had[row["user"]] - set(title_of))
+            assert row["candidates"][row["positive"]][0]["content"] == title_of[target]
+    if options.get("split") == "users":
+        assert not set(made.ranking["validation"]["user"]) & set(made.ranking["test"]["user"])
+    assert len(made.preference["train"][0]["rejected"]) == 7
+    assert Prepared.load(tmp_path / "out").manifest == made.manifest

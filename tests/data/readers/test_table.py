@@ -1,0 +1,200 @@
+import csv
+import datetime
+import os
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from dmpo_trl.data.readers.table import read_table
+
+ORDERS = pl.DataFrame(
+    {
+        "customer": ["007", "007", "b", "b"],
+        "sku": ["01", "02", "01", "03"],
+        "at": [30, 10, 20, 40],
+        "stars": [5.0, 1.0, 4.5, 3.0],
+        "noise": [None, "x", "y", "z"],
+    }
+)
+PRODUCTS = pl.DataFrame(
+    {
+        "sku": ["01", "02", "03"],
+        "name": ["Pen", ' "Ink", blue ', "Émile"],
+        "title": ["a", "b", "c"],
+        "price": [1, 2, 3],
+    }
+)
+COLUMNS = {"user": "customer", "item": "sku", "timestamp": "at", "rating": "stars", "title": "name"}
+EXPECTED = [("007", "01", 30, 5.0), ("007", "02", 10, 1.0), ("b", "01", 20, 4.5), ("b", "03", 40, 3.0)]
+
+
+def rows_of(data) -> list[tuple]:
+    columns = [name for name in ("user", "item", "timestamp", "rating") if name in data.interactions.columns]
+    return sorted(data.interactions.select(columns).rows())
+
+
+def as_file(folder: Path, table: pl.DataFrame, suffix: str) -> Path:
+    path = folder / f"{table.columns[0]}{suffix}"
+    {".csv": table.write_csv, ".parquet": table.write_parquet, ".jsonl": table.write_ndjson}[suffix](path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["polars", "lazy", "pandas", "arrow", ".csv", ".parquet", ".jsonl"])
+def test_every_form_of_table_reads_the_same(tmp_path, form):
+    convert = {
+        "polars": lambda table: table,
+        "lazy": pl.DataFrame.lazy,
+        "pandas": lambda table: pd.DataFrame(table.to_dict(as_series=False)),
+        "arrow": lambda table: pa.Table.from_pylist(table.to_dicts()),
+    }.get(form, lambda table: as_file(tmp_path, table, form))
+    orders, products = convert(ORDERS), convert(PRODUCTS)
+    data = read_table(orders, products, **COLUMNS)
+    assert rows_of(data) == EXPECTED
+    assert data.titles() == {"01": "Pen", "02": '"Ink", blue', "03": "Émile"}
+    assert data.items.columns == ["item", "title", "price"]
+    assert data.read == {"interactions": 4, "items": 3}
+    assert data.dropped == {}
+    assert data.files == ((str(orders), str(products)) if form.startswith(".") else ())
+
+
+def test_whole_numbers_and_categories_are_identifiers():
+    interactions = pl.DataFrame(
+        {"user": pl.Series(["u", "v"], dtype=pl.Categorical), "item": [1, 2], "timestamp": [1, 2]}
+    )
+    items = pl.DataFrame({"item": [1, 2], "title": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"]))})
+    data = read_table(interactions, items)
+    assert rows_of(data) == [("u", "1", 1), ("v", "2", 2)]
+    assert data.titles() == {"1": "a", "2": "b"}
+
+
+DAY = datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([DAY, DAY + datetime.timedelta(milliseconds=1500)], [0, 1.5]),
+        ([DAY.astimezone(datetime.timezone(datetime.timedelta(hours=5))), DAY], [0, 0]),
+        ([DAY.replace(tzinfo=None), None], [0, None]),
+        ([datetime.date(2020, 1, 2), datetime.date(2020, 1, 3)], [0, 86400]),
+        (["2020-01-02T00:00:00Z", "2020-01-02T00:00:00.25Z"], [0, 0.25]),
+        (["2020-01-02 00:00:00.5", "2020-01-02 00:00:00"], [0.5, 0]),
+        (["2020-01-02", "3/1/2020"], [0, None]),
+        (["2020-01-02T05:00:00+05:00", "yesterday"], [0, None]),
+    ],
+)
+def test_dates_become_seconds_since_1970(times, expected):
+    interactions = pl.DataFrame({"user": ["u", "v"], "item": ["a", "a"], "timestamp": times})
+    data = read_table(interactions, pl.DataFrame({"item": ["a"], "title": ["A"]}))
+    found = dict(data.interactions.select(pl.col("user").cast(pl.String), "timestamp").iter_rows())
+    assert found == {
+        user: DAY.timestamp() + seconds for user, seconds in zip("uv", expected, strict=True) if seconds is not None
+    }
+    assert data.dropped == ({"interactions with an empty field": 1} if None in expected else {})
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["1577923200123456789", "2"], [1577923200123456789, 2]),  # more digits than a float has
+        (["1.5", "2"], [1.5, 2]),
+        ([float("nan"), 2.0], [2]),
+    ],
+)
+def test_numbers_stay_as_they_are(times, expected):
+    interactions = pl.DataFrame({"user": ["u", "v"], "item": ["a", "a"], "timestamp": times})
+    data = read_table(interactions, pl.DataFrame({"item": ["a"], "title": ["A"]}))
+    assert data.interactions["timestamp"].to_list() == expected
+
+
+def test_empty_fields_are_counted(tmp_path):
+    path = tmp_path / "orders.csv"
+    path.write_text("user,item,timestamp,rating\nu,a,1,5\n,a,1,5\nu,,1,5\nu,b,,5\nu,b,2,good\nu,c,3,5\n")
+    items = pl.DataFrame({"item": ["a", "b", "c"], "title": ["A", "B", " "]})
+    data = read_table(path, items, rating="rating")
+    assert rows_of(data) == [("u", "a", 1, 5.0)]
+    assert data.dropped == {
+        "interactions with an empty field": 4,
+        "items without a title": 1,
+        "interactions with an unknown item": 1,
+    }
+
+
+def test_the_interactions_may_hold_the_titles():
+    interactions = pl.DataFrame(
+        {
+            "user": ["u", "v", "w", "u", "v", "u"],
+            "item": ["a", "a", "a", "b", "c", "c"],
+            "timestamp": [1, 2, 3, 4, 5, 6],
+            "title": ["A", None, "A again", "B", None, " "],
+        }
+    )
+    data = read_table(interactions)
+    assert data.titles() == {"a": "A", "b": "B"}
+    assert rows_of(data) == [("u", "a", 1), ("u", "b", 4), ("v", "a", 2), ("w", "a", 3)]
+    assert data.dropped == {
+        "further titles of the same item": 1,
+        "items without a title": 1,
+        "interactions with an unknown item": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"user": "who"},
+            r"interactions: the columns \['who'\] are missing; there are \['customer', .*user='customer'",
+        ),
+        ({"title": "label"}, r"items: the columns \['label'\] are missing; there are \['sku'"),
+        ({"user": "stars"}, r"interactions: column 'stars' must be text or whole numbers, it is Float64.*Int64"),
+        ({"rating": "flag"}, "interactions: column 'flag' must hold numbers, it is Boolean"),
+        ({"timestamp": "flag"}, "interactions: column 'flag' must hold numbers, dates or datetimes, it is Boolean"),
+        ({"timestamp": "date"}, "interactions: column 'date' holds neither numbers nor times in ISO 8601.*'1/2/2020'"),
+        ({"timestamp": "noise"}, "interactions: column 'noise' holds neither numbers nor times in ISO 8601.*'w'"),
+    ],
+)
+def test_wrong_columns_are_named(change, message):
+    orders = ORDERS.with_columns(flag=True, noise=pl.lit("w"), date=pl.lit("1/2/2020"))
+    with pytest.raises(ValueError, match=message):
+        read_table(orders, PRODUCTS, **{**COLUMNS, **change})
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"items must be a polars, pandas or Arrow table, .* not dict"):
+        read_table(ORDERS, {"sku": "title"}, **COLUMNS)
+    with pytest.raises(FileNotFoundError, match=r"interactions: .*nowhere.csv does not exist"):
+        read_table(tmp_path / "nowhere.csv", PRODUCTS)
+    (tmp_path / "orders.xlsx").touch()
+    with pytest.raises(ValueError, match=r"orders.xlsx is none of .csv, .parquet, .jsonl"):
+        read_table(tmp_path / "orders.xlsx", PRODUCTS)
+
+
+def test_real_ratings_read_as_plain_python_reads_them():
+    root = os.environ.get("DMPO_TRL_SHARED_DATA")
+    if not root:
+        pytest.skip("DMPO_TRL_SHARED_DATA does not point to the folder with real data")
+    folder = Path(root) / "ml-latest-small"
+    data = read_table(
+        folder / "ratings.csv", folder / "movies.csv", user="userId", item="movieId", rating="rating", title="title"
+    )
+    with (folder / "movies.csv").open(encoding="utf-8", newline="") as file:
+        titles = {row["movieId"]: row["title"].strip() for row in csv.DictReader(file)}
+    first = {title: item for item, title in reversed(titles.items())}
+    with (folder / "ratings.csv").open(newline="") as file:
+        pairs = {(row["userId"], first[titles[row["movieId"]]]) for row in csv.DictReader(file)}
+    assert data.titles() == {item: title for title, item in first.items()}
+    assert set(data.interactions.select(pl.col("user", "item").cast(pl.String)).iter_rows()) == pairs
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_brackets_in_a_path_are_no_pattern(tmp_path, ending):
+    folder = tmp_path / "data [1]*"
+    folder.mkdir()
+    paths = [folder / f"{name}.{ending}" for name in ("orders", "products")]
+    for table, path in zip((ORDERS, PRODUCTS), paths, strict=True):
+        {"csv": table.write_csv, "parquet": table.write_parquet, "jsonl": table.write_ndjson}[ending](path)
+    assert read_table(*paths, **COLUMNS).interactions.height == ORDERS.height

@@ -1,0 +1,47 @@
+import pytest
+from evaluation.users import make_users
+from peft import LoraConfig, get_peft_model
+from support import make_model, make_tokenizer
+
+from dmpo_trl.evaluation.metrics import Difference, Interval
+from dmpo_trl.evaluation.ranking import rank_by_popularity, rank_with_model
+from dmpo_trl.evaluation.report import evaluate_model, markdown_table
+
+POPULARITY = {"0": 3, "4": 2}
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_a_folder_is_ranked_beside_its_baselines(tmp_path, kind):
+    model, tokenizer, users = make_model(), make_tokenizer(), make_users(5)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    if kind == "adapter":
+        from_disk = make_model().from_pretrained(tmp_path / "model")
+        adapter = LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        model = get_peft_model(from_disk, adapter).eval()
+        model.save_pretrained(tmp_path / "adapter")
+    results = evaluate_model(str(tmp_path / kind), users, POPULARITY)
+    assert list(results) == ["random", "popularity", "sum", "mean"]
+    for score in ("sum", "mean"):
+        expected = rank_with_model(model, tokenizer, users, score=score, name=score)
+        assert results[score].name == score
+        for found, own in zip(results[score].scores, expected.scores, strict=True):
+            assert found == pytest.approx(own, abs=1e-5)
+    assert results["popularity"].metrics() == rank_by_popularity(users, POPULARITY).metrics()
+    assert results["random"].metrics(["auc"]) == {"auc": 0.5}
+    results["sum"].minus(results["popularity"])  # of the same users
+
+
+def test_the_table():
+    rows = {
+        "model": {"hr@1": Interval(0.5, 0.4, 0.6), "auc": Interval(0.75, 0.7, 0.8)},
+        "model - random": {"hr@1": Difference(0.25, 0.125, 0.375, 0.0002), "auc": Difference(-0.1, -0.2, 0.0, 0.051)},
+        "other": {"auc": Interval(1, 1, 1)},
+    }
+    assert markdown_table(rows).split("\n") == [
+        "|  | hr@1 | auc |",
+        "| --- | --- | --- |",
+        "| model | 0.500 [0.400, 0.600] | 0.750 [0.700, 0.800] |",
+        "| model - random | +0.250 [+0.125, +0.375], p = 0.0002 | -0.100 [-0.200, +0.000], p = 0.051 |",
+        "| other |  | 1.000 [1.000, 1.000] |",
+    ]

@@ -1,0 +1,143 @@
+"""Attention tree by tree: what the mask of the whole row gives, values and gradients."""
+
+import pytest
+import torch
+from support import layout_logps, make_model, naive_logps, prompts_and_completions, ragged_examples
+
+from dmpo_trl.batching.collator import lay_out
+from dmpo_trl.modeling import attention
+from dmpo_trl.modeling.attention import packed_length, use_trie_attention
+from dmpo_trl.modeling.scoring_head import add_scoring_head
+
+SDPA = ["llama", "qwen2_windows", "qwen3", "gemma3", "mistral_window", "phi3_window", "gpt2", "gpt_neox", "mixtral"]
+SDPA += ["granite", "cohere"]
+
+
+@pytest.fixture(autouse=True)
+def short_trees(monkeypatch):
+    """Trees of tests are short: on their own nonetheless."""
+    monkeypatch.setattr(attention, "_LEAST_LENGTH", 1)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many tokens each call of torch's attention had."""
+    lengths = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, *args, **kwargs):
+        lengths.append(query.shape[2])
+        return plain(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    return lengths
+
+
+def scoring_model(name):
+    model = make_model(name)
+    add_scoring_head(model)
+    assert use_trie_attention(model)
+    return model
+
+
+def batch_of(packed, counts=(3, 1, 2, 4)):
+    prompts, completions = prompts_and_completions(ragged_examples(1, counts))
+    batch = lay_out(
+        prompts,
+        completions,
+        prefix_sharing=True,
+        pad_token_id=0,
+        attention_balance=1e-9,
+        packed_length=packed,
+    )
+    return prompts, completions, batch
+
+
+@pytest.mark.parametrize("packed", [None, 60, 4096], ids=["padded rows", "two rows", "one row"])
+@pytest.mark.parametrize("name", SDPA)
+def test_log_probs_and_gradients_are_those_of_one_sequence_at_a_time(name, packed, calls):
+    model = scoring_model(name)
+    prompts, completions, batch = batch_of(packed)
+    assert batch["input_ids"].shape[0] == 1 or packed != 4096
+    weights = torch.randn(sum(map(len, completions)), generator=torch.Generator().manual_seed(0))
+
+    found = layout_logps(model, batch, len(weights))
+    trees = [length for length in calls if length < batch["input_ids"].shape[1]]
+    assert len(trees) >= 4 * model.config.num_hidden_layers  # the four examples apart, in every layer
+    (weights * found).sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    expected = naive_logps(model, prompts, completions)
+    (weights * expected).sum().backward()
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.norm().clamp(min=1e-3)
+        assert (gradients[name] - parameter.grad).norm() <= 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradient(reentrant):
+    _, completions, batch = batch_of(4096)
+    gradients = []
+    for checkpointing in (False, True):
+        model = scoring_model("llama").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        layout_logps(model, batch, sum(map(len, completions))).sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_mask_that_is_another_tensor_is_attended_to_whole(monkeypatch, calls):
+    """As where a model changes the mask that it was given."""
+    model = scoring_model("llama")
+    _, completions, batch = batch_of(4096)
+    number = sum(map(len, completions))
+    with torch.no_grad():
+        expected = layout_logps(model, batch, number)
+        calls.clear()
+        own = attention.ALL_ATTENTION_FUNCTIONS["trie_sdpa"]
+        monkeypatch.setitem(
+            attention.ALL_ATTENTION_FUNCTIONS._global_mapping,
+            "trie_sdpa",
+            lambda module, query, key, value, mask, **kwargs: own(module, query, key, value, mask.clone(), **kwargs),
+        )
+        found = layout_logps(model, batch, number)
+    assert set(calls) == {batch["input_ids"].shape[1]}
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("trees", [1, 4])
+def test_sdpa_gets_one_mask_of_numbers_for_all_layers(trees, monkeypatch):
+    """Not a boolean one, which it would turn into numbers anew in each layer."""
+    masks = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query, *args, attn_mask, **kwargs):
+        masks.append(attn_mask)
+        return plain(query, *args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    model = scoring_model("llama")
+    _, completions, batch = batch_of(4096, (3, 1, 2, 4)[:trees])
+    with torch.no_grad():
+        layout_logps(model, batch, sum(map(len, completions)))
+    assert {mask.dtype for mask in masks} == {torch.float32}
+    assert len(masks) == trees * model.config.num_hidden_layers
+    assert len({mask.data_ptr() for mask in masks}) == trees
+
+
+def test_short_neighbours_are_taken_together(monkeypatch):
+    monkeypatch.setattr(attention, "_LEAST_LENGTH", 4)
+    # trees of 3, 1, 2, 6, 1, 1 tokens
+    assert attention._tree_lengths([3, 3, 3, 4, 6, 6, 12, 12, 12, 12, 12, 12, 13, 14]) == [4, 2, 6, 2]
+
+
+def test_rows_are_packed_for_sdpa_on_a_cpu_alone():
+    cpu = torch.device("cpu")
+    assert packed_length(cpu, scoring_model("llama")) == 4096
+    assert packed_length(torch.device("cuda"), scoring_model("llama")) is None
+    assert packed_length(cpu, make_model("llama")) is None
+    assert packed_length(cpu, scoring_model("gpt_oss")) is None
+    assert packed_length(cpu, scoring_model("llama"), scoring_model("gemma2")) is None

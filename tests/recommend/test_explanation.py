@@ -1,0 +1,94 @@
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from support import naive_logp
+
+from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.recommend import Explanation
+
+HISTORY = ["100", "Star Wars", "111", "The Rock"]
+TITLES = ["Alien", "Star Wars", "Babe", "The Rock"]
+
+
+@torch.no_grad()
+def naive_score(case, titles, title):
+    prompt_ids, (ids,) = tokenize_completions(
+        case.tokenizer,
+        case.template.prompt(titles),
+        [case.template.completion(title)],
+        eos_token=case.tokenizer.eos_token,
+    )
+    return float(naive_logp(case.model, prompt_ids, ids))
+
+
+def test_effects_are_scores_with_less_scores_without(case):
+    explanation = case.recommender.explain(HISTORY, "Heidi", max_new_tokens=0)
+    full = naive_score(case, TITLES, "Heidi")
+    expected = [full - naive_score(case, [t for t in TITLES if t != removed], "Heidi") for removed in TITLES]
+    np.testing.assert_allclose(explanation.effects, expected, atol=5e-5)
+    assert explanation.score == pytest.approx(full, abs=2e-5)
+    assert (explanation.item, explanation.title, explanation.words) == ("110", "Heidi", "")
+    assert explanation.history == ("100", "106", "111", "112")
+    assert explanation.titles == tuple(TITLES)
+
+
+def test_a_history_of_one_is_compared_with_none(case):
+    explanation = case.recommender.explain(["100"], "Heidi", max_new_tokens=0)
+    expected = naive_score(case, ["Alien"], "Heidi") - naive_score(case, [], "Heidi")
+    np.testing.assert_allclose(explanation.effects, [expected], atol=5e-5)
+
+
+def test_words_are_the_greedy_continuation_of_the_question(case):
+    words = case.recommender.explain(HISTORY, "Heidi", max_new_tokens=5).words
+    question = "Why do you recommend Heidi? Answer in one sentence."
+    prompt = case.template.prompt(TITLES)
+    if isinstance(prompt, str):
+        ids = case.tokenizer(f"{prompt}Heidi\n{question}\n")["input_ids"]
+    else:
+        messages = [*prompt, {"role": "assistant", "content": "Heidi"}, {"role": "user", "content": question}]
+        ids = case.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    begin = len(ids)
+    with torch.no_grad():
+        while len(ids) < begin + 5 and ids[-1] != case.tokenizer.eos_token_id:
+            ids.append(int(case.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    assert words == case.tokenizer.decode(ids[begin:], skip_special_tokens=True).strip()
+
+
+def make_explanation():
+    return Explanation(
+        "7", "Heidi", -3.5, ("1", "2", "3"), ("Babe", "$ick", "Alien 3"), np.array([0.5, -1.0, 2.0]), "So!"
+    )
+
+
+def test_text_names_items_from_the_strongest_on():
+    first, *bars, words = str(make_explanation()).splitlines()
+    assert first.startswith("Heidi (score -3.50)")
+    assert [re.sub(r"\s+", " ", bar.rstrip("█").strip()) for bar in bars] == [
+        "Alien 3 +2.000",
+        "Babe +0.500",
+        "$ick -1.000",
+    ]
+    assert [bar.count("█") for bar in bars] == [24, 6, 12]
+    assert words.endswith("no evidence of the cause): So!")
+
+
+def test_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    make_explanation().plot(tmp_path / "why.png")
+    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'dmpo-trl\[plot\]'"):
+        make_explanation().plot(tmp_path / "why.png")
+
+
+def test_faults(case):
+    with pytest.raises(ValueError, match="history: the list is empty"):
+        case.recommender.explain([], "Heidi")
+    with pytest.raises(ValueError, match="item: 'Hedi' is neither"):
+        case.recommender.explain(["100"], "Hedi")
