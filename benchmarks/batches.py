@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.batching.sampler import PromptGroupSampler, batches_within_budget, group_by_prompt
-from dmpo_trl.preprocessing.format import tokenize_row
+from dmpo_trl.preprocessing.tokenize import tokenize_row
 from dmpo_trl.training.cost import Layout
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from dmpo_trl.data import MOVIELENS_100K, MOVIES, leave_one_out, preference_dataset, read_recbole, sample_negatives
-from dmpo_trl.preprocessing.format import tokenize_row
+from dmpo_trl.preprocessing.tokenize import tokenize_row
 
 PROMPT_LENGTH, TITLE_LENGTH = 270, 10  # tokens; twenty films that a MovieLens user liked
 

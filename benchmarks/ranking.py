@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from dmpo_trl.data import MOVIELENS_100K, MOVIES, leave_one_out, ranking_dataset, read_recbole, sample_negatives
 from dmpo_trl.evaluation.ranking import rank_by_log_prob, score_candidates
 from dmpo_trl.evaluation.result import RankingResult
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.scoring import CompletionScores
 
 COLUMNS = ["side", "seconds a user", "candidates a second", "ratio", "lowest", "highest"]

@@ -41,8 +41,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.losses import ScoredBatch, preference_loss
 from dmpo_trl.modeling.attention import PACKED_LENGTH
+from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.recommend.decoding.prefixes import cache_argument
-from dmpo_trl.scoring import base_model_of
 
 BASELINE = "full logits"
 

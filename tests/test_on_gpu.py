@@ -34,7 +34,7 @@ from dmpo_trl.batching.collator import lay_out
 from dmpo_trl.data import MOVIES
 from dmpo_trl.modeling.attention import packed_length, use_trie_attention
 from dmpo_trl.modeling.scoring_head import add_scoring_head
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend import Recommender
 
 CUDA = pytest.param(

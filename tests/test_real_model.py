@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.modeling.probe import prepare_for_scoring, probe
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
 pytestmark = pytest.mark.slow
 

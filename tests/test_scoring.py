@@ -12,7 +12,7 @@ from support import COPYING, SHARING, make_model, make_tokenizer, naive_logp
 
 import dmpo_trl.scoring as scoring
 from dmpo_trl import score_completions
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
 TITLES = ["Alien", "Aliens", "Alien", "Star Wars", "Toy Story", "The Matrix", "The Mask", "The Rock", "Babe", "Heidi"]
 PROMPTS = ["Watched: Alien, Babe. Next:", "Watched: Toy Story. Next:", "Watched: Heidi, The Rock, Babe. Next:"]

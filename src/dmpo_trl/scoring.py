@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ._prefix import common_prefix_length
 from .batching.collator import lay_out
-from .batching.trie import common_prefix_length
-from .modeling.modes import evaluation_mode
+from .modeling.attention import attention_balance
+from .modeling.loading import base_model_of, evaluation_mode
 from .modeling.probe import prepare_for_scoring
-from .preprocessing.format import tokenize_completions
+from .preprocessing.tokenize import tokenize_completions
 
 Text = str | list[dict[str, Any]]
 Example = tuple[list[int], list[list[int]]]  # a prompt and its completions
@@ -127,8 +126,7 @@ def stream_scores(
         share=share,
         tokens_per_batch=tokens_per_batch,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        # The trainer's: a layer's attention takes 4*L*H FLOPs a token, its matrices about 24*H*H
-        attention_balance=6.0 * base_model.config.get_text_config().hidden_size,
+        attention_balance=attention_balance(base_model.config),
     )
     window: list[Example] = []
     tokens = 0
@@ -142,12 +140,6 @@ def stream_scores(
                 yield from scorer.score(window, bar)
                 window, tokens = [], 0
         yield from scorer.score(window, bar)
-
-
-def base_model_of(model: Any) -> Any:
-    """The transformers model inside of what peft and accelerate wrap around it."""
-    model = extract_model_from_parallel(model)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _refuse_empty(index: int, options: Sequence[Text]) -> None:

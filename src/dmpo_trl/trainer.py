@@ -21,13 +21,15 @@ from .batching.sampler import check_sampling, make_train_sampler
 from .batching.vision import vision_collator
 from .config import DMPOConfig
 from .losses import ScoredBatch, preference_loss
-from .modeling.attention import packed_length, use_trie_attention
+from .modeling.attention import attention_balance, packed_length, use_trie_attention
 from .modeling.load_balancing import num_copies
 from .modeling.probe import prepare_for_scoring, require_finite_logits
 from .modeling.quantization import keep_trainable
 from .modeling.scoring_head import add_scoring_head
-from .preprocessing.format import TOKEN_COLUMNS, numbered_columns, tokenize_row
+from .preprocessing.format import TOKEN_COLUMNS, numbered_columns
+from .preprocessing.tokenize import tokenize_row
 from .preprocessing.truncate import drop_and_report, most_rejected
+from .preprocessing.validate import check_rows, named_datasets
 from .training.checkpoints import (
     checkpoint_to_resume,
     list_files,
@@ -35,7 +37,7 @@ from .training.checkpoints import (
     set_incomplete_aside,
     withdraw,
 )
-from .training.checks import check_limits, check_rows, check_step, named_datasets
+from .training.checks import check_limits, check_step
 from .training.distributed import check_checkpoint_kind, first_rows, own_rows, readable_by_all, whole_layers
 from .training.metrics import example_metrics, token_metrics
 from .training.model_card import complete_card, hub_dataset
@@ -199,7 +201,6 @@ class DMPOTrainer(DPOTrainer):
         if self._default_collator and not self._is_vision_dataset:
             # The parent made its own from the arguments and the tokenizer; ours takes the same parameters
             collator = self.data_collator
-            hidden_size = base_model.config.get_text_config().hidden_size
             models = [base_model] if self.ref_model is None else [base_model, self._base_model(self.ref_model)]
             self.data_collator = DataCollatorForMultiPreference(
                 pad_token_id=collator.pad_token_id,
@@ -207,8 +208,7 @@ class DMPOTrainer(DPOTrainer):
                 truncation_mode=collator.truncation_mode,
                 pad_to_multiple_of=collator.pad_to_multiple_of,
                 prefix_sharing=decision[0],
-                # A layer's attention takes 4*L*H FLOPs a token, its matrices about 24*H*H
-                attention_balance=6.0 * hidden_size,
+                attention_balance=attention_balance(base_model.config),
                 # `torch.compile` would compile anew for each batch's trees
                 packed_length=None if self.args.torch_compile else packed_length(self.accelerator.device, *models),
             )

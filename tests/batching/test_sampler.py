@@ -13,6 +13,7 @@ from support import make_model, make_tokenizer, ragged_examples
 from torch.utils.data import BatchSampler
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl._prefix import common_prefix_length
 from dmpo_trl.batching.collator import DataCollatorForMultiPreference
 from dmpo_trl.batching.sampler import (
     PromptGroupSampler,
@@ -21,7 +22,6 @@ from dmpo_trl.batching.sampler import (
     check_sampling,
     group_by_prompt,
 )
-from dmpo_trl.batching.trie import common_prefix_length
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=20)
 GROUPS = st.lists(st.integers(1, 7), min_size=1, max_size=12)  # sizes

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_trl.batching.trie import build_row, common_prefix_length, join_trees, pack, plan_rows
+from dmpo_trl._prefix import common_prefix_length
+from dmpo_trl.batching.trie import build_row, join_trees, pack, plan_rows
 
 # Few distinct tokens, so that sequences share prefixes often
 ids = st.lists(st.integers(0, 2), max_size=6)

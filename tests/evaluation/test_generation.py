@@ -8,7 +8,7 @@ from support import make_model, make_tokenizer
 
 from dmpo_trl.evaluation.generation import generate_items
 from dmpo_trl.modeling.probe import prepare_for_scoring
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
 
 def greedy(model, tokenizer, row, steps) -> str:

@@ -18,8 +18,8 @@ from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.evaluation.callback import RankingCallback
 from dmpo_trl.evaluation.generation import generate_items
 from dmpo_trl.evaluation.ranking import rank_with_model
+from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.probe import prepare_for_scoring
-from dmpo_trl.scoring import base_model_of
 
 
 def rank(model, users):

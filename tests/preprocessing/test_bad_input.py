@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from support import VOCAB_SIZE, make_model, make_tokenizer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl.preprocessing import validate
 from dmpo_trl.preprocessing.format import RowError
-from dmpo_trl.training import checks
-from dmpo_trl.training.checks import check_limits, check_rows, check_step
+from dmpo_trl.preprocessing.validate import check_rows
+from dmpo_trl.training.checks import check_limits, check_step
 
 BETA = 0.5
 PROMPT = "Watched: Alien, Babe. Next:"
@@ -396,8 +397,8 @@ def test_one_row_of_a_million(build, monkeypatch, changes):
     """Found in Arrow's columns, before a model is loaded or a row tokenised, in Python by looking at two rows."""
     monkeypatch.setattr("dmpo_trl.trainer.tokenize_row", None)
     looked_at = []
-    read = checks.read_row
-    monkeypatch.setattr(checks, "read_row", lambda example, error: looked_at.append(example) or read(example, error))
+    read = validate.read_row
+    monkeypatch.setattr(validate, "read_row", lambda example, error: looked_at.append(example) or read(example, error))
     with pytest.raises(RowError, match=rf"^Row 999999 of the train dataset, column `{next(iter(changes))}`: "):
         build(large_table(1_000_000, **changes), model="no such model")
     assert len(looked_at) == 2

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from support import make_tokenizer
 from trl import extract_prompt
 
-from dmpo_trl.preprocessing.format import RowError, numbered_columns, tokenize_row
+from dmpo_trl.preprocessing.format import RowError, numbered_columns
+from dmpo_trl.preprocessing.tokenize import tokenize_row
 
 
 @pytest.fixture(scope="module")

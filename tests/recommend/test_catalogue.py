@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support import make_tokenizer
 
 from dmpo_trl.data import MOVIES
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend.catalogue import Catalogue, PromptTries, TitleTrie
 
 # Few tokens and short sequences: prefixes of others, equal ones and common beginnings are the rule, not the exception

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import naive_logp
 
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend import Explanation
 
 HISTORY = ["100", "Star Wars", "111", "The Rock"]

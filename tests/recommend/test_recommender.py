@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from dmpo_trl.data import MOVIES
 from dmpo_trl.data.preparation.folder import FORMAT, MANIFEST
-from dmpo_trl.preprocessing.format import tokenize_completions
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend import Recommender
 from dmpo_trl.scoring import score_completions
 

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl import DPOConfig
 
-from .trie import common_prefix_length
+from .._prefix import common_prefix_length
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ node (its position id), and the index just past its last descendant (`subtree_en
 only if `k <= q < subtree_end[k]`: its ancestors and itself. Pure Python; tensors begin in the collator.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from .._prefix import common_prefix_length
 
 TokenIds = Sequence[int]
 
@@ -32,12 +32,6 @@ class Row:
     scored_nodes: list[int] = field(default_factory=list)
     scored_targets: list[int] = field(default_factory=list)
     completions: dict[int, list[int]] = field(default_factory=dict)
-
-
-def common_prefix_length(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Number of leading elements that `a` and `b` share, by bisection over slice comparisons (which run in C)."""
-    shortest = min(len(a), len(b))
-    return bisect_left(range(shortest), True, key=lambda i: a[: i + 1] != b[: i + 1])
 
 
 def build_row(

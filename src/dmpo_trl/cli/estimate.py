@@ -138,7 +138,7 @@ def _measure(
 
     from ..batching.collator import DataCollatorForMultiPreference
     from ..modeling.loading import load_tokenizer
-    from ..preprocessing.format import tokenize_row
+    from ..preprocessing.tokenize import tokenize_row
     from ..preprocessing.truncate import drop_and_report
 
     tokenizer = load_tokenizer(model)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from ._random import uniform
 from .interactions import Interactions
 from .prompts import PromptTemplate
-from .seen import seen_before
+from .splits import seen_before
 
 ROWS = 20_000  # in one step: enough for speed, and the text of so many fits in memory many times over
 

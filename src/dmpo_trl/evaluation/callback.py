@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..scoring import base_model_of
+from ..modeling.loading import base_model_of
 from .metrics import METRICS
 from .ranking import rank_by_log_prob, score_candidates
 from .result import RankingResult

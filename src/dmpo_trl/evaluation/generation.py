@@ -13,8 +13,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..modeling.modes import evaluation_mode
-from ..preprocessing.format import tokenize_completions
+from ..modeling.loading import evaluation_mode
+from ..preprocessing.tokenize import tokenize_completions
 from ._processes import is_sharded, on_main_process, over_processes
 from .metrics import Interval, bootstrap_mean
 

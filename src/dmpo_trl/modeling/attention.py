@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -172,6 +172,18 @@ def use_trie_attention(model: PreTrainedModel) -> bool:
         )
     model.set_attn_implementation(_PREFIX + base)
     return model.config._attn_implementation == _PREFIX + base
+
+
+def attention_balance(config: PretrainedConfig) -> float:
+    """Length of a row, in tokens, at which attention costs as much as the rest of the model; see `plan_trees`.
+
+    Of a layer with hidden size H, attention over a row of L tokens takes about 4 L H FLOPs per token, and the matrices
+    24 H^2 (4 H^2 parameters of attention, 8 H^2 of the MLP, two FLOPs each): they are equal at L = 6 H.
+
+    Args:
+        config: Of the model.
+    """
+    return 6.0 * float(config.get_text_config().hidden_size)
 
 
 def packed_length(device: torch.device, *models: PreTrainedModel) -> int | None:

@@ -1,9 +1,12 @@
-"""Models and tokenizers from a folder or a hub id, whether that holds a whole model or an adapter."""
+"""Models and tokenizers: how they are loaded, unwrapped, and put into evaluation mode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig
+from accelerate.utils import extract_model_from_parallel
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -42,3 +45,25 @@ def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
         if not is_adapter(path, revision=kwargs.get("revision")):
             raise
         return AutoTokenizer.from_pretrained(PeftConfig.from_pretrained(path).base_model_name_or_path)
+
+
+def base_model_of(model: Any) -> Any:
+    """The transformers model inside of what peft and accelerate wrap around it."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Put a model in evaluation mode inside the block; every module then gets back the mode that it had.
+
+    Args:
+        model: A `torch.nn.Module`.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..batching.collator import lay_out
 from .attention import use_trie_attention
-from .modes import evaluation_mode
+from .loading import evaluation_mode
 from .quantization import unpacked_layers
 from .scoring_head import add_scoring_head
 

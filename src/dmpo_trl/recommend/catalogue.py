@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
-from ..batching.trie import common_prefix_length
+from .._prefix import common_prefix_length
 from ..data.prompts import PromptTemplate
-from ..preprocessing.format import tokenize_completions
+from ..preprocessing.tokenize import tokenize_completions
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..modeling.modes import evaluation_mode
+from ..modeling.loading import evaluation_mode
 
 if TYPE_CHECKING:
     from .recommender import Recommender

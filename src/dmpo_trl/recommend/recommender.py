@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..data.prompts import PromptTemplate
-from ..modeling.loading import load_model, load_tokenizer
-from ..modeling.modes import evaluation_mode
+from ..modeling.loading import evaluation_mode, load_model, load_tokenizer
 from ..scoring import score_completions
 from .batch import UserHistory, write_recommendations
 from .catalogue import Catalogue, PromptTries

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ...scoring import base_model_of
+from ...modeling.loading import base_model_of
 from .prefixes import Prefixes, accepted_arguments, cache_argument, log_normalizer
 
 _PREFIX = "branch_"

@@ -15,8 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ...modeling.loading import base_model_of
 from ...modeling.probe import short_windows, tolerance
-from ...scoring import base_model_of
 from .branching import BranchingPrefixes, branch_attention
 from .prefixes import CachedPrefixes, Prefixes, RecomputedPrefixes
 

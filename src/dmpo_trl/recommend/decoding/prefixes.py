@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from ...scoring import base_model_of
+from ...modeling.loading import base_model_of
 
 
 class Prefixes(ABC):

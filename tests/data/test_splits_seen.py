@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from dmpo_trl.data import MOVIES, next_items, ranking_dataset
 from dmpo_trl.data.interactions import Interactions
-from dmpo_trl.data.seen import seen_before
+from dmpo_trl.data.splits import seen_before
 
 ITEMS = [f"i{number}" for number in range(9)]
 TIMES = st.dictionaries(st.tuples(st.sampled_from("abcd"), st.sampled_from(ITEMS)), st.integers(0, 6), min_size=1)
