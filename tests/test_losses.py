@@ -6,7 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_trl.losses import MULTI_NEGATIVE_LOSSES, PAIRWISE_LOSSES, ScoredBatch, multi_negative, preference_loss
+from dmpo_trl import losses
+from dmpo_trl.batching.completions import Completions
+from dmpo_trl.losses import (
+    MULTI_NEGATIVE_LOSSES,
+    PAIRWISE_LOSSES,
+    ScoredBatch,
+    multi_negative,
+    pairwise,
+    preference_loss,
+    wpo_weights,
+)
 
 ARGS = SimpleNamespace(beta=0.3, label_smoothing=0.1, discopop_tau=0.05)
 
@@ -165,18 +175,74 @@ def test_unknown_names_are_refused_with_the_known_ones():
         make_batch([1], f_divergence_type="kl").chosen_scores  # noqa: B018
 
 
-def test_a_loss_of_ones_own_is_one_function():
+@pytest.fixture
+def registries(monkeypatch):
+    for name in ("MULTI_NEGATIVE_LOSSES", "PAIRWISE_LOSSES"):
+        monkeypatch.setattr(losses, name, dict(getattr(losses, name)))
+
+
+def test_a_loss_of_ones_own_is_one_function(registries):
     @multi_negative("hardest")
     def hardest(batch, args):
         gaps = [gaps.min() for gaps in batch.score_gaps.split(batch.num_rejected.tolist())]
         return -torch.nn.functional.logsigmoid(args.beta * torch.stack(gaps))
 
-    try:
-        batch = make_batch([2, 1])
-        expected = [
-            math.log1p(math.exp(-ARGS.beta * min(chosen - s for s in rejected)))
-            for chosen, rejected in log_ratios(batch)
-        ]
-        assert preference_loss("hardest", batch, ARGS).tolist() == pytest.approx(expected)
-    finally:
-        del MULTI_NEGATIVE_LOSSES["hardest"]
+    batch = make_batch([2, 1])
+    expected = [
+        math.log1p(math.exp(-ARGS.beta * min(chosen - s for s in rejected))) for chosen, rejected in log_ratios(batch)
+    ]
+    assert preference_loss("hardest", batch, ARGS).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("register", [multi_negative, pairwise])
+def test_a_loss_registered_again_is_the_new_one(registries, register):
+    """As when the cell of a notebook is edited and run again."""
+    for value in (1.0, 2.0):
+
+        @register("mine")
+        def mine(batch, args, value=value):
+            size = len(batch.num_rejected) if register is multi_negative else len(batch.example)
+            return torch.full((size,), value)
+
+        assert mine.__defaults__ == (value,)  # the name is bound to the function below it
+    assert preference_loss("mine", make_batch([2, 1]), ARGS).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("register", "name"), [(multi_negative, "dmpo"), (pairwise, "sigmoid"), (multi_negative, "ipo")]
+)
+def test_a_name_of_the_package_is_taken(registries, register, name):
+    expected = preference_loss(name, make_batch([2, 1]), ARGS).tolist()
+    with pytest.raises(ValueError, match=f"There is a loss '{name}' already.* register yours under another name"):
+
+        @register(name)
+        def mine(batch, args):
+            return batch.chosen_logps
+
+    assert preference_loss(name, make_batch([2, 1]), ARGS).tolist() == expected
+
+
+def test_a_name_is_of_one_kind(registries):
+    pairwise("mine")(lambda batch, args: batch.score_gaps)
+    with pytest.raises(ValueError, match="of the other kind"):
+        multi_negative("mine")(lambda batch, args: batch.chosen_logps)
+
+
+@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_wpo_weighs_a_pair_by_the_likelihood_of_both(counts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    completions = Completions(
+        num_rejected=torch.tensor(counts),
+        is_chosen=torch.tensor([place == 0 for n in counts for place in range(n + 1)]),
+        token_pairs=torch.arange(2 * (sum(counts) + len(counts))),
+        token_completions=torch.arange(sum(counts) + len(counts)).repeat_interleave(2),
+    )
+    logps, squares = -torch.rand(2, len(completions.token_pairs), generator=generator)
+    outputs = SimpleNamespace(log_probs=logps, log_sum_sq_probs=squares)
+    weights = [math.exp(value) for value in (logps - squares).view(-1, 2).mean(dim=1).tolist()]
+    expected = []
+    for count in counts:
+        chosen, *rejected = weights[: count + 1]
+        weights = weights[count + 1 :]
+        expected += [chosen * one for one in rejected]
+    assert wpo_weights(outputs, completions).tolist() == pytest.approx(expected, rel=1e-5)

@@ -196,3 +196,23 @@ def test_what_cannot_be_scored_is_named_before_the_work(monkeypatch):
 
 def test_nothing_to_score():
     assert score_completions(LLAMA, TOKENIZER, [], []) == []
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_first_token_after_an_empty_prompt_is_not_counted(share):
+    """Nothing predicts it: it is in neither the sum nor the length."""
+    (scores,) = score_completions(LLAMA, TOKENIZER, [""], [["Alien", "Star Wars, Toy Story"]], prefix_sharing=share)
+    ids = [TOKENIZER(text + TOKENIZER.eos_token)["input_ids"] for text in ("Alien", "Star Wars, Toy Story")]
+    assert scores.lengths.tolist() == [len(own) - 1 for own in ids]
+    with torch.no_grad():
+        assert scores.logps == pytest.approx([float(naive_logp(LLAMA, [], own)) for own in ids], abs=1e-4)
+
+
+def test_a_completion_of_which_nothing_is_scored_is_refused():
+    """Its mean would be 0 / 0."""
+    with pytest.raises(ValueError, match="Completion 1 of prompt 0 has no token that a token before it predicts"):
+        score_completions(LLAMA, TOKENIZER, [""], [["Alien", ""]])  # the end-of-sequence token alone
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="Completion 0 of prompt 1 has no token"):
+        score_completions(LLAMA, tokenizer, ["a", "a"], [["b"], [""]])

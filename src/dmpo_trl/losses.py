@@ -4,18 +4,21 @@ Notation: B examples, example b with N_b rejected completions, P = sum of N_b pa
 `r(y) = log pi(y|x) - log ref(y|x)`, a score `s` is `r` itself or what an f-divergence makes of it, and
 `delta = beta * (s+ - s_i)` belongs to the pair of the chosen and the i-th rejected completion.
 
-A loss of your own is one function: `@multi_negative("name")` for one that returns a value an example,
-`@pairwise("name")` for one that returns a value a pair, whose mean over an example's pairs is then taken.
+A loss of your own is one function: `@multi_negative("name")` for one that returns one value per example,
+`@pairwise("name")` for one that returns one value per pair, whose mean over the pairs of an example is then taken.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from trl import DPOConfig
+
+from .batching.completions import Completions
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,23 @@ class ScoredBatch:
     chosen_nll: torch.Tensor
     f_divergence_type: str = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
+
+    @classmethod
+    def of(
+        cls, completions: Completions, *, logps: torch.Tensor, ref_logps: torch.Tensor, **further: Any
+    ) -> "ScoredBatch":
+        """Make a batch of the log-probs of all its completions.
+
+        Args:
+            completions: The completions of the batch.
+            logps: Policy, (C,).
+            ref_logps: Reference, (C,).
+            **further: The other attributes.
+        """
+        chosen, rejected = completions.split(logps)
+        ref_chosen, ref_rejected = completions.split(ref_logps)
+        lengths = completions.split(completions.lengths)
+        return cls(chosen, rejected, ref_chosen, ref_rejected, completions.num_rejected, *lengths, **further)
 
     @cached_property
     def example(self) -> torch.Tensor:
@@ -98,12 +118,12 @@ class ScoredBatch:
         )
 
     def mean_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of a value a pair over each example's pairs: (P,) to (B,)."""
+        """Mean over the pairs of each example: (P,) to (B,)."""
         sums = values.new_zeros(len(self.num_rejected)).index_add(0, self.example, values)
         return sums / self.num_rejected
 
     def logsumexp_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
-        """`log sum exp` of a value a pair over each example's pairs: (P,) to (B,)."""
+        """`log sum exp` over the pairs of each example: (P,) to (B,)."""
         slots = torch.arange(int(self.num_rejected.max()), device=values.device)
         table = values.new_full((len(self.num_rejected), len(slots)), -math.inf)
         return table.masked_scatter(slots < self.num_rejected[:, None], values).logsumexp(dim=1)
@@ -115,13 +135,55 @@ PAIRWISE_LOSSES: dict[str, Loss] = {}
 
 
 def multi_negative(name: str) -> Callable[[Loss], Loss]:
-    """Register a loss that returns one value an example, (B,), under `name`."""
-    return lambda loss: MULTI_NEGATIVE_LOSSES.setdefault(name, loss)
+    """Register a loss that returns one value per example, (B,), under `name`.
+
+    Registering a name of your own again replaces the loss, as when the cell of a notebook is run again.
+
+    Args:
+        name: What `loss_type` calls it.
+
+    Raises:
+        ValueError: The name is that of a loss of the package, or of a pairwise one.
+
+    Example:
+        >>> @multi_negative("hardest")
+        ... def hardest(batch, args):
+        ...     table = batch.score_gaps.new_full((len(batch.num_rejected),), torch.inf)
+        ...     return F.softplus(-args.beta * table.scatter_reduce(0, batch.example, batch.score_gaps, "amin"))
+        >>> DMPOConfig("out", loss_type=["hardest"])  # doctest: +SKIP
+    """
+    return lambda loss: _register(MULTI_NEGATIVE_LOSSES, PAIRWISE_LOSSES, name, loss)
 
 
 def pairwise(name: str) -> Callable[[Loss], Loss]:
-    """Register a loss that returns one value a pair, (P,), under `name`."""
-    return lambda loss: PAIRWISE_LOSSES.setdefault(name, loss)
+    """Register a loss that returns one value per pair, (P,), under `name`.
+
+    Registering a name of your own again replaces the loss, as when the cell of a notebook is run again.
+
+    Args:
+        name: What `loss_type` calls it.
+
+    Raises:
+        ValueError: The name is that of a loss of the package, or of a multi-negative one.
+
+    Example:
+        >>> @pairwise("squared_hinge")
+        ... def squared_hinge(batch, args):
+        ...     return torch.relu(1 - args.beta * batch.score_gaps) ** 2
+    """
+    return lambda loss: _register(PAIRWISE_LOSSES, MULTI_NEGATIVE_LOSSES, name, loss)
+
+
+def _register(registry: dict[str, Loss], other: dict[str, Loss], name: str, loss: Loss) -> Loss:
+    previous = registry.get(name) or other.get(name)
+    if name in other or (previous is not None and previous.__module__ == __name__ != loss.__module__):
+        raise ValueError(
+            f"There is a loss {name!r} already, from {getattr(previous, '__module__', '?')}, of "
+            f"{'the other kind (pairwise or multi-negative)' if name in other else 'the package'}: register yours "
+            "under another name."
+        )
+    registry[name] = loss
+    return loss
 
 
 def preference_loss(
@@ -182,7 +244,7 @@ def hinge(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     return torch.relu(1 - args.beta * batch.score_gaps)
 
 
-def _gap_a_token(batch: ScoredBatch) -> torch.Tensor:
+def _per_token_gap(batch: ScoredBatch) -> torch.Tensor:
     chosen = batch.chosen_scores / batch.chosen_lengths.clamp(min=1)
     rejected = batch.rejected_scores / batch.rejected_lengths.clamp(min=1)
     return chosen[batch.example] - rejected
@@ -191,13 +253,13 @@ def _gap_a_token(batch: ScoredBatch) -> torch.Tensor:
 @pairwise("ipo")
 def ipo(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     """`(gap - 1/(2 beta))^2` with scores a token (IPO, arXiv 2310.12036, Eq. 17, averaged over tokens as in TRL)."""
-    return (_gap_a_token(batch) - 1 / (2 * args.beta)) ** 2
+    return (_per_token_gap(batch) - 1 / (2 * args.beta)) ** 2
 
 
 @pairwise("sigmoid_norm")
 def sigmoid_norm(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     """`-log sigmoid(beta * gap)` with scores a token (length-normalised DPO, Tülu 3, arXiv 2411.15124)."""
-    return -F.logsigmoid(args.beta * _gap_a_token(batch))
+    return -F.logsigmoid(args.beta * _per_token_gap(batch))
 
 
 @pairwise("exo_pair")
@@ -280,3 +342,16 @@ def aot_unpaired(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     chosen = batch.chosen_logratios[batch.example].sort().values
     delta = args.beta * (chosen - batch.rejected_logratios.sort().values)
     return _smoothed(delta, args).mean().expand(len(batch.num_rejected))
+
+
+@torch.no_grad()
+def wpo_weights(outputs: Any, completions: Completions) -> torch.Tensor:
+    """Weight of each pair by the policy's own likelihood of both completions (WPO, arXiv 2406.11827, Eq. 2), (P,).
+
+    Args:
+        outputs: Of the scoring head: `log_probs` and `log_sum_sq_probs`, (S,) each.
+        completions: The completions of the batch.
+    """
+    logps = completions.sum(completions.per_token(outputs.log_probs - outputs.log_sum_sq_probs))
+    chosen, rejected = completions.split(torch.exp(logps / completions.lengths.clamp(min=1)))
+    return chosen.repeat_interleave(completions.num_rejected) * rejected

@@ -1,4 +1,4 @@
-"""Score completions with a language model, the completions of a prompt in as few forwards as their number allows."""
+"""Scoring: log-probs of completions given their prompts, in as few forwards as their number allows."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ class CompletionScores:
 
     Attributes:
         logps: Summed log-prob of each completion given the prompt, in nats, (N,).
-        lengths: Its number of tokens, (N,).
+        lengths: Its number of tokens that were scored, (N,): all but the first after an empty prompt, which nothing
+            predicts.
     """
 
     logps: np.ndarray
@@ -66,12 +67,18 @@ def score_completions(
         The scores, in the order of `prompts`.
 
     Raises:
-        ValueError: The numbers of prompts and of lists of completions differ, a list is empty, or
-            `prefix_sharing=True` and the model cannot.
+        ValueError: The numbers of prompts and of lists of completions differ, a list is empty, a completion has no
+            token to score, or `prefix_sharing=True` and the model cannot.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B")  # doctest: +SKIP
+        >>> tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen3-0.6B")  # doctest: +SKIP
+        >>> score_completions(model, tokenizer, ["Alien, then"], [[" Aliens", " Babe"]])[0].logps  # doctest: +SKIP
     """
     if len(prompts) != len(completions):
         raise ValueError(
-            f"{len(prompts)} prompts, but {len(completions)} lists of completions: give one list a prompt."
+            f"{len(prompts)} prompts, but {len(completions)} lists of completions: give one list per prompt."
         )
     for index, options in enumerate(completions):  # before the work, not in the midst of it
         _refuse_empty(index, options)
@@ -98,22 +105,22 @@ def stream_scores(
     progress: str | None = None,
     total: int | None = None,
 ) -> Iterator[CompletionScores]:
-    """`score_completions` one prompt after the other, for more of them than memory holds.
+    """Score one prompt after the other, for more of them than memory holds.
 
     Args:
-        model: See `score_completions`, as for what is not named here.
-        tokenizer: See there.
+        model: As in `score_completions`.
+        tokenizer: As in `score_completions`.
         examples: Pairs of a prompt and its completions, taken up as scoring proceeds.
-        prefix_sharing: See there.
-        tokens_per_batch: See there.
-        progress: See there.
+        prefix_sharing: As in `score_completions`.
+        tokens_per_batch: As in `score_completions`.
+        progress: As in `score_completions`.
         total: Number of examples, for the progress bar.
 
     Yields:
         The scores, in the order of `examples`.
 
     Raises:
-        ValueError: See there.
+        ValueError: A list is empty, a completion has no token to score, or `prefix_sharing=True` and the model cannot.
     """
     if isinstance(model, DistributedDataParallel):
         # Its forward synchronises buffers with the other processes, which may score other numbers of batches
@@ -134,12 +141,22 @@ def stream_scores(
         for index, (prompt, options) in enumerate(examples):
             _refuse_empty(index, options)
             example = tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)
+            if (shortest := min(lengths := _scored_lengths(*example))) < 1:
+                raise ValueError(
+                    f"Completion {lengths.index(shortest)} of prompt {index} has no token that a token before it "
+                    "predicts: give it text, or the prompt."
+                )
             window.append(example)
             tokens += len(example[0]) * (1 if share else len(options)) + sum(map(len, example[1]))
             if tokens > _WINDOW_BATCHES * tokens_per_batch:
                 yield from scorer.score(window, bar)
                 window, tokens = [], 0
         yield from scorer.score(window, bar)
+
+
+def _scored_lengths(prompt: list[int], options: list[list[int]]) -> list[int]:
+    """Number of tokens of each completion that have a predecessor."""
+    return [len(option) - (not prompt) for option in options]
 
 
 def _refuse_empty(index: int, options: Sequence[Text]) -> None:
@@ -179,15 +196,15 @@ class _Scorer:
                     left[piece.example] -= len(piece.options)
                     bar.update(int(left[piece.example] == 0))
         return [
-            CompletionScores(own, np.array([len(option) for option in options]))
-            for own, (_, options) in zip(logps, examples, strict=True)
+            CompletionScores(own, np.array(_scored_lengths(prompt, options)))
+            for own, (prompt, options) in zip(logps, examples, strict=True)
         ]
 
     def _cut_for_trie(self, example: int, prompt: list[int], options: list[list[int]]) -> Iterator[_Piece]:
         """Cut a long list into rows, the completions that begin alike into the same one.
 
         A row of a prompt of P tokens and K of completions costs `P + K + (P + K)**2 / balance` (see `plan_rows`), and
-        scores K tokens: the cost a token is least at `K = sqrt(P * (P + balance))`.
+        scores K tokens: the cost per token is least at `K = sqrt(P * (P + balance))`.
         """
         best = len(prompt) + sqrt(len(prompt) * (len(prompt) + self.attention_balance))
         room = min(self.tokens_per_batch, max(best, 1))

@@ -11,8 +11,8 @@ from distributed.training import save_model
 from support import make_tokenizer, ragged_examples
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from dmpo_trl import DataCollatorForMultiPreference, DMPOConfig, DMPOTrainer
-from dmpo_trl.training.distributed import first_rows, own_rows
+from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl.training.distributed import num_own_rows
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -28,25 +28,8 @@ def test_every_row_counts_in_one_process(rows, processes):
                 end_of_dataloader=index == len(batches) - 1, remainder=rows % (batch_size * processes)
             )
             accelerator = SimpleNamespace(gradient_state=state, process_index=process)
-            counted += batch[: own_rows({"num_rejected": torch.tensor(batch)}, accelerator)]
+            counted += batch[: num_own_rows(len(batch), accelerator)]
     assert sorted(counted) == list(range(rows))
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_first_rows_are_a_batch_of_these_rows(rows):
-    examples = ragged_examples(0, (3, 1, 4))
-    for example in examples:
-        example |= {"ref_chosen_logps": 1.0 + len(example["rejected_ids"])}
-        example |= {"ref_rejected_logps": [float(len(ids)) for ids in example["rejected_ids"]]}
-    collator = DataCollatorForMultiPreference(pad_token_id=0)
-    cut, expected = first_rows(collator(examples), rows), collator(examples[:rows])
-    for name in ("num_rejected", "is_chosen", "token_completions", "ref_chosen_logps", "ref_rejected_logps"):
-        assert torch.equal(cut[name], expected[name])
-
-    def targets(batch):
-        return batch["scored_targets"][batch["token_pairs"]]
-
-    assert torch.equal(targets(cut), targets(expected))
 
 
 def test_an_evaluation_is_the_mean_over_rows_whatever_the_batch_size(tmp_path):

@@ -138,9 +138,7 @@ REFUSED = {
     "token that the model does not know": Case(
         [row(), row(chosen=f" <title {VOCAB_SIZE - 1}>")], tokenizer=with_more_tokens
     ),
-    "stream whose tokenizer exceeds the model": Case([row()], {"max_steps": 1}, with_more_tokens, stream),
     "more tokens than learned positions": Case([row(), row(prompt=PROMPT * 120)], {"max_length": None}, model="gpt2"),
-    "stream that may exceed learned positions": Case([row()], {"max_length": None}, make=stream, model="gpt2"),
     "empty dataset": Case([]),
     "empty stream": Case([], make=stream),
     "first row of a stream": Case([row(rejected=[])], make=stream),
@@ -181,6 +179,12 @@ TRAINED = {
     ),
     "template that counts messages": Case([chat()], tokenizer=with_template(COUNTS_MESSAGES)),
     "template that drops thinking": Case([chat()], tokenizer=with_template(DROPS_THINKING)),
+    "stream whose tokenizer has a token that the model lacks and no row": Case(
+        [row(), row(rejected=[" Ox"])], tokenizer=with_more_tokens, make=stream
+    ),
+    "stream without max_length, shorter than learned positions": Case(
+        [row(), row(rejected=[" Ox"])], {"max_length": None}, make=stream, model="gpt2"
+    ),
     "rows in a stream": Case([row(), row(rejected=[" Ox"])], make=stream),
     "numpy format": Case([row(), row()], make=lambda rows: Dataset.from_list(rows).with_format("numpy")),
     "token ids": Case([tokens(), tokens(rejected_ids=[[21]])]),
@@ -395,7 +399,7 @@ def large_table(n, **changes):
 )
 def test_one_row_of_a_million(build, monkeypatch, changes):
     """Found in Arrow's columns, before a model is loaded or a row tokenised, in Python by looking at two rows."""
-    monkeypatch.setattr("dmpo_trl.trainer.tokenize_row", None)
+    monkeypatch.setattr("dmpo_trl.preprocessing.dataset.tokenize_row", None)
     looked_at = []
     read = validate.read_row
     monkeypatch.setattr(validate, "read_row", lambda example, error: looked_at.append(example) or read(example, error))
@@ -459,6 +463,22 @@ def test_late_row_of_a_stream(build, workers):
         stream(rows), max_steps=5, per_device_train_batch_size=2, dataloader_num_workers=workers, logging_steps=1
     )
     with pytest.raises(RowError, match="Row 5 of the train dataset, column `rejected`: the list is empty"):
+        trainer.train()
+    assert_finite(trainer)
+
+
+def test_stream_that_reaches_a_token_unknown_to_the_model(build):
+    rows = [row()] * 5 + [row(rejected=[" Babe", f" <title {VOCAB_SIZE - 1}>"])] + [row()] * 4
+    trainer = build(stream(rows), tokenizer=with_more_tokens(), max_steps=5, per_device_train_batch_size=2)
+    with pytest.raises(RowError, match=r"^Row 5 of the tokenised train dataset, column `rejected_ids`: token \d+ is"):
+        trainer.train()
+    assert_finite(trainer)
+
+
+def test_stream_that_reaches_more_tokens_than_learned_positions(build):
+    rows = [row(), row(), row(prompt=PROMPT * 120), row()]
+    trainer = build(stream(rows), model="gpt2", max_length=None, max_steps=2, per_device_train_batch_size=2)
+    with pytest.raises(RowError, match=r"^Row 2 of the tokenised train dataset.*the model 1024 positions"):
         trainer.train()
     assert_finite(trainer)
 
@@ -591,15 +611,15 @@ def test_loss_that_becomes_nan_with_float16_weights_is_a_warning(build, caplog):
 
 def test_limits_are_those_of_the_sequence_that_is_computed():
     """The last token is predicted and needs no position."""
-    model, tokenizer = make_model("gpt2", n_positions=16), make_tokenizer()
+    model = make_model("gpt2", n_positions=16)
     fits = Dataset.from_list([tokens(prompt_ids=[9] * 13, rejected_ids=[[21, 22, 23, 2]])])
-    check_limits(fits, "train", model, tokenizer, None)
+    check_limits(fits, "train", model, None)
     exceeds = Dataset.from_list([tokens(prompt_ids=[9] * 13, rejected_ids=[[21, 2], [21, 22, 23, 24, 2]])])
     with pytest.raises(
         RowError, match=r"^Row 0 .* it has 18 tokens, and the model 16 positions. Set `max_length` to at most 17"
     ):
-        check_limits(exceeds, "train", model, tokenizer, None)
-    check_limits(exceeds, "train", model, tokenizer, 17)
+        check_limits(exceeds, "train", model, None)
+    check_limits(exceeds, "train", model, 17)
 
 
 def test_limits_hold_for_a_dataset_given_to_evaluate(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from dmpo_trl.preprocessing.truncate import drop_and_report, most_rejected
+from dmpo_trl.preprocessing import truncate
+from dmpo_trl.preprocessing.truncate import drop_and_report, max_num_rejected
 
 # (tokens of the prompt, of the chosen, of each rejected completion)
 SHAPES = [(3, 2, [1, 4]), (6, 1, [1]), (5, 2, [1, 1, 3]), (9, 1, [2])]
@@ -67,5 +68,16 @@ def test_counts_across_the_batches_of_a_large_dataset(caplog):
         drop_and_report(dataset, "train", 5, "keep_start")
     total = 10_002 + sum(len(rejected) for _, _, rejected in shapes)
     assert f"1 of the {total} completions" in caplog.text
-    assert most_rejected(dataset) == 3
-    assert most_rejected(dataset.select(np.arange(0))) == 0
+    assert max_num_rejected(dataset) == 3
+    assert max_num_rejected(dataset.select(np.arange(0))) == 0
+
+
+def test_lengths_are_measured_once_per_dataset(monkeypatch):
+    measured = []
+    measure = truncate._measure
+    monkeypatch.setattr(truncate, "_measure", lambda dataset: measured.append(dataset) or measure(dataset))
+    dataset = make_dataset()
+    assert drop_and_report(dataset, "train", 100, "keep_start") is dataset
+    assert max_num_rejected(dataset) == 3
+    assert len(measured) == 1
+    assert max_num_rejected(dataset.select([0, 1])) == 2

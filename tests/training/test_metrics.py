@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmpo_trl.batching.completions import Completions
 from dmpo_trl.losses import ScoredBatch
-from dmpo_trl.training.metrics import SATURATED, example_metrics, token_metrics
+from dmpo_trl.training.metrics import SATURATED, example_metrics, means_over_processes, token_metrics
 
 # Margins from far below zero to far above where a pair saturates
 LOGP = st.floats(-60, 0, width=32)
@@ -90,8 +91,13 @@ def test_tokens_are_counted_as_often_as_completions_have_them(aux_loss):
         is_top1=torch.tensor([True, False, True]),
         aux_loss=aux_loss,
     )
-    pairs, is_chosen = torch.tensor([0, 1, 0, 2]), torch.tensor([True, True, False, False])
-    found = {name: values.tolist() for name, values in token_metrics(outputs, pairs, is_chosen).items()}
+    completions = Completions(
+        num_rejected=torch.tensor([1]),
+        is_chosen=torch.tensor([True, False]),
+        token_pairs=torch.tensor([0, 1, 0, 2]),
+        token_completions=torch.tensor([0, 0, 1, 1]),
+    )
+    found = {name: values.tolist() for name, values in token_metrics(outputs, completions).items()}
     expected = {
         "entropy": [1.0, 2.0, 1.0, 3.0],
         "logits/chosen": pytest.approx([0.1, 0.2]),
@@ -99,3 +105,27 @@ def test_tokens_are_counted_as_often_as_completions_have_them(aux_loss):
         "mean_token_accuracy": [True, False],
     }
     assert found == expected | ({} if aux_loss is None else {"aux_loss": [0.25]})
+
+
+class TwoProcesses:
+    """An accelerator whose other process has a table of its own."""
+
+    def __init__(self, *other):
+        self.other = torch.tensor(other)[None]
+
+    def gather(self, table):
+        return torch.cat([table, self.other])
+
+
+def test_means_are_over_the_values_of_all_processes():
+    metrics = {"num_rejected": torch.tensor([1.0, 3.0]), "logits/chosen": torch.tensor([2.0, 4.0, 9.0])}
+    other = TwoProcesses([5.0, 1.0, 7.0], [1.0, 1.0, 0.0])  # sums, with the tokens last, and counts
+    means, examples, tokens = means_over_processes(metrics, torch.tensor(10), other)
+    assert (means, examples, tokens) == ({"num_rejected": 3.0, "logits/chosen": 4.0}, 3, 17)
+
+
+def test_a_process_that_counts_nowhere_cannot_spoil_the_means():
+    metrics = {"num_rejected": torch.tensor([1.0]), "rewards/margins": torch.tensor([float("nan")])}
+    other = TwoProcesses([2.0, 0.5, 7.0], [1.0, 1.0, 0.0])
+    means, examples, tokens = means_over_processes(metrics, torch.tensor(10), other, counted=False)
+    assert (means, examples, tokens) == ({"num_rejected": 2.0, "rewards/margins": 0.5}, 1, 7)

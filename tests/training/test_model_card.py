@@ -98,7 +98,7 @@ def test_the_card_has_paper_citation_data_and_n(tmp_path):
     assert "https://huggingface.co/papers/2405.16127" in card
     assert "@article{bai2024dmpo" in card
     assert "- Dataset: `films`, 4 examples.\n" in card
-    assert "- Negatives an example (N): 1 to 3, 1.75 on average.\n" in card
+    assert "- Negatives per example (N): 1 to 3, 1.75 on average.\n" in card
     assert "`dmpo` + `sft`, beta = 0.1" in card
     assert "fine-tuned version of `base`" in card
     assert "time machine" not in card  # the question of TRL's chat
@@ -111,7 +111,7 @@ def test_the_card_of_a_stream_has_the_mean_n_of_what_was_trained_on(tmp_path):
     trainer = make_trainer(tmp_path, Dataset.from_list(ROWS).to_iterable_dataset(), logging_steps=1, max_steps=1)
     trainer.train()
     trainer.create_model_card("ours")
-    assert ", a stream.\n- Negatives an example (N): 1.75 on average.\n" in card_of(trainer)
+    assert ", a stream.\n- Negatives per example (N): 1.75 on average.\n" in card_of(trainer)
 
 
 def test_the_card_has_the_ranking_at_the_best_and_at_the_last_step(tmp_path):

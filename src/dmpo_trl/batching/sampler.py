@@ -172,7 +172,7 @@ def check_sampling(args: DPOConfig, dataset: Any) -> None:
     """Refuse what `make_train_sampler` cannot do.
 
     Raises:
-        ValueError: The dataset is a stream, holds no tokenised prompts, or each batch is shared out between processes.
+        ValueError: The dataset is a stream or holds images, or each batch is shared out between processes.
     """
     if not _asks_for_ours(args) or dataset is None:
         return
@@ -190,10 +190,10 @@ def check_sampling(args: DPOConfig, dataset: Any) -> None:
             f"`{option}` looks at the whole training dataset before the first step, and a stream has no whole: load "
             "it without streaming, or leave the option out."
         )
-    if "prompt_ids" not in dataset.column_names:
+    if {"image", "images"} & set(dataset.column_names):
         raise ValueError(
-            f"`{option}` goes by the tokens of the prompts, and this dataset is tokenised batch by batch (as with "
-            "images): leave the option out."
+            f"`{option}` goes by the tokens of the prompts, and rows with images are tokenised batch by batch: leave "
+            "the option out."
         )
 
 

@@ -138,24 +138,19 @@ def _measure(
 
     from ..batching.collator import DataCollatorForMultiPreference
     from ..modeling.loading import load_tokenizer
-    from ..preprocessing.tokenize import tokenize_row
-    from ..preprocessing.truncate import drop_and_report
+    from ..preprocessing.dataset import tokenize_dataset
 
     tokenizer = load_tokenizer(model)
     data = load_dataset(script.dataset_name, name=script.dataset_config)[script.dataset_train_split]
     rows = data.shuffle(config.seed).select(range(min(options.sample_rows, len(data))))
-    rows = rows.map(
-        tokenize_row,
-        with_indices=True,
-        fn_kwargs={
-            "dataset_name": "train",
-            "processing_class": tokenizer,
-            "eos_token": tokenizer.eos_token,
-            "max_length": config.max_length,
-            "truncation_mode": config.truncation_mode,
-        },
-    )
-    examples = drop_and_report(rows, "train", config.max_length, config.truncation_mode).to_list()
+    examples = tokenize_dataset(
+        rows,
+        "train",
+        tokenizer,
+        eos_token=tokenizer.eos_token,
+        max_length=config.max_length,
+        truncation_mode=config.truncation_mode,
+    ).to_list()
     layouts = {}
     for name in ("trie", "copies"):
         collate = DataCollatorForMultiPreference(

@@ -49,7 +49,7 @@ def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
 
 def base_model_of(model: Any) -> Any:
     """The transformers model inside of what peft and accelerate wrap around it."""
-    model = extract_model_from_parallel(model)
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
-from trl.data_utils import _tokenize
+from trl.data_utils import prepare_multimodal_messages
 
 from .._prefix import common_prefix_length
 from .format import LEAVE_OUT, TOKEN_COLUMNS, RowError, extract_prompt, read_row, read_tokens, rejected_entries
@@ -111,16 +111,13 @@ def tokenize_completions(
         The prompt's ids and, for each completion, its ids.
     """
 
-    def ids_of(text: Any, **kwargs: Any) -> list[int]:
-        return _tokenize(processing_class, text, **kwargs)["input_ids"]
-
     if isinstance(prompt, str):
         end = eos_token or ""
-        prompt_ids = ids_of(prompt)
-        wholes = [ids_of(prompt + text + ("" if text.endswith(end) else end)) for text in completions]
+        texts = [prompt, *(prompt + text + ("" if text.endswith(end) else end) for text in completions)]
+        prompt_ids, *wholes = processing_class(text=texts)["input_ids"]
     else:
-        prompt_ids = ids_of(prompt, add_generation_prompt=True, **template_kwargs)
-        wholes = [ids_of(prompt + messages, **template_kwargs) for messages in completions]
+        (prompt_ids,) = _render(processing_class, [prompt], add_generation_prompt=True, **template_kwargs)
+        wholes = _render(processing_class, [prompt + messages for messages in completions], **template_kwargs)
     prompt_length = min(common_prefix_length(prompt_ids, whole) for whole in wholes)
     if prompt_length < len(prompt_ids):
         logger.warning_once(
@@ -130,6 +127,15 @@ def tokenize_completions(
             "chat template that renders it alone as it does before a completion. This warning is shown once."
         )
     return prompt_ids[:prompt_length], [whole[prompt_length:] for whole in wholes]
+
+
+def _render(processing_class: Any, conversations: list[Any], **template_kwargs: Any) -> list[list[int]]:
+    """Token ids of conversations, in one call."""
+    if isinstance(processing_class, ProcessorMixin):
+        conversations = [prepare_multimodal_messages(messages) for messages in conversations]
+    rendered = processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **template_kwargs)
+    ids: list[list[int]] = rendered["input_ids"]
+    return ids
 
 
 def _read_text(

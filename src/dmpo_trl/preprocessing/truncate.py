@@ -1,7 +1,8 @@
-"""Sequences longer than `max_length`: what is dropped or cut is counted and logged, never silent."""
+"""Truncation: which sequences are longer than `max_length`; what is dropped or cut is counted and logged."""
 
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow.compute as pc
@@ -126,8 +127,20 @@ class _StreamFilter:
         return False
 
 
+_measured: WeakKeyDictionary[Dataset, Lengths] = WeakKeyDictionary()
+
+
 def token_lengths(dataset: Dataset) -> Lengths:
-    """Tokens of each prompt, chosen and rejected completion, and the row that each rejected one belongs to."""
+    """Number of tokens of each prompt, chosen and rejected completion, and the row that each rejected one belongs to.
+
+    Measured once per dataset.
+    """
+    if dataset not in _measured:
+        _measured[dataset] = _measure(dataset)
+    return _measured[dataset]
+
+
+def _measure(dataset: Dataset) -> Lengths:
     parts: list[Lengths] = []
     offset = 0
     columns = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("arrow")
@@ -149,7 +162,7 @@ def token_lengths(dataset: Dataset) -> Lengths:
     return prompts, chosens, rejecteds, owners
 
 
-def most_rejected(dataset: Dataset) -> int:
+def max_num_rejected(dataset: Dataset) -> int:
     """The largest number of rejected completions in a row of `dataset`."""
     owners = token_lengths(dataset)[3]
     return int(np.bincount(owners).max()) if len(owners) else 0

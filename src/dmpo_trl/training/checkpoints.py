@@ -23,13 +23,16 @@ FILE_LIST = "checkpoint_files.json"
 STATE = "trainer_state.json"
 
 
-def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | bool | None) -> str | None:
-    """Chooses the checkpoint that training goes on from.
+def checkpoint_to_resume(
+    output_dir: str, resume_from_checkpoint: str | bool | None, sync_ref_model: bool = False
+) -> str | None:
+    """Choose the checkpoint that training goes on from.
 
     Args:
         output_dir: Folder with the checkpoints of the run.
         resume_from_checkpoint: As in [`~transformers.Trainer.train`]: a checkpoint's folder, or `True` for the last
             one of `output_dir`, which here means the last whole one.
+        sync_ref_model: Whether the reference follows the policy: no checkpoint holds it.
 
     Returns:
         The folder, or `None` to start at the beginning.
@@ -70,6 +73,11 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | bool | N
             "%s has no optimizer state: training goes on with a new optimizer, and will not end with the weights of "
             "an uninterrupted run.",
             folder,
+        )
+    if sync_ref_model:
+        logger.warning(
+            "`sync_ref_model=True`: checkpoints do not hold the reference, which starts again as it did at first. "
+            "The resumed run will not end with the weights of an uninterrupted one."
         )
     return checkpoint
 
@@ -121,13 +129,13 @@ def set_damaged_cache_aside(cache_file: str, rows: int) -> None:
         )
 
 
-def withdraw(checkpoint: str) -> None:
+def mark_incomplete(checkpoint: str) -> None:
     """Makes an older checkpoint of this name incomplete, before a new one is written over it file by file."""
     for name in (STATE, FILE_LIST):
         Path(checkpoint, name).unlink(missing_ok=True)
 
 
-def list_files(checkpoint: str) -> None:
+def write_file_list(checkpoint: str) -> None:
     """Writes the sizes of a checkpoint's files into it, once they are on the disk; `trainer_state.json` comes next."""
     folder = Path(checkpoint)
     sizes = {}

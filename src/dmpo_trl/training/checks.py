@@ -1,15 +1,20 @@
 """Checks that need a model or a step: token ids, positions, and log-probs that stop being numbers."""
 
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging
+from trl import DPOConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..preprocessing.format import TOKEN_COLUMNS, RowError
 from ..preprocessing.truncate import token_lengths
@@ -20,73 +25,127 @@ logger = logging.get_logger(__name__)
 _BATCH = 100_000  # rows
 
 
+def check_options(args: DPOConfig, data_collator: Any) -> None:
+    """Refuse options that cannot work, and switch off those that ragged batches do not allow, with a warning.
+
+    Args:
+        args: The trainer's.
+        data_collator: That given to the trainer; None for its own.
+
+    Raises:
+        TypeError: The collator takes pairs only.
+        ValueError: `activation_offloading` without an accelerator.
+    """
+    if isinstance(data_collator, DataCollatorForPreference):
+        raise TypeError(
+            "TRL's `DataCollatorForPreference` takes one rejected completion per example, and examples here have a "
+            "list of them: leave `data_collator` out, or pass a `dmpo_trl.DataCollatorForMultiPreference`."
+        )
+    if args.activation_offloading and (args.use_cpu or not torch.accelerator.is_available()):
+        raise ValueError(
+            "`activation_offloading=True` moves activations from an accelerator to the CPU, and training runs on "
+            "the CPU already: leave it out."
+        )
+    accelerator_config: Any = args.accelerator_config
+    if accelerator_config.dispatch_batches:
+        logger.warning(
+            "`dispatch_batches=True` cuts batches by their first dimension, which ragged batches do not have in "
+            "common: it is set to False."
+        )
+    accelerator_config.dispatch_batches = False
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What a model has embeddings for, and how long a sequence can be after truncation.
+
+    Attributes:
+        tokens: Token ids below this are known.
+        positions: Number of learned positions; infinite where positions are computed.
+        max_length: Longest sequence, in tokens; infinite for no limit.
+    """
+
+    tokens: float
+    positions: float
+    max_length: float
+
+    def unknown_token(self, dataset: str, row: int, column: str, token: int) -> RowError:
+        return RowError(
+            dataset,
+            row,
+            column,
+            f"token {token} is unknown to the model, which has embeddings for {self.tokens} tokens",
+            "Call `model.resize_token_embeddings(len(tokenizer))`, or use the model's own tokenizer",
+        )
+
+    def exceeded_by(self, length: Any) -> Any:
+        """Whether sequences of so many tokens are too long. The last token is predicted, and predicts nothing."""
+        return np.minimum(length, self.max_length) - 1 > self.positions
+
+    def too_long(self, dataset: str, row: int, length: int) -> RowError:
+        return RowError(
+            dataset,
+            row,
+            "prompt",
+            f"with its completions it has {int(min(length, self.max_length))} tokens, and the model "
+            f"{self.positions} positions",
+            f"Set `max_length` to at most {self.positions + 1}",
+        )
+
+
 def check_limits(
-    dataset: Dataset | IterableDataset,
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-) -> None:
+    dataset: Dataset | IterableDataset, name: str, model: PreTrainedModel, max_length: int | None
+) -> Dataset | IterableDataset:
     """Refuse token ids and lengths that the model has no embedding for, which torch reports as an index out of range.
 
     Args:
-        dataset: Tokenised examples. Of a stream, what its tokenizer and `max_length` allow is checked instead.
+        dataset: Tokenised examples.
         name: Its name, for messages.
         model: A transformers model.
-        tokenizer: The tokenizer.
         max_length: Longest sequence, in tokens; None for no limit.
 
+    Returns:
+        The dataset; a stream with the check of each row when it comes.
+
     Raises:
-        ValueError: The model cannot take a row (a `RowError`), or what a stream may bring.
+        RowError: The model cannot take a row.
     """
-    known: Any = getattr(model.get_input_embeddings(), "num_embeddings", math.inf)
-    positions = _learned_positions(model)
-    remedy = "Call `model.resize_token_embeddings(len(tokenizer))`, or use the model's own tokenizer"
-    # The last token of a sequence is predicted, and predicts nothing
-    length_remedy = f"Set `max_length` to at most {positions + 1}" if positions < math.inf else ""
-    limit = math.inf if max_length is None else max_length
+    limits = _Limits(
+        tokens=getattr(model.get_input_embeddings(), "num_embeddings", math.inf),
+        positions=_learned_positions(model),
+        max_length=math.inf if max_length is None else max_length,
+    )
     if isinstance(dataset, IterableDataset):
-        largest = max(tokenizer.get_vocab().values())
-        if largest >= known:
-            raise ValueError(
-                f"The tokenizer of the {name} dataset has token ids up to {largest}, and the model embeddings for "
-                f"{known} tokens. {remedy}."
-            )
-        if limit - 1 > positions:
-            raise ValueError(
-                f"The model has {positions} positions, and `max_length={max_length}` lets the {name} dataset exceed "
-                f"them. {length_remedy}."
-            )
-        return
+        return dataset.map(partial(_check_row, limits=limits, name=name), with_indices=True)
     offset = 0
     table_columns = dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow")
     for table in table_columns.iter(batch_size=_BATCH):
         for column in TOKEN_COLUMNS:
             tokens, owners = _tokens(table[column].combine_chunks())
-            if len(tokens) and tokens.max() >= known:
-                worst = int(np.argmax(tokens >= known))
-                raise RowError(
-                    name,
-                    offset + int(owners[worst]),
-                    column,
-                    f"token {tokens[worst]} is unknown to the model, which has embeddings for {known} tokens",
-                    remedy,
-                )
+            if len(tokens) and tokens.max() >= limits.tokens:
+                worst = int(np.argmax(tokens >= limits.tokens))
+                raise limits.unknown_token(name, offset + int(owners[worst]), column, int(tokens[worst]))
         offset += len(table)
-    if limit - 1 > positions:
+    if limits.exceeded_by(math.inf):
         prompts, chosen, rejected, owners = token_lengths(dataset)
         longest = prompts + chosen
         np.maximum.at(longest, owners, prompts[owners] + rejected)
-        longest = np.minimum(longest, limit)
-        if (longest - 1 > positions).any():
-            row = int(np.argmax(longest - 1 > positions))
-            raise RowError(
-                name,
-                row,
-                "prompt",
-                f"with its completions it has {int(longest[row])} tokens, and the model {positions} positions",
-                length_remedy,
-            )
+        exceeded = limits.exceeded_by(longest)
+        if exceeded.any():
+            row = int(np.argmax(exceeded))
+            raise limits.too_long(name, row, int(longest[row]))
+    return dataset
+
+
+def _check_row(row: dict[str, Any], index: int, *, limits: _Limits, name: str) -> dict[str, Any]:
+    prompt, chosen, rejected = (row[column] for column in TOKEN_COLUMNS)
+    for column, ids in (("prompt_ids", prompt), ("chosen_ids", chosen), *(("rejected_ids", ids) for ids in rejected)):
+        if ids and max(ids) >= limits.tokens:
+            raise limits.unknown_token(name, index, column, max(ids))
+    longest = len(prompt) + max(map(len, (chosen, *rejected)))
+    if limits.exceeded_by(longest):
+        raise limits.too_long(name, index, longest)
+    return {}
 
 
 def _learned_positions(model: PreTrainedModel) -> int | float:

@@ -1,4 +1,4 @@
-"""Several processes: who counts which rows, who reads which files, models of which each holds a part, and the end."""
+"""Distributed training: rows, files, sharded models and process groups where there are several processes."""
 
 import gc
 import os
@@ -9,47 +9,26 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from datasets.fingerprint import get_temporary_cache_files_directory
 
 
-def own_rows(inputs: dict[str, torch.Tensor], accelerator: Accelerator) -> int:
-    """How many rows of this process's batch, the first ones, are its own to count.
+def num_own_rows(rows: int, accelerator: Accelerator) -> int:
+    """How many of the rows of this process's batch, the first ones, are its own to count.
 
     So that all processes get as many rows, accelerate fills the last batch up with rows that have been there before.
 
     Args:
-        inputs: The batch that the process got from a data loader of `accelerator`.
+        rows: Number of rows of the batch that the process got from a data loader of `accelerator`.
         accelerator: Knows how far that data loader is.
 
     Returns:
-        A number from 0 (every row of the batch is repeated) to the number of rows.
+        A number from 0 (every row of the batch is repeated) to `rows`.
     """
-    rows, state = len(inputs["num_rejected"]), accelerator.gradient_state
+    state = accelerator.gradient_state
     if not state.end_of_dataloader or state.remainder <= 0:
         return rows
     return min(max(state.remainder - accelerator.process_index * rows, 0), rows)
-
-
-def first_rows(inputs: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
-    """What is left of a batch when only its first `rows` examples are scored; the forward's inputs stay whole."""
-    if rows == len(inputs["num_rejected"]):
-        return inputs
-    num_rejected = inputs["num_rejected"][:rows]
-    pairs = int(num_rejected.sum())
-    is_kept = inputs["token_completions"] < rows + pairs  # completions are numbered example by example
-    cut = {
-        "num_rejected": num_rejected,
-        "is_chosen": inputs["is_chosen"][: rows + pairs],
-        "token_pairs": inputs["token_pairs"][is_kept],
-        "token_completions": inputs["token_completions"][is_kept],
-    }
-    if "ref_chosen_logps" in inputs:
-        cut |= {
-            "ref_chosen_logps": inputs["ref_chosen_logps"][:rows],
-            "ref_rejected_logps": inputs["ref_rejected_logps"][:pairs],
-        }
-    return inputs | cut
 
 
 def readable_by_all(dataset: Dataset, name: str, accelerator: Accelerator) -> Dataset:
@@ -81,6 +60,20 @@ def readable_by_all(dataset: Dataset, name: str, accelerator: Accelerator) -> Da
     return load_from_disk(folder[0])
 
 
+def rows_of_table(dataset: Dataset) -> Dataset:
+    """Cut the reference log-probs of each row to the row's own number of rejected completions.
+
+    Args:
+        dataset: Columns `rejected_ids` and `ref_rejected_logps`, whose lists are all as long as the longest needs, so
+            that processes could gather them.
+    """
+    rejected = dataset.select_columns(["ref_rejected_logps", "rejected_ids"]).map(
+        lambda row: {"ref_rejected_logps": row["ref_rejected_logps"][: len(row["rejected_ids"])]},
+        remove_columns=["rejected_ids"],
+    )
+    return concatenate_datasets([dataset.remove_columns("ref_rejected_logps"), rejected], axis=1)
+
+
 def check_checkpoint_kind(checkpoint: str, accelerator: Accelerator) -> None:
     """Refuse a checkpoint that was written by another way to shard than this launch's, whose optimizer does not load.
 
@@ -109,7 +102,7 @@ def check_checkpoint_kind(checkpoint: str, accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def whole_layers(model: torch.nn.Module) -> Iterator[None]:
+def gathered_parameters(model: torch.nn.Module) -> Iterator[None]:
     """Let `model` run before DeepSpeed has wrapped it: each module has its whole parameters while it runs.
 
     With ZeRO-3 a model is sharded from the moment it is loaded, and can run only once training has begun. Every

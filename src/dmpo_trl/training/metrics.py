@@ -1,8 +1,8 @@
-"""What is logged at each step: TRL's metrics under TRL's names, and what only many negatives have.
+"""Metrics of a training step: TRL's under TRL's names, and those that only many negatives have.
 
 Notation of `losses`; `delta_i = rewards+ - reward_i` is the margin of a pair, with `reward = beta * r(y)`.
 
-| name | of an example | |
+| name | per example | |
 |---|---|---|
 | `rewards/chosen`, `logps/chosen` | `reward+`; `log pi(y+)` | TRL's |
 | `rewards/rejected`, `logps/rejected` | mean of `reward_i`; of `log pi(y_i)` | TRL's |
@@ -16,10 +16,13 @@ Notation of `losses`; `delta_i = rewards+ - reward_i` is the margin of a pair, w
 The mean over examples is logged, so that every example weighs the same, whatever its N.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
+from ..batching.completions import Completions
 from ..losses import ScoredBatch
 
 SATURATED = 0.01
@@ -57,19 +60,42 @@ def example_metrics(batch: ScoredBatch, beta: float) -> dict[str, torch.Tensor]:
     }
 
 
-def token_metrics(outputs: Any, pairs: torch.Tensor, is_chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-    """TRL's metrics of the completions' tokens by name, a value a token, and `aux_loss` where the model has one.
+def token_metrics(outputs: Any, completions: Completions) -> dict[str, torch.Tensor]:
+    """TRL's metrics of the completions' tokens by name, one value per token, and `aux_loss` where the model has one.
 
     Args:
         outputs: Of the scoring head: `entropy`, `mean_logits`, `is_top1`, (S,) each, and `aux_loss`.
-        pairs: For each token of each completion its index among the S, (T,).
-        is_chosen: Whether it belongs to a chosen completion, (T,).
+        completions: The completions of the batch.
     """
-    mean_logits = outputs.mean_logits[pairs]
+    is_chosen = completions.token_is_chosen
+    mean_logits = completions.per_token(outputs.mean_logits)
     metrics = {
-        "entropy": outputs.entropy[pairs],
+        "entropy": completions.per_token(outputs.entropy),
         "logits/chosen": mean_logits[is_chosen],
         "logits/rejected": mean_logits[~is_chosen],
-        "mean_token_accuracy": outputs.is_top1[pairs][is_chosen],
+        "mean_token_accuracy": completions.per_token(outputs.is_top1)[is_chosen],
     }
     return metrics if outputs.aux_loss is None else metrics | {"aux_loss": outputs.aux_loss[None]}
+
+
+def means_over_processes(
+    metrics: Mapping[str, torch.Tensor], num_tokens: torch.Tensor, accelerator: Accelerator, *, counted: bool = True
+) -> tuple[dict[str, float], int, int]:
+    """Average each metric over all processes, in one gather whatever the number of negatives in each of them.
+
+    Args:
+        metrics: The values of this process by name, (any number,) each; the same names in every process.
+        num_tokens: Number of tokens of this process's batch, a scalar.
+        accelerator: Knows the other processes.
+        counted: Whether this process's values count. Those that do not may be anything, NaN included.
+
+    Returns:
+        The means by name (0 where no process has a value), the number of examples, and the number of tokens.
+    """
+    sums = torch.stack([values.float().sum() for values in metrics.values()] + [num_tokens.float()])
+    counts = torch.tensor([len(values) for values in metrics.values()] + [0], dtype=torch.float, device=sums.device)
+    table = torch.stack([sums, counts])[None]
+    totals, counts = accelerator.gather(table if counted else torch.zeros_like(table)).sum(dim=0)
+    means = (totals / counts.clamp(min=1))[:-1].tolist()
+    num_examples = int(counts[list(metrics).index("num_rejected")])
+    return dict(zip(metrics, means, strict=True)), num_examples, int(totals[-1])

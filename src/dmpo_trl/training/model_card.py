@@ -1,19 +1,18 @@
-"""The model card: TRL's, with a recommender's quick start in the place of a chat, and what the training was."""
+"""Model card: TRL's, with a recommender's quick start in the place of a chat, and what the training was."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from trl.trainer.utils import get_config_model_id
 
 from ..preprocessing.truncate import token_lengths
-
-if TYPE_CHECKING:
-    from ..trainer import DMPOTrainer
 
 _RANK = """
 for one in recommender.rank(history={history!r}, candidates={candidates!r}):
@@ -41,8 +40,53 @@ template = PromptTemplate(
 recommender = Recommender.from_pretrained({model!r}, items=items, template=template)"""
 
 
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What the card tells of a training run.
+
+    Attributes:
+        output_dir: Folder of the model and of its card.
+        hub_model_id: Where the model will be pushed; None for nowhere.
+        base_model: Hub id or folder of the model that training began with; empty where it is not known.
+        dataset: The training dataset.
+        loss_types: Names of the losses that are added up.
+        beta: That of the losses.
+        log_history: What was logged, entry by entry.
+        sections: Markdown sections of the callbacks that have one (`card_section`).
+    """
+
+    output_dir: Path
+    hub_model_id: str | None
+    base_model: str
+    dataset: Any
+    loss_types: Sequence[str]
+    beta: float
+    log_history: Sequence[Mapping[str, Any]]
+    sections: Sequence[str]
+
+    @classmethod
+    def of(cls, trainer: Any) -> TrainingSummary:
+        """The summary of what a trainer has done so far."""
+        state = trainer.state
+        sections = [
+            callback.card_section(state.log_history, state.best_global_step, trainer.args.metric_for_best_model)
+            for callback in trainer.callback_handler.callbacks
+            if hasattr(callback, "card_section")
+        ]
+        return cls(
+            output_dir=Path(str(trainer.args.output_dir)),
+            hub_model_id=trainer.hub_model_id,
+            base_model=get_config_model_id(trainer.model.config) or "",
+            dataset=trainer.train_dataset,
+            loss_types=trainer.loss_types,
+            beta=trainer.beta,
+            log_history=state.log_history,
+            sections=[section for section in sections if section],
+        )
+
+
 def hub_dataset(dataset: Any) -> str | None:
-    """The hub id of a dataset that `load_dataset` downloaded, None for any other."""
+    """Hub id of a dataset that `load_dataset` downloaded; None for any other."""
     for file in getattr(dataset, "cache_files", []):
         # Where `datasets` keeps what it downloaded: <cache>/<namespace>___<name>/<config>/...
         if found := [part for part in Path(file["filename"]).parts if "___" in part]:
@@ -50,26 +94,29 @@ def hub_dataset(dataset: Any) -> str | None:
     return None
 
 
-def complete_card(trainer: DMPOTrainer) -> None:
-    """Rewrites the card that TRL left in the trainer's `output_dir`.
+def complete_card(summary: TrainingSummary) -> None:
+    """Rewrite the card that TRL left in the run's folder.
 
-    The quick start is a recommender's. Below it stand the training data with their number of negatives and, where a
-    `RankingCallback` ranked held-out users, the metrics at the best step and at the last one.
+    The quick start is a recommender's. Below it stand the training data with their number of negatives, and what the
+    callbacks have to say, such as the ranking of held-out users. The rest of TRL's card stays.
     """
-    path = Path(str(trainer.args.output_dir)) / "README.md"
-    text = path.read_text(encoding="utf-8")
-    base_model = get_config_model_id(trainer.model.config)
-    if base_model:  # a folder, for which TRL writes a link to None
-        text = text.replace("[None](https://huggingface.co/None)", f"`{Path(base_model).name}`")
-    sections = f"{_quick_start(trainer)}\n\n{_training_data(trainer)}\n\n{_ranking(trainer)}"
-    of_trl = re.compile(r"^## Quick start$.*?(?=^## )", re.MULTILINE | re.DOTALL)
-    text, found = of_trl.subn(lambda _: sections, text, count=1)
-    path.write_text(text if found else f"{text}\n{sections}", encoding="utf-8")
+    path = summary.output_dir / "README.md"
+    card = ModelCard.load(path)
+    begin, heading, rest = card.text.partition("## Quick start\n")
+    if heading and Path(summary.base_model).is_dir():  # for a folder, TRL's introduction links to "None"
+        title = begin.strip().splitlines()[0]
+        begin = f"{title}\n\nThis model is a fine-tuned version of `{Path(summary.base_model).name}`.\n"
+        begin += "It has been trained using [TRL](https://github.com/huggingface/trl).\n\n"
+    _, next_heading, procedure = rest.partition("\n## ")
+    sections = [_quick_start(summary), _training_data(summary), *summary.sections]
+    text = f"{begin.rstrip()}\n\n" + "\n\n".join(section.strip() for section in sections) + "\n"
+    card.text = f"{text}{next_heading}{procedure}"
+    card.save(path)
 
 
-def _quick_start(trainer: DMPOTrainer) -> str:
-    folder = Path(str(trainer.args.output_dir))
-    model = trainer.hub_model_id or str(folder)
+def _quick_start(summary: TrainingSummary) -> str:
+    folder = summary.output_dir
+    model = summary.hub_model_id or str(folder)
     history, candidates = ["Alien (1979)"], ["Aliens (1986)", "Babe (1995)"]
     if (folder / "recommender.json").exists():
         import polars as pl
@@ -78,18 +125,15 @@ def _quick_start(trainer: DMPOTrainer) -> str:
         first, *others = pl.read_parquet(folder / "items.parquet", columns=["title"], n_rows=4)["title"].to_list()
         history, candidates = [first], others or [first]
     else:
-        start = _OF_A_CATALOGUE.format(model=model, conversational=_is_conversational(trainer))
+        first_row: Any = next(iter(summary.dataset), {})
+        conversational = isinstance(first_row.get("prompt", first_row.get("chosen")), list)
+        start = _OF_A_CATALOGUE.format(model=model, conversational=conversational)
     code = f"{start}\n{_RANK.format(history=history, candidates=candidates)}"
     return f"## Quick start\n\n```bash\npip install dmpo-trl\n```\n\n```python\n{code}\n```"
 
 
-def _is_conversational(trainer: DMPOTrainer) -> bool:
-    first: Any = next(iter(trainer.train_dataset), {})  # type: ignore[arg-type]
-    return isinstance(first.get("prompt", first.get("chosen")), list)
-
-
-def _training_data(trainer: DMPOTrainer) -> str:
-    dataset: Any = trainer.train_dataset
+def _training_data(summary: TrainingSummary) -> str:
+    dataset = summary.dataset
     name = hub_dataset(dataset)
     if name is not None:
         name = f"[{name}](https://huggingface.co/datasets/{name})"
@@ -99,37 +143,8 @@ def _training_data(trainer: DMPOTrainer) -> str:
     lines = [f"- Dataset: {name or 'in memory'}, {size}."]
     if isinstance(dataset, Dataset) and "rejected_ids" in dataset.column_names:
         counts = np.bincount(token_lengths(dataset)[3])
-        lines.append(f"- Negatives an example (N): {counts.min()} to {counts.max()}, {counts.mean():.2f} on average.")
-    elif logged := [entry["num_rejected"] for entry in trainer.state.log_history if "num_rejected" in entry]:
-        lines.append(f"- Negatives an example (N): {np.mean(logged):.2f} on average.")
-    lines.append(f"- Loss: {' + '.join(f'`{name}`' for name in trainer.loss_types)}, beta = {trainer.beta}.")
+        lines.append(f"- Negatives per example (N): {counts.min()} to {counts.max()}, {counts.mean():.2f} on average.")
+    elif logged := [entry["num_rejected"] for entry in summary.log_history if "num_rejected" in entry]:
+        lines.append(f"- Negatives per example (N): {np.mean(logged):.2f} on average.")
+    lines.append(f"- Loss: {' + '.join(f'`{name}`' for name in summary.loss_types)}, beta = {summary.beta}.")
     return "## Training data\n\n" + "\n".join(lines)
-
-
-def _ranking(trainer: DMPOTrainer) -> str:
-    """The section of the ranking, empty where nothing was ranked."""
-    from ..evaluation import RankingCallback, markdown_table
-
-    callback = next((own for own in trainer.callback_handler.callbacks if isinstance(own, RankingCallback)), None)
-    if callback is None:
-        return ""
-    names = {f"eval_{name}": name for name in callback.metrics}
-    steps = {
-        entry["step"]: {name: entry[key] for key, name in names.items()}
-        for entry in trainer.state.log_history
-        if names.keys() <= entry.keys()
-    }
-    if not steps:
-        return ""
-    last, best = max(steps), trainer.state.best_global_step
-    rows, note = {f"last, step {last:,}": steps[last]}, ""
-    if best in steps and best != last:
-        rows = {f"best, step {best:,}": steps[best]} | rows
-        note = f" The best step is that of `{trainer.args.metric_for_best_model}`."
-    sizes = sorted({len(candidates) for candidates in callback.dataset["candidates"]})
-    shown = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    kind = "sum" if callback.score == "sum" else "mean a token"
-    return (
-        f"## Ranking\n\n{len(callback.dataset):,} users were ranked during training, {shown} candidates each, by "
-        f"log-prob ({kind}).{note}\n\n{markdown_table(rows)}\n\n"
-    )

@@ -1,0 +1,62 @@
+"""Dataset preparation: from the rows of a dataset to their token ids."""
+
+import logging
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .format import TOKEN_COLUMNS, numbered_columns
+from .tokenize import tokenize_row
+from .truncate import drop_and_report
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize_dataset(
+    dataset: Dataset | IterableDataset,
+    name: str,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    *,
+    eos_token: str | None,
+    max_length: int | None,
+    truncation_mode: str,
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """Tokenise the rows of a dataset, and drop those that truncation leaves without a completion.
+
+    Args:
+        dataset: Rows (see `preprocessing.format`). One that was prepared before is returned as it is.
+        name: Its name, for messages.
+        processing_class: Tokenizer or processor.
+        eos_token: Appended to text completions that do not end with it; None for none.
+        max_length: Longest sequence, in tokens; None for no limit.
+        truncation_mode: See `DMPOConfig`.
+        num_proc: Number of processes that tokenise. A stream is tokenised while it runs.
+
+    Raises:
+        RowError: A row breaks the data contract.
+        ValueError: Nothing is left.
+    """
+    dataset = dataset.with_format(None)  # rows are read as Python objects
+    columns = set(next(iter(dataset), {}))
+    if columns.issuperset((*TOKEN_COLUMNS, "prompt_tokens_cut")):
+        return dataset
+    if folded := numbered_columns(columns):
+        logger.info("The columns %s of the %s dataset are folded into `rejected`", folded, name)
+    options: dict[str, Any] = {}
+    if isinstance(dataset, Dataset):  # `IterableDataset.map` knows neither
+        options = {"num_proc": num_proc, "desc": f"Tokenizing {name} dataset"}
+    dataset = dataset.map(
+        tokenize_row,
+        with_indices=True,
+        fn_kwargs={
+            "dataset_name": name,
+            "processing_class": processing_class,
+            "eos_token": eos_token,
+            "max_length": max_length,
+            "truncation_mode": truncation_mode,
+        },
+        **options,
+    )
+    return drop_and_report(dataset, name, max_length, truncation_mode)

@@ -1,0 +1,88 @@
+"""Layout of a run's batches: whether prefixes are shared, decided once for policy, reference and all processes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from ..batching.collator import DataCollatorForMultiPreference
+from ..modeling.attention import attention_balance, packed_length, use_trie_attention
+from ..modeling.loading import base_model_of
+from ..modeling.probe import prepare_for_scoring, require_finite_logits
+from ..modeling.quantization import keep_trainable
+from ..modeling.scoring_head import add_scoring_head
+from .distributed import gathered_parameters
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the batches of a run are laid out.
+
+    Attributes:
+        prefix_sharing: Trie layout, or a copy of the prompt for every completion.
+        attention_balance: Length at which attention costs as much as the rest of the model; see `plan_trees`.
+        packed_length: Tokens of a row that trees are packed into; None for no packing. See `lay_out`.
+    """
+
+    prefix_sharing: bool
+    attention_balance: float
+    packed_length: int | None
+
+    def collator(self, trl_collator: DataCollatorForPreference) -> DataCollatorForMultiPreference:
+        """The collator of this layout, with the parameters that TRL made its own from (padding, truncation)."""
+        return DataCollatorForMultiPreference(
+            pad_token_id=trl_collator.pad_token_id,
+            max_length=trl_collator.max_length,
+            truncation_mode=trl_collator.truncation_mode,
+            pad_to_multiple_of=trl_collator.pad_to_multiple_of,
+            prefix_sharing=self.prefix_sharing,
+            attention_balance=self.attention_balance,
+            packed_length=self.packed_length,
+        )
+
+
+def choose_layout(
+    model: Any, ref_model: Any | None, mode: str | bool, accelerator: Accelerator, compiles: bool = False
+) -> Layout:
+    """Install the scoring heads, probe the models, and decide how batches are laid out.
+
+    Policy and reference get the same layout, in every process: in half precision each layout rounds its own way.
+
+    Args:
+        model: The policy, wrapped or not.
+        ref_model: The reference; None where the policy without its adapter, or a table, takes its place.
+        mode: `"auto"`, True or False; see `DMPOConfig.prefix_sharing`.
+        accelerator: Knows the device and the other processes.
+        compiles: Whether `torch.compile` will compile the policy, anew for each packing of trees.
+
+    Raises:
+        ValueError: `mode` is True and a model cannot share prefixes, or logits are not finite.
+    """
+    models = [model] if ref_model is None else [model, ref_model]
+    base_models = [base_model_of(one) for one in models]
+    policy = base_models[0]
+    for one in models:
+        keep_trainable(one)  # the reference too: it must round as the policy does
+    with gathered_parameters(model):
+        require_finite_logits(model, policy)
+        share = prepare_for_scoring(model, policy, mode)
+    for reference in base_models[1:]:
+        if type(reference) is type(policy):  # computes as the policy does: no second probe
+            add_scoring_head(reference)
+            require_finite_logits(reference, reference)
+            if share:
+                use_trie_attention(reference)
+        else:
+            share = prepare_for_scoring(reference, reference, share) and share
+    decision = [share]
+    broadcast_object_list(decision, from_process=0)
+    if decision[0] and not share:  # this process's own probe found otherwise
+        for base_model in base_models:
+            use_trie_attention(base_model)
+    return Layout(
+        prefix_sharing=decision[0],
+        attention_balance=attention_balance(policy.config),
+        packed_length=None if compiles else packed_length(accelerator.device, *base_models),
+    )

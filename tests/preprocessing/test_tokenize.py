@@ -1,0 +1,67 @@
+"""Tokenisation against TRL's, one text at a time."""
+
+import pytest
+from batching.test_vision import _built
+from hypothesis import given
+from hypothesis import strategies as st
+from support import make_tokenizer
+from trl.data_utils import _tokenize
+
+from dmpo_trl._prefix import common_prefix_length
+from dmpo_trl.preprocessing.tokenize import tokenize_completions
+
+TEXTS = st.lists(st.text("Ali en,Bx<>/s|\u00e9 ", max_size=9), min_size=1, max_size=4)
+TOKENIZER = make_tokenizer()
+
+
+def as_trl_tokenizes(processing_class, prompt, completions, eos_token):
+    """Each text by itself, with TRL's function."""
+    options = {}
+    if isinstance(prompt, str):
+        completions = [text + ("" if text.endswith(eos_token) else eos_token) for text in completions]
+    else:
+        options = {"add_generation_prompt": True}
+    prompt_ids = list(_tokenize(processing_class, prompt, **options)["input_ids"])
+    wholes = [list(_tokenize(processing_class, prompt + completion)["input_ids"]) for completion in completions]
+    length = min(common_prefix_length(prompt_ids, whole) for whole in wholes)
+    return prompt_ids[:length], [whole[length:] for whole in wholes]
+
+
+@given(st.text("Watched: Ali", max_size=9), TEXTS)
+def test_texts_are_tokenised_as_one_by_one(prompt, completions):
+    found = tokenize_completions(TOKENIZER, prompt, completions, eos_token="</s>")
+    assert found == as_trl_tokenizes(TOKENIZER, prompt, completions, "</s>")
+
+
+@given(st.text("Watched: Ali", max_size=9), TEXTS)
+def test_messages_are_tokenised_as_one_by_one(prompt, completions):
+    messages = [{"role": "user", "content": prompt}]
+    answers = [[{"role": "assistant", "content": text}] for text in completions]
+    found = tokenize_completions(TOKENIZER, messages, answers, eos_token=None)
+    assert found == as_trl_tokenizes(TOKENIZER, messages, answers, None)
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_processors_tokenise_rows_without_images_as_one_by_one(name, conversational):
+    """As TRL does for a vision-language model that is trained on texts."""
+    _, _, processor, _ = _built(name)
+    prompt, completions = "Watched: Alien. Next:", [" Aliens", " Babe", " Heidi and the rest"]
+    if conversational:
+        prompt = [{"role": "user", "content": prompt}]
+        completions = [[{"role": "assistant", "content": text}] for text in completions]
+    found = tokenize_completions(processor, prompt, completions, eos_token="</s>")
+    assert found == as_trl_tokenizes(processor, prompt, completions, "</s>")
+
+
+def test_a_row_is_one_call_of_the_tokenizer(monkeypatch):
+    calls = []
+    plain = type(TOKENIZER)._encode_plus
+    monkeypatch.setattr(
+        type(TOKENIZER), "_encode_plus", lambda self, *args, **kwargs: calls.append(1) or plain(self, *args, **kwargs)
+    )
+    tokenize_completions(TOKENIZER, "Next:", [" Alien"] * 15, eos_token="</s>")
+    assert len(calls) == 1
+    answers = [[{"role": "assistant", "content": "Alien"}]] * 15
+    tokenize_completions(TOKENIZER, [{"role": "user", "content": "Next?"}], answers, eos_token=None)
+    assert len(calls) == 3  # the prompt, which ends another way, and the rest
