@@ -16,7 +16,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
 from .batching.completions import Completions, from_pairs, model_inputs
-from .batching.sampler import check_sampling, make_train_sampler
+from .batching.sampler import check_sampling, make_batches, make_train_sampler
 from .batching.vision import vision_collator
 from .config import DMPOConfig
 from .losses import ScoredBatch, preference_loss, wpo_weights
@@ -169,14 +169,15 @@ class DMPOTrainer(DPOTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         # `set_epoch` would not do: it does not reach the sampler of a run resumed in the middle of an epoch under DDP
-        sampler = make_train_sampler(
-            self.args, dataset, self._train_batch_size, self.data_collator, lambda: int(self.state.epoch or 0)
-        )
+        sampler = make_train_sampler(self.args, dataset, self._train_batch_size, lambda: int(self.state.epoch or 0))
         return super()._get_train_sampler(train_dataset) if sampler is None else sampler
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        evaluates = not kwargs.get("is_training")
-        if evaluates and isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
+        if kwargs.get("is_training"):
+            batches = make_batches(self.args, dataset, kwargs["batch_size"], self.data_collator)
+            if batches is not None:
+                dataset, kwargs["batch_size"] = batches, 1
+        elif isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
             # Of a stream accelerate does not know the length, and so not which rows it repeats to fill the last batch
             dataset = list(dataset)
         return super()._get_dataloader(dataset, *args, **kwargs)

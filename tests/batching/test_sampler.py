@@ -6,18 +6,20 @@ from itertools import chain
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_model, make_tokenizer, ragged_examples
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl._prefix import common_prefix_length
 from dmpo_trl.batching.collator import DataCollatorForMultiPreference
 from dmpo_trl.batching.sampler import (
+    Batches,
     PromptGroupSampler,
-    TokenBudgetBatchSampler,
+    ShuffledOrder,
     batches_within_budget,
     check_sampling,
     group_by_prompt,
@@ -156,28 +158,31 @@ def test_a_batch_takes_all_that_fits():
 
 @given(st.integers(1, 9), st.integers(1, 4), st.booleans())
 def test_processes_share_the_batches_out(count, num_processes, drop_last):
-    batches = numbered_groups([1 + i % 3 for i in range(count)])
-    shares = [
-        TokenBudgetBatchSampler(batches, 0, lambda: 3, num_processes=num_processes, rank=rank, drop_last=drop_last)
-        for rank in range(num_processes)
-    ]
-    seen = [list(share) for share in shares]
-    assert list(map(len, shares)) == list(map(len, seen)) == [len(seen[0])] * num_processes
+    """By accelerate, as it shares out examples."""
+    groups = numbered_groups([1 + i % 3 for i in range(count)])
+    examples = Dataset.from_dict({"number": list(range(sum(map(len, groups))))})
+    batches = Batches(examples, groups)
+    seen = []
+    for rank in range(num_processes):
+        order = BatchSampler(ShuffledOrder(count, 0, lambda: 3), batch_size=1, drop_last=drop_last)
+        share = BatchSamplerShard(order, num_processes, rank, even_batches=not drop_last)
+        loader = DataLoader(batches, batch_sampler=share, collate_fn=lambda rows: [row["number"] for row in rows])
+        seen.append(list(loader))
     times = Counter(map(tuple, chain.from_iterable(seen)))
+    assert set(times) <= set(map(tuple, groups))
     if drop_last:
         assert set(times.values()) <= {1}
-        assert count - len(times) < num_processes
     else:
-        assert set(times) == set(map(tuple, batches))
+        assert len({len(own) for own in seen}) == 1
+        assert set(times) == set(map(tuple, groups))
         assert sum(times.values()) - count < num_processes  # no more repeats than one round has gaps
 
 
 def test_batches_come_in_another_order_each_epoch():
-    batches = numbered_groups([1, 2, 3] * 5)
-    orders = [list(TokenBudgetBatchSampler(batches, 0, lambda epoch=epoch: epoch)) for epoch in (0, 0, 1)]
+    orders = [list(ShuffledOrder(15, 0, lambda epoch=epoch: epoch)) for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2]) == sorted(batches)
-    assert list(TokenBudgetBatchSampler(batches, 0, lambda: 1, shuffle=False)) == batches
+    assert sorted(orders[0]) == sorted(orders[2]) == list(range(15))
+    assert list(ShuffledOrder(15, 0, lambda: 1, shuffle=False)) == list(range(15))
 
 
 # In the trainer
@@ -273,7 +278,9 @@ def test_the_trainer_keeps_the_budget_and_knows_the_number_of_steps(tmp_path, ro
     )
     trainer.train()
     trained = list(seen)
-    batches = len(trainer.get_train_dataloader())
+    loader = trainer.get_train_dataloader()
+    batches = len(loader)
+    assert trainer.num_examples(loader) == len(rows)
     assert len(sizes) == 2 * batches
     assert trainer.state.global_step == trainer.state.max_steps == 2 * -(-batches // 2)
     assert all(tokens <= budget or examples == 1 for examples, tokens in sizes)

@@ -1,4 +1,4 @@
-"""Which examples share a batch: rows of one history side by side, and batches of a bounded number of tokens."""
+"""Sampling: rows of one history side by side, and batches of a bounded number of tokens."""
 
 import logging
 import random
@@ -9,8 +9,8 @@ from itertools import chain, pairwise
 from typing import Any
 
 from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl import DPOConfig
 
 from .._prefix import common_prefix_length
@@ -59,7 +59,7 @@ class PromptGroupSampler(Sampler[int]):
 
     Args:
         groups: Indices of the examples of each group.
-        batch_size: Examples a batch, in one process.
+        batch_size: Number of examples per batch, in one process.
         seed: With the epoch it decides the order, the same in every process.
         epoch: Number of the current epoch; asked when iteration begins.
     """
@@ -103,7 +103,7 @@ def batches_within_budget(
         order: Indices of the examples.
         count_tokens: Number of tokens of a batch, given its indices.
         max_tokens: The budget.
-        max_examples: Most examples a batch.
+        max_examples: Most examples per batch.
     """
     batches = []
     start = 0
@@ -115,50 +115,53 @@ def batches_within_budget(
     return batches
 
 
-class TokenBudgetBatchSampler(BatchRebalanceSampler):
-    """Fixed batches of unequal size, in another order each epoch.
+class Batches(TorchDataset[list[dict[str, Any]]]):
+    """A dataset whose items are batches of unequal size: item i of a data loader is the rows of batch i.
 
-    The batches stay the same from epoch to epoch, so that their number, which schedulers must know, does too.
-    `Trainer` takes a sampler of the parent's type as a batch sampler that shares batches out between the processes by
-    itself; nothing else is the parent's. Where the batches do not divide evenly, the first ones of the epoch are
-    repeated, as with accelerate's own sharing, or with `drop_last` the last ones left out.
+    A data loader over it has a batch size of 1, and the usual samplers, whether of one process or of several, share
+    the batches out. Its length is the number of examples, which is what `Trainer` reports; samplers go by `batches`.
 
     Args:
+        dataset: The examples.
         batches: Indices of the examples of each batch.
-        seed: With the epoch it decides the order, the same in every process.
-        epoch: Number of the current epoch; asked when iteration begins.
-        shuffle: Whether to shuffle the batches.
-        num_processes: Number of processes that share the batches.
-        rank: Which of them this one is.
-        drop_last: Leave out what does not divide evenly.
+
+    Example:
+        >>> dataset = Dataset.from_dict({"title": ["Alien", "Babe", "Heidi"]})
+        >>> Batches(dataset, [[0, 2], [1]]).__getitems__([0])
+        [{'title': 'Alien'}, {'title': 'Heidi'}]
     """
 
-    def __init__(
-        self,
-        batches: Sequence[list[int]],
-        seed: int,
-        epoch: Epoch,
-        *,
-        shuffle: bool = True,
-        num_processes: int = 1,
-        rank: int = 0,
-        drop_last: bool = False,
-    ) -> None:
-        self.batches, self.seed, self.current_epoch, self.shuffle = batches, seed, epoch, shuffle
-        self.num_processes, self.rank, self.drop_last = num_processes, rank, drop_last
+    def __init__(self, dataset: Dataset, batches: Sequence[list[int]]) -> None:
+        self.dataset, self.batches = dataset, batches
 
     def __len__(self) -> int:
-        rounds, left = divmod(len(self.batches), self.num_processes)
-        return rounds + (left > 0 and not self.drop_last)
+        return len(self.dataset)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = list(self.batches)
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return self.dataset.__getitems__([row for index in indices for row in self.batches[index]])
+
+
+class ShuffledOrder(Sampler[int]):
+    """The numbers from 0 to `size`, in another order each epoch.
+
+    Args:
+        size: How many.
+        seed: With the epoch it decides the order, the same in every process.
+        epoch: Number of the current epoch; asked when iteration begins.
+        shuffle: Whether to shuffle; else the order is ascending.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: Epoch, *, shuffle: bool = True) -> None:
+        self.size, self.seed, self.epoch, self.shuffle = size, seed, epoch, shuffle
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.size))
         if self.shuffle:
-            random.Random(self.seed + self.current_epoch()).shuffle(batches)
-        needed = len(self) * self.num_processes
-        while len(batches) < needed:
-            batches += batches[: needed - len(batches)]
-        return iter(batches[self.rank : needed : self.num_processes])
+            random.Random(self.seed + self.epoch()).shuffle(order)
+        return iter(order)
 
 
 # The trainer's side
@@ -169,7 +172,7 @@ def _asks_for_ours(args: DPOConfig) -> bool:
 
 
 def check_sampling(args: DPOConfig, dataset: Any) -> None:
-    """Refuse what `make_train_sampler` cannot do.
+    """Refuse what `make_train_sampler` and `make_batches` cannot do.
 
     Raises:
         ValueError: The dataset is a stream or holds images, or each batch is shared out between processes.
@@ -197,41 +200,48 @@ def check_sampling(args: DPOConfig, dataset: Any) -> None:
         )
 
 
-def make_train_sampler(
-    args: DPOConfig, dataset: Any, batch_size: int, collate: Callable[[list[dict[str, Any]]], Any], epoch: Epoch
-) -> Sampler | None:
+def make_train_sampler(args: DPOConfig, dataset: Any, batch_size: int, epoch: Epoch) -> Sampler[int] | None:
     """The sampler that `train_sampling_strategy` and `max_tokens_per_batch` ask for; None where TRL's is meant.
 
     Args:
         args: The training arguments.
-        dataset: Tokenised examples.
-        batch_size: Examples a batch in one process (with a token budget: at most).
-        collate: The collator, whose padded `input_ids` are the tokens of a batch.
-        epoch: Number of the current epoch.
+        dataset: Tokenised examples, or `Batches` of them.
+        batch_size: Number of examples per batch in one process.
+        epoch: Number of the current epoch; asked when iteration begins.
     """
+    if isinstance(dataset, Batches):
+        return ShuffledOrder(
+            len(dataset.batches), _seed(args), epoch, shuffle=args.train_sampling_strategy != "sequential"
+        )
     if not _asks_for_ours(args):
         return None
-    seed = args.seed if args.data_seed is None else args.data_seed
-    grouped = args.train_sampling_strategy == "group_by_prompt"
-    if grouped:
-        rows = dataset.select_columns("prompt_ids").iter(batch_size=1000)
-        groups = group_by_prompt([array("i", ids) for batch in rows for ids in batch["prompt_ids"]])
-        logger.info("The %d training examples are in %d groups by their prompts", len(dataset), len(groups))
+    return PromptGroupSampler(_prompt_groups(dataset), batch_size, _seed(args), epoch)
+
+
+def make_batches(
+    args: DPOConfig, dataset: Dataset, batch_size: int, collate: Callable[[list[dict[str, Any]]], Any]
+) -> Batches | None:
+    """The batches that `max_tokens_per_batch` asks for; None where it is not set.
+
+    Args:
+        args: The training arguments.
+        dataset: Tokenised examples.
+        batch_size: Most examples per batch.
+        collate: The collator, whose padded `input_ids` are the tokens of a batch.
+    """
     max_tokens = getattr(args, "max_tokens_per_batch", None)
     if max_tokens is None:
-        return PromptGroupSampler(groups, batch_size, seed, epoch)
-
+        return None
     order = list(range(len(dataset)))
-    if grouped:
-        random.Random(seed).shuffle(groups)
+    if args.train_sampling_strategy == "group_by_prompt":
+        groups = _prompt_groups(dataset)
+        random.Random(_seed(args)).shuffle(groups)
         order = list(chain.from_iterable(groups))
     elif args.train_sampling_strategy == "random":
-        random.Random(seed).shuffle(order)
+        random.Random(_seed(args)).shuffle(order)
 
     def count_tokens(indices: Sequence[int]) -> int:
-        columns = dataset[list(indices)]
-        examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return int(collate(examples)["input_ids"].numel())
+        return int(collate(dataset.__getitems__(list(indices)))["input_ids"].numel())
 
     batches = batches_within_budget(order, count_tokens, max_tokens, batch_size)
     over = [tokens for batch in batches if len(batch) == 1 and (tokens := count_tokens(batch)) > max_tokens]
@@ -247,12 +257,15 @@ def make_train_sampler(
     logger.info(
         "The %d training examples form %d batches of at most %d tokens", len(dataset), len(batches), max_tokens
     )
-    return TokenBudgetBatchSampler(
-        batches,
-        seed,
-        epoch,
-        shuffle=args.train_sampling_strategy != "sequential",
-        num_processes=args.world_size,
-        rank=args.process_index,
-        drop_last=args.dataloader_drop_last,
-    )
+    return Batches(dataset, batches)
+
+
+def _seed(args: DPOConfig) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def _prompt_groups(dataset: Dataset) -> list[list[int]]:
+    rows = dataset.select_columns("prompt_ids").iter(batch_size=1000)
+    groups = group_by_prompt([array("i", ids) for batch in rows for ids in batch["prompt_ids"]])
+    logger.info("The %d training examples are in %d groups by their prompts", len(dataset), len(groups))
+    return groups
