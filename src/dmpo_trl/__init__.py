@@ -9,11 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batching.collator import DataCollatorForMultiPreference
+    from .batching.vision import DataCollatorForVisionMultiPreference
     from .config import DMPOConfig
+    from .losses import ScoredBatch, multi_negative, pairwise
+    from .preprocessing.format import RowError
     from .scoring import CompletionScores, score_completions
     from .trainer import DMPOTrainer
 
-__all__ = ["CompletionScores", "DMPOConfig", "DMPOTrainer", "DataCollatorForMultiPreference", "score_completions"]
+__all__ = [
+    "CompletionScores",
+    "DMPOConfig",
+    "DMPOTrainer",
+    "DataCollatorForMultiPreference",
+    "DataCollatorForVisionMultiPreference",
+    "RowError",
+    "ScoredBatch",
+    "multi_negative",
+    "pairwise",
+    "score_completions",
+]
 __version__ = version("dmpo-trl")
 
 _MODULES = {
@@ -21,6 +35,11 @@ _MODULES = {
     "DMPOConfig": "config",
     "DMPOTrainer": "trainer",
     "DataCollatorForMultiPreference": "batching.collator",
+    "DataCollatorForVisionMultiPreference": "batching.vision",
+    "RowError": "preprocessing.format",
+    "ScoredBatch": "losses",
+    "multi_negative": "losses",
+    "pairwise": "losses",
     "score_completions": "scoring",
 }
 

@@ -34,7 +34,7 @@ from .training.model_card import TrainingSummary, complete_card, hub_dataset
 
 
 class DMPOTrainer(DPOTrainer):
-    """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions a prompt.
+    """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions per prompt.
 
     Takes the place of [`~trl.DPOTrainer`]: the constructor is the parent's, and a dataset is as there, except that
     `rejected` holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
@@ -46,17 +46,21 @@ class DMPOTrainer(DPOTrainer):
         >>> dataset = Dataset.from_list(
         ...     [{"prompt": "Watched: Alien. Next:", "chosen": " Aliens", "rejected": [" Babe", " Heidi"]}]
         ... )
-        >>> trainer = DMPOTrainer("Qwen/Qwen3-0.6B", args=DMPOConfig("out"), train_dataset=dataset)
-        >>> trainer.train()
+        >>> trainer = DMPOTrainer(  # doctest: +SKIP
+        ...     "Qwen/Qwen3-0.6B", args=DMPOConfig("out"), train_dataset=dataset
+        ... )
+        >>> trainer.train()  # doctest: +SKIP
 
     A dataset with images is trained without prefix sharing. A data collator that lays batches out as TRL does (chosen
     in the first half, rejected in the second) is trained as in `DPOTrainer`, with one rejected completion.
 
     Args:
-        model: See [`~trl.DPOTrainer`], as for every other parameter.
+        model: As in [`~trl.DPOTrainer`].
         ref_model: The reference policy. By default the initial `model`.
         args: A `DMPOConfig` (or a `DPOConfig`, whose `loss_type` then is TRL's default).
         data_collator: By default a `DataCollatorForMultiPreference`.
+        train_dataset: Rows of `prompt`, `chosen` and a list of `rejected`, or of their token ids.
+        eval_dataset: Likewise, or a dictionary of such datasets.
         *args_and_kwargs: The parent's further parameters.
 
     Raises:

@@ -124,7 +124,7 @@ def test_nothing_to_resume_says_what_each_folder_lacks(out):
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="checkpoint-7 is no folder"):
+    with pytest.raises(ValueError, match="checkpoint-7 is not a folder"):
         make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
 
 

@@ -1,4 +1,4 @@
-"""From tokenised examples to the tensors of a batch."""
+"""Collation: from tokenised examples to the tensors of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

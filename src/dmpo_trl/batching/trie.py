@@ -1,4 +1,4 @@
-"""The layout of a batch: which tokens stand in which row, what each sees, and what scores which completion.
+"""Prefix tries: which tokens of a batch stand in which row, what each sees, and what scores which completion.
 
 A row is a forest of token sequences in depth-first order. Three vectors describe it: the token ids, the depth of each
 node (its position id), and the index just past its last descendant (`subtree_end`). Token `q` sees token `k` if and
@@ -107,7 +107,7 @@ def plan_trees(prompts: Sequence[TokenIds], sizes: Sequence[int], balance: float
 
     Args:
         prompts: Token ids of each example's prompt.
-        sizes: Number of tokens each example needs alone.
+        sizes: Number of tokens that each example needs alone.
         balance: Length, in tokens, at which attention costs as much as the rest of the model.
 
     Returns:
@@ -156,12 +156,12 @@ def pack(lengths: Sequence[int], capacity: int = 0) -> list[list[int]]:
 
 
 def plan_rows(prompts: Sequence[TokenIds], sizes: Sequence[int], balance: float) -> list[list[int]]:
-    """The examples of each row, where attention is dense in a row: those of a tree, or of several short ones.
+    """Distribute examples over rows in which attention is dense: a row holds one tree, or several short ones.
 
     Args:
-        prompts: See `plan_trees`, as for the others.
-        sizes: See there.
-        balance: See there.
+        prompts: Token ids of each example's prompt.
+        sizes: Number of tokens that each example needs alone.
+        balance: Length, in tokens, at which attention costs as much as the rest of the model; see `plan_trees`.
 
     Returns:
         The indices of the examples of each row.

@@ -1,4 +1,4 @@
-"""Preference examples with images: every completion gets a copy of its prompt and of its images."""
+"""Collation of preference examples with images: every completion gets a copy of its prompt and of its images."""
 
 import json
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
     the first row can be looked at, the others are checked when they come. Rows with images are left to their collator.
 
     Raises:
-        TypeError: It is no dataset.
+        TypeError: It is not a dataset.
         ValueError: It has no rows.
         RowError: A row breaks the data contract.
     """

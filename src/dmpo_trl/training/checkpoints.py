@@ -1,4 +1,4 @@
-"""Whole checkpoints: which one a run goes on from, and what becomes of those that an interruption left half-written.
+"""Checkpoints: which one a run resumes from, and what becomes of those that an interruption left half-written.
 
 transformers writes the files of a checkpoint one by one under its final name, `trainer_state.json` last, and resumes
 from the highest number whatever it holds. Here `trainer_state.json` is what makes a checkpoint whole: it is taken
@@ -55,7 +55,9 @@ def checkpoint_to_resume(
     else:
         checkpoint = os.fspath(resume_from_checkpoint)
         if not os.path.isdir(checkpoint):
-            raise ValueError(f"The checkpoint {checkpoint} is no folder. `True` means the last one of {output_dir}.")
+            raise ValueError(
+                f"The checkpoint {checkpoint} is not a folder. `True` means the last one of {output_dir}."
+            )
         if found := problems(checkpoint):
             raise ValueError(
                 f"The checkpoint {checkpoint} is not whole: {'; '.join(found)}. Name another one, or pass `True` for "
@@ -89,7 +91,7 @@ def last_whole_checkpoint(output_dir: str) -> str | None:
 
 
 def set_incomplete_aside(output_dir: str) -> None:
-    """Renames every checkpoint that is not whole to `incomplete-checkpoint-N`, and logs its name and what it lacks.
+    """Rename every checkpoint that is not whole to `incomplete-checkpoint-N`, and logs its name and what it lacks.
 
     Out of the way of the run, which writes a checkpoint of the same number, and of the rotation by `save_total_limit`,
     which would delete it. Nothing is deleted here.
@@ -106,7 +108,7 @@ def set_incomplete_aside(output_dir: str) -> None:
 
 
 def set_damaged_cache_aside(cache_file: str, rows: int) -> None:
-    """Renames a cache of reference log-probs that cannot be read or has other than `rows` rows, and logs its new name.
+    """Rename a cache of reference log-probs that cannot be read or has other than `rows` rows, and logs its new name.
 
     datasets renames a cache into place once it is written, so a killed process leaves none that is cut short; a full
     disk or a power cut may.
@@ -130,13 +132,13 @@ def set_damaged_cache_aside(cache_file: str, rows: int) -> None:
 
 
 def mark_incomplete(checkpoint: str) -> None:
-    """Makes an older checkpoint of this name incomplete, before a new one is written over it file by file."""
+    """Make an older checkpoint of this name incomplete, before a new one is written over it file by file."""
     for name in (STATE, FILE_LIST):
         Path(checkpoint, name).unlink(missing_ok=True)
 
 
 def write_file_list(checkpoint: str) -> None:
-    """Writes the sizes of a checkpoint's files into it, once they are on the disk; `trainer_state.json` comes next."""
+    """Write the sizes of a checkpoint's files into it, once they are on the disk; `trainer_state.json` comes next."""
     folder = Path(checkpoint)
     sizes = {}
     for path in sorted(folder.rglob("*")):
@@ -212,7 +214,7 @@ def _ends_where_it_should(path: Path) -> bool:
 
 
 def _set_aside(path: Path, name: str) -> Path:
-    """Renames to a name beside the old one, with a number where that is taken."""
+    """Rename a file or folder to a name beside the old one, with a number where that is taken."""
     aside, number = path.with_name(name), 1
     while aside.exists():
         number += 1

@@ -1,10 +1,11 @@
-"""What a training step costs, from its lengths and the model's config: tokens, FLOPs and bytes. Nothing is loaded.
+"""Cost of a training step in tokens, FLOPs and bytes, from its lengths and the model's config. Nothing is loaded.
 
 docs/cost.md derives the formulas and holds them against measured runs.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -113,9 +114,9 @@ class ModelSize:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, lora: PeftConfig | None = None) -> ModelSize:
-        """Builds the model without memory (on torch's `meta` device) and counts.
+        """Build the model without memory (on torch's `meta` device) and count.
 
-        Every parameter with two or more dimensions that is no embedding is a matrix that tokens are multiplied with.
+        Every parameter with two or more dimensions is a matrix that tokens are multiplied with, but for embeddings.
 
         Args:
             config: Config of a causal language model with attention layers.
@@ -277,12 +278,14 @@ def step_cost(model: ModelSize, layout: Layout, options: TrainingOptions) -> Ste
 
 
 def largest(fits: Callable[[int], bool], limit: int = 2**20) -> int:
-    """The largest number from 1 to `limit` that fits, 0 if 1 does not; what fits must also fit when smaller."""
-    low, high = 0, 1
-    while high <= limit and fits(high):
-        low, high = high, 2 * high
-    high = min(high, limit + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    """The largest number from 1 to `limit` that fits, 0 if 1 does not; what fits must also fit when smaller.
+
+    Example:
+        >>> largest(lambda size: size**2 <= 50)
+        7
+    """
+    high = 1
+    while high <= limit and fits(high):  # not bisection at once: the layout of half a million examples takes minutes
+        high *= 2
+    low = high // 2
+    return low + bisect_left(range(low + 1, min(high, limit + 1)), True, key=lambda size: not fits(size))
