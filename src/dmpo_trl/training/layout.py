@@ -75,7 +75,7 @@ def choose_layout(
             if share:
                 use_trie_attention(reference)
         else:
-            share = prepare_for_scoring(reference, reference, share) and share
+            share = prepare_for_scoring(reference, reference, mode if share else False) and share
     decision = [share]
     broadcast_object_list(decision, from_process=0)
     if decision[0] and not share:  # this process's own probe found otherwise
