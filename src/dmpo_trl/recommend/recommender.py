@@ -26,6 +26,7 @@ from .recommendation import Recommendation, UserHistory
 logger = logging.getLogger(__name__)
 
 _SETTINGS, _ITEMS = "recommender.json", "items.parquet"
+_NAN = "The model's log-probs of titles are NaN; try another dtype, for instance dtype='float32'."
 _WHY = "Why do you recommend {title}? Answer in one sentence."
 
 
@@ -187,7 +188,7 @@ class Recommender:
             The candidates, from best to worst.
 
         Raises:
-            ValueError: An entry is not in the catalogue, or there are no candidates.
+            ValueError: An entry is not in the catalogue, there are no candidates, or the model's log-probs are NaN.
 
         Example:
             >>> for one in recommender.rank(["Alien"], candidates=["Aliens", "Heidi"]):  # doctest: +SKIP
@@ -199,26 +200,8 @@ class Recommender:
         titles = [self.catalogue.titles[row] for row in rows]
         shown = titles if self.template.candidates is not None else None
         prompt = self.template.prompt(self._titles(history, "history"), shown)
-        scores = self.score_titles([prompt], [titles])[0]
+        scores = self._score_titles([prompt], [titles])[0]
         return [self._recommendation(rows[i], scores[i]) for i in np.argsort(-scores, kind="stable")]
-
-    def score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Score titles after prompts, by the recommender's `score`.
-
-        Args:
-            prompts: Prompts that the template made.
-            titles: Titles to score after each prompt.
-
-        Returns:
-            The scores, one array (titles,) per prompt.
-
-        Example:
-            >>> prompt = recommender.template.prompt(["Alien"])  # doctest: +SKIP
-            >>> recommender.score_titles([prompt], [["Aliens", "Heidi"]])  # doctest: +SKIP
-        """
-        completions = [[self.template.completion(title) for title in group] for group in titles]
-        scored = score_completions(self.model, self.tokenizer, prompts, completions)
-        return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
 
     def recommend(
         self,
@@ -244,8 +227,8 @@ class Recommender:
             The items, from best to worst. The score is the log-prob that `rank` gives with `score="sum"`.
 
         Raises:
-            ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, or the template lists
-                candidates in the prompt.
+            ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, the template lists
+                candidates in the prompt, or the model's log-probs are NaN.
 
         Example:
             >>> recommender.recommend(["Alien", "Heidi"], k=3, exclude=["Aliens"])  # doctest: +SKIP
@@ -292,7 +275,11 @@ class Recommender:
             prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
             searches.append(Search(prompt_ids, trie, [*seen, *self.catalogue.rows(own_exclude, "exclude")], k))
         with evaluation_mode(self.model):
+            has_items = [len(search.nodes) > 0 for search in searches]
             (exact_search if exact else beam_search)(self.model, searches, max(k, num_beams))
+        for search, any_left in zip(searches, has_items, strict=True):
+            if (any_left and not search.found) or np.isnan([score for score, _ in search.found]).any():
+                raise ValueError(_NAN)
         if short := [len(search.found) for search in searches if len(search.found) < k]:
             logger.warning(
                 "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (at least %d).",
@@ -359,8 +346,8 @@ class Recommender:
             The effects, and the model's own words.
 
         Raises:
-            ValueError: The history is empty, an entry is not in the catalogue, or the template lists candidates in
-                the prompt.
+            ValueError: The history is empty, an entry is not in the catalogue, the template lists candidates in the
+                prompt, or the model's log-probs are NaN.
 
         Example:
             >>> print(recommender.explain(["Alien", "Heidi"], "Aliens"))  # doctest: +SKIP
@@ -374,7 +361,7 @@ class Recommender:
         title, titles = self.catalogue.titles[row], [self.catalogue.titles[row] for row in rows]
         variants = [titles, *(titles[:place] + titles[place + 1 :] for place in range(len(titles)))]
         prompts = [self.template.prompt(variant) for variant in variants]
-        full, *without = (float(scores[0]) for scores in self.score_titles(prompts, [[title]] * len(prompts)))
+        full, *without = (float(scores[0]) for scores in self._score_titles(prompts, [[title]] * len(prompts)))
         return Explanation(
             item=self.catalogue.items[row],
             title=title,
@@ -384,6 +371,14 @@ class Recommender:
             effects=full - np.array(without),
             words=generate_words(self.model, self.tokenizer, self._why(titles, title), max_new_tokens),
         )
+
+    def _score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Score the titles after each prompt by the recommender's `score`; one array (titles,) per prompt."""
+        completions = [[self.template.completion(title) for title in group] for group in titles]
+        scored = score_completions(self.model, self.tokenizer, prompts, completions)
+        if any(np.isnan(one.logps).any() for one in scored):
+            raise ValueError(_NAN)
+        return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
 
     def _why(self, titles: Sequence[str], title: str) -> Any:
         """The prompt, the recommendation, and the question why."""
