@@ -12,7 +12,7 @@ from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
 
 def greedy(model, tokenizer, row, steps) -> str:
-    """Oracle: one prompt, the likeliest token, one forward a token."""
+    """Oracle: one prompt, the likeliest token, one forward per token."""
     ids, _ = tokenize_completions(tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token)
     said = []
     for _ in range(steps):
