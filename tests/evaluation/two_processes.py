@@ -1,4 +1,4 @@
-"""Script of test_processes.py, run in each of two processes: writes what this process found to a JSON file."""
+"""What test_distributed.py runs in each of two processes; writes what this process found to a JSON file."""
 
 import gc
 import json
