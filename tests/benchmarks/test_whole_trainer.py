@@ -21,7 +21,7 @@ def test_trainers_have_the_loss_of_the_bare_step(whole_trainer, tmp_path, option
         rows = {row["side"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["bare step", "DMPOTrainer", *(["DPOTrainer"] if "--pairs" in options else [])]
     for row in rows.values():
-        assert float(row["examples a second"]) <= float(row["without optimizer"])
+        assert float(row["examples per second"]) <= float(row["without optimizer"])
     assert float(rows["DMPOTrainer"]["optimizer seconds"]) > 0
     assert rows["bare step"]["over bare step"] == "0.0%"
 
