@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 # Side of `sides.py`: label, colour. Middle tones, which can be read on white and on black
 LINES = {
     "trl pairs": ("TRL, one row per pair", "#e5534b"),
-    "full logits": ("one copy of the prompt per completion", "#c98a1b"),
+    "full logits": ("a copy of the prompt per completion", "#c98a1b"),
     "trie": ("dmpo-trl, every prefix once", "#2f9e6e"),
 }
 GREY = "#808890"
@@ -54,15 +54,17 @@ def main(arguments: list[str] | None = None) -> None:
     for side, (label, colour) in LINES.items():
         values = points[side]
         axes.plot(*zip(*values, strict=True), marker="o", linewidth=2.5, color=colour)
-        for n, seconds in values[1:]:
-            above = side != "full logits"
-            offset = (0, 7) if above else (6, -14)
-            axes.annotate(f"{seconds:.1f}", (n, seconds), offset, textcoords="offset points", color=colour, fontsize=9)
+        for n, seconds in values[-2:]:
+            place = {"xytext": (6, -14), "ha": "left"} if side == "full logits" else {"xytext": (-5, 6), "ha": "right"}
+            axes.annotate(
+                f"{seconds:.1f}", (n, seconds), textcoords="offset points", color=colour, fontsize=9, **place
+            )
         n, seconds = values[-1]
         axes.annotate(label, (n, seconds), (12, -4), textcoords="offset points", color=colour, weight="bold")
     ticks = [n for n, _ in points["trie"]]
     axes.set_xticks(ticks, labels=map(str, ticks))
-    axes.set_xlim(0, max(ticks) * 1.9)
+    axes.set_xlim(0, max(ticks) * 1.95)
+    axes.set_ylim(0)
     axes.set_xlabel("rejected completions N", color=GREY, loc="left")
     axes.set_ylabel("seconds per training step", color=GREY)
     axes.tick_params(colors=GREY)
