@@ -27,7 +27,7 @@ def test_results_are_csv_files_whose_rows_name_machine_and_command():
 
 def test_the_picture_has_the_committed_figures(plot_step):
     points = plot_step.read_points(plot_step.Settings())
-    assert {side: [n for n, _ in own] for side, own in points.items()} == dict.fromkeys(plot_step.LINES, [1, 3, 7, 15])
+    assert all([n for n, _ in own] == [1, 3, 7, 15] for own in points.values())
     assert [round(own[-1][1], 1) for own in points.values()] == [65.0, 28.8, 2.2]  # as in the README's picture
 
 
