@@ -86,6 +86,20 @@ def test_options_of_the_benchmarks_exist(page):
                 assert re.search(rf"^    {word[2:]}: ", source, re.MULTILINE), f"{script}.py has no {word}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_tests_that_are_named_exist(page):
+    """`test_name` is one test; `test_name...` is the beginning of at least one."""
+    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
+    names = re.findall(r"(?<![\w-])(test_\w+)\b(\.\.\.)?(?!\.py|:\s)", code(page.read_text(encoding="utf-8")))
+    files = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
+    missing = [
+        name
+        for name, more in names
+        if name not in files and not re.search(rf"^def {name}{'' if more else chr(92) + '('}", source, re.MULTILINE)
+    ]
+    assert missing == []
+
+
 def test_the_index_has_every_page():
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"} <= set(LINK.findall(text))
