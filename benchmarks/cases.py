@@ -104,7 +104,7 @@ def movielens_examples(folder: str, count: int, negatives: int) -> Examples:
 
 
 def movielens_rows(negatives: int) -> list[dict[str, Any]]:
-    """Return prompt, chosen and rejected titles of the users with a history of at least twenty films."""
+    """Prompt, chosen and rejected titles of the users with at least twenty films before."""
     data = read_recbole(MOVIELENS_100K.fetch()[0].parent, title_field="movie_title", year_field="release_year")
     users = leave_one_out(data, min_rating=4.0, history_length=20, min_history=20)
     return preference_dataset(sample_negatives(users, data, negatives, seed=0), data, MOVIES).to_list()
