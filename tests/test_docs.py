@@ -69,7 +69,7 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_and_make_targets_exist(page):
     text = code(page.read_text(encoding="utf-8"))
-    commands = set(re.findall(r"dmpo-trl (?:--verbose )?([a-z]+)\b", text))
+    commands = set(re.findall(r"^dmpo-trl (?:--verbose )?([a-z]+)\b", text, re.MULTILINE))
     assert commands <= set(COMMANDS)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?<![\w-])make ([a-z-]+)", text)) <= targets
