@@ -14,7 +14,7 @@ def heads():
         yield module
 
 
-def test_every_head_has_a_row_even_one_that_cannot_run(heads, tmp_path):
+def test_every_head_has_a_row_even_one_that_cannot_run(heads, tmp_path, assert_can_be_appended):
     heads.main([*ARGUMENTS, "--output", str(tmp_path), "--plot", str(tmp_path / "plots")])
     with (tmp_path / "heads.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -25,6 +25,7 @@ def test_every_head_has_a_row_even_one_that_cannot_run(heads, tmp_path):
         assert list(trained)[:5] == ["full logits", "TRL", "ours", "ours, recompute", "ours, softmax kept"]
         assert all(float(row["ms"]) > 0 for row in trained.values() if not row["note"])
         assert trained["Liger"]["note"] == trained["cut-cross-entropy"]["note"] == "not run: needs CUDA"
+    assert_can_be_appended(tmp_path / "heads.csv", "heads.csv")
     assert (tmp_path / "plots" / "heads-5-tokens.svg").exists()
 
 

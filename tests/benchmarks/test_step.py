@@ -57,13 +57,14 @@ def test_sides_agree_and_tokens_are_counted(step, tmp_path, capsys, lora):
     assert capsys.readouterr().out.count("| N=3 |") == len(SIDES)
 
 
-def test_what_is_written_names_machine_versions_and_commit(step, tmp_path):
+def test_what_is_written_names_machine_versions_and_commit(step, tmp_path, assert_can_be_appended):
     arguments = ["--tiny", "--negatives", "1", "3", "--batch_sizes", "1", "2", "--sides", "trie", "--rounds", "1"]
     step.main([*arguments, "--profile", "--output", str(tmp_path), "--plot", str(tmp_path / "plots"), "--name", "run"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["plots", "run-profile.csv", "run.csv"]
     plots = [f"run-seconds{what}-against-{x}.svg" for what in ("", "-ratio") for x in ("batch", "negatives")]
     assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == sorted(plots)
     for name in ("run.csv", "run-profile.csv"):
+        assert_can_be_appended(tmp_path / name, name.replace("run", "step"))
         with (tmp_path / name).open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert all(f"torch {version('torch')}" in row["versions"] for row in rows)
