@@ -34,16 +34,16 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --negatives 3 --prompt_lengths 64 128 256 512 --rounds 2 --sides copies trie --name step-prompt $(BENCH)
 	$(BIN)/python benchmarks/step.py --negatives 3 --batch_sizes 1 2 4 --rounds 2 --sides trie "trie, one at a time" "trie, padded rows" --name step-batch $(BENCH)
 	$(BIN)/python benchmarks/whole_trainer.py --examples 16 $(BENCH)
-	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --rounds 2 --name whole-trainer-pairs $(BENCH)
+	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --rounds 2 $(BENCH)
 	$(BIN)/python benchmarks/heads.py --tokens 36 144 --rounds 3 $(BENCH)
 	$(BIN)/python benchmarks/ranking.py $(BENCH)
 
 # The DMPO authors' pairs, which may not be redistributed: make bench-pairs PAIRS=FOLDER
-PAIRS_OPTIONS := --batches 4 --rounds 2 --copies_at_once 10 --sides trie "trie, padded rows" $(BENCH)
+PAIRS_OPTIONS := --name step-rows --batches 4 --rounds 2 --copies_at_once 10 --sides trie "trie, padded rows" $(BENCH)
 bench-pairs: $(VENV)/.dev
-	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_data_ml_1m_dpo_ranking_5.json --name rows-ml-1m $(PAIRS_OPTIONS)
-	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Movie_dpo_ranking_5.json --name rows-amazon-movie $(PAIRS_OPTIONS)
-	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Game_dpo_ranking_5.json --name rows-amazon-game $(PAIRS_OPTIONS)
+	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_data_ml_1m_dpo_ranking_5.json $(PAIRS_OPTIONS)
+	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Movie_dpo_ranking_5.json $(PAIRS_OPTIONS)
+	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Game_dpo_ranking_5.json $(PAIRS_OPTIONS)
 
 # Never run yet: no GPU was at hand
 GPU := --device cuda --dtype bfloat16 --output benchmarks/results

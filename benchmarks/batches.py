@@ -1,10 +1,10 @@
-"""Tokens of an epoch by how its batches are formed; nothing is trained.
+"""Token counts of an epoch for different ways to form batches; nothing is trained.
 
     python benchmarks/batches.py --files FOLDER/rec_*_dpo_ranking_5.json
 
-Takes JSON files of the DMPO authors' pairs. Counts the tokens that are computed, padding included, of N+1 copies and
-of the trie with random batches and with `train_sampling_strategy="group_by_prompt"`, mean over seeds, and of
-`max_tokens_per_batch` on top of that.
+The script takes JSON files of the DMPO authors' pairs. It counts the tokens that are computed, padding included, for
+N+1 copies and for the trie, with random batches and with `train_sampling_strategy="group_by_prompt"` (means over
+seeds), and with `max_tokens_per_batch` in addition.
 """
 
 import random
@@ -40,7 +40,7 @@ def epoch(batches: Iterable[list[int]], examples: list[dict[str, Any]], collate:
 
 
 def tokens(epochs: list[list[Layout]]) -> str:
-    """Computed tokens, and how many of a hundred are padding."""
+    """Return the number of computed tokens, with the percentage of padding."""
     padded = statistics.mean(sum(layout.padded_tokens for layout in layouts) for layouts in epochs)
     own = statistics.mean(sum(layout.tokens for layout in layouts) for layouts in epochs)
     return f"{padded:,.0f} ({1 - own / padded:.0%})"

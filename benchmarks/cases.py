@@ -1,4 +1,4 @@
-"""Batches to step through: a MovieLens example, random tokens, or the DMPO authors' rows."""
+"""Batches of the benchmarks: MovieLens examples, random tokens, or the DMPO authors' rows."""
 
 import json
 import random
@@ -21,7 +21,7 @@ Examples = list[dict[str, Any]]  # prompt_ids, chosen_ids, rejected_ids: the bat
 
 @dataclass
 class Case:
-    """Batches whose gradients add up, and what they have in common."""
+    """Batches whose gradients add up, and their common sizes."""
 
     label: str
     batches: list[Examples]
@@ -33,7 +33,7 @@ class Case:
 def sweep(
     source: Examples, negatives: list[int], prompt_lengths: list[int] | None, batch_sizes: list[int]
 ) -> Iterator[Case]:
-    """A case of one batch for every combination.
+    """Yield a case of one batch for every combination.
 
     `source` holds as many examples as the largest batch, each with as many rejected completions as the largest N.
     Prompts are cut at the front, or extended there by their own text once more, to `prompt_lengths` tokens; None
@@ -55,14 +55,14 @@ def sweep(
 
 
 def fit_prompt(prompt: list[int], length: int | None) -> list[int]:
-    """The last `length` tokens of the prompt, repeated in front of itself as often as that takes."""
+    """Return the last `length` tokens of the prompt, which is repeated as often as necessary."""
     if length is None:
         return prompt
     return (prompt * -(-length // len(prompt)))[-length:]
 
 
 def random_examples(count: int, negatives: int, vocabulary: int) -> Examples:
-    """Random tokens, in MovieLens' lengths; nothing in common but by chance."""
+    """Return examples of random tokens, with the lengths of MovieLens; what they share, they share by chance."""
     generator = random.Random(0)
 
     def tokens(length: int) -> list[int]:
@@ -79,7 +79,7 @@ def random_examples(count: int, negatives: int, vocabulary: int) -> Examples:
 
 
 def tiny_examples(count: int, negatives: int) -> Examples:
-    """Letters as tokens: prompts of 40 that differ in the first; rejected titles that begin as the chosen one."""
+    """Return examples of letters as tokens; the prompts differ in the first letter, the titles in the last ones."""
     return [
         _bytes(
             {
@@ -93,7 +93,7 @@ def tiny_examples(count: int, negatives: int) -> Examples:
 
 
 def movielens_examples(folder: str, count: int, negatives: int) -> Examples:
-    """The MovieLens 100K examples, in the quickstart's words, closest to `PROMPT_LENGTH` and `TITLE_LENGTH`."""
+    """Return the MovieLens 100K examples whose lengths are closest to `PROMPT_LENGTH` and `TITLE_LENGTH`."""
     examples = [tokenize(folder, example) for example in movielens_rows(negatives)]
 
     def distance(ids: dict[str, Any]) -> float:
@@ -111,7 +111,7 @@ def movielens_rows(negatives: int) -> list[dict[str, Any]]:
 
 
 def read_authors_pairs(file: Path) -> list[dict[str, Any]]:
-    """The rows of one of the DMPO authors' files as prompt, chosen and rejected, texts as they stand."""
+    """Read one of the DMPO authors' files; return its texts, unchanged, as prompt, chosen and rejected."""
     return [
         {"prompt": row["instruction"] + row["input"], "chosen": row["output"][0], "rejected": row["output"][1:]}
         for row in json.loads(file.read_text())
@@ -119,7 +119,7 @@ def read_authors_pairs(file: Path) -> list[dict[str, Any]]:
 
 
 def authors_rows(file: Path, folder: str | None, batch_rows: int, batches: int) -> Case:
-    """The first rows of one of the DMPO authors' files, in the file's order; without a model's folder as bytes."""
+    """Return the first rows of one of the DMPO authors' files, in its order; as bytes if `folder` is None."""
     pairs = read_authors_pairs(file)[: batches * batch_rows]
     examples = [_bytes(pair) if folder is None else tokenize(folder, pair) for pair in pairs]
     length = round(statistics.mean(len(example["prompt_ids"]) for example in examples))

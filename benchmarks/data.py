@@ -1,13 +1,13 @@
-"""From raw files to a preference dataset: ours against the obvious pandas version of the same steps.
+"""Benchmark of the data half, from raw files to a preference dataset: the package against plain pandas.
 
     python benchmarks/data.py --folder /tmp/raw --output benchmarks/results
 
-Writes a MovieLens-format file of 25 million ratings (CSV, as ML-25M) and an Amazon-format one of 10 million reviews
-(JSON lines, gzip, as the release of 2018) of made-up users into `--folder`, where a second run finds them. Then each
-side, in a fresh process, reads the files, cleans them, holds out the last item of each user (MovieLens: of those rated
-4 or higher; Amazon: after the 5-core), draws negatives that the user never had, and writes prompts and completions to
-Parquet. Histories, targets and prompts of the sides must be equal, and both sides' negatives must keep the rules;
-otherwise the run stops. Peak memory is the resident memory of the whole process, imports included. Linux only.
+The script writes a MovieLens-format file of 25 million ratings (CSV, as ML-25M) and an Amazon-format file of 10
+million reviews (JSON lines, gzip, as the release of 2018) of made-up users into `--folder`, where a second run finds
+them. Then each side, in a fresh process, reads the files, cleans them, holds out the last item of each user
+(MovieLens: of those rated 4 or higher; Amazon: after the 5-core), draws negatives that the user never had, and writes
+prompts and completions to Parquet. The run stops if the sides differ in histories, targets or prompts, or if a
+negative breaks the rules. Peak memory is the resident memory of the whole process, imports included. Linux only.
 """
 
 import gzip
@@ -16,7 +16,6 @@ import io
 import os
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,10 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 
 # Each side imports its own libraries, so that neither pays for the other's
 HISTORY, CORE, LIKED = 10, 5, 4.0
 SIDES = ("pandas", "ours")
+COLUMNS = ["source", "side", "rows", "examples", "seconds", "by stage", "rows per second", "times faster"]
+COLUMNS += ["cpu_seconds", "peak_gb", "share of memory"]
 
 
 @dataclass
@@ -40,12 +42,13 @@ class Settings:
     ratings: int = field(default=25_000_000, metadata={"help": "Rows of the MovieLens file; 0 leaves it out."})
     reviews: int = field(default=10_000_000, metadata={"help": "Rows of the Amazon file; 0 leaves it out."})
     negatives: int = 7
-    output: Path | None = field(default=None, metadata={"help": "Folder for data-cpu.md."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
+    name: str = field(default="data", metadata={"help": "Beginning of the file name in --output."})
 
 
 @dataclass
 class Outcome:
-    """What one side did: seconds by stage, and the peak of its resident memory."""
+    """Seconds of one side by stage, and the peak of its resident memory."""
 
     seconds: dict[str, float]
     cpu_seconds: float
@@ -56,7 +59,7 @@ class Outcome:
 
 
 def write_movielens(folder: Path, rows: int) -> None:
-    """As many ratings a user and a film as in ML-25M, sorted by user and film, as there."""
+    """Write as many ratings per user and per film as in ML-25M, sorted by user and film, as there."""
     import polars as pl
 
     rng = np.random.default_rng(0)
@@ -79,7 +82,7 @@ def write_movielens(folder: Path, rows: int) -> None:
 
 
 def write_amazon(folder: Path, rows: int) -> None:
-    """Sorted by product; one row in a hundred repeats the pair of another; some titles are missing or escaped."""
+    """Write reviews sorted by product. One row in a hundred is a repetition; some titles are missing or escaped."""
     import polars as pl
 
     rng = np.random.default_rng(0)
@@ -120,7 +123,7 @@ def write_amazon(folder: Path, rows: int) -> None:
 
 
 def draw_pairs(rng: np.random.Generator, rows: int, users: int, items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Different pairs of a user and an item, sorted; a few items are had by many."""
+    """Draw distinct pairs of a user and an item, sorted; a few items belong to many users."""
     pairs = np.empty(0, np.int64)
     while len(pairs) < rows:
         more = rows + rows // 4
@@ -240,7 +243,7 @@ def measure(run: Callable[..., dict[str, float]], *arguments: Any) -> Outcome:
 
 
 def check(source: str, raw: Path, made: dict[str, Path], negatives: int) -> int:
-    """Stops if the sides made different examples or a negative breaks the rules. Returns the number of examples."""
+    """Stop if the sides made different examples or a negative breaks the rules; return the number of examples."""
     import polars as pl
 
     text = pl.scan_csv(raw / "ratings.csv") if source == "movielens" else pl.scan_ndjson(raw / "Made_Up_5.json.gz")
@@ -282,11 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers import HfArgumentParser
 
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
-    columns = ["source", "side", "rows", "examples", "seconds", "by stage", "rows a second", "times faster"]
-    columns += ["cpu_seconds", "peak_gb", "share of memory"]
-    lines = [f"- {name}: {value}" for name, value in describe().items()]
-    lines += ["", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    print("\n".join(lines))
+    header = describe()
+    print(f"{report.head(header)}\n\n{report.table_head(COLUMNS)}", flush=True)
+    lines: list[report.Row] = []
     for source, rows, write in (
         ("movielens", settings.ratings, write_movielens),
         ("amazon", settings.reviews, write_amazon),
@@ -305,26 +306,23 @@ def main(arguments: list[str] | None = None) -> None:
             made[side].mkdir(exist_ok=True)
             outcomes[side] = in_fresh_process(measure, run, source, raw, made[side], settings.negatives)
         examples = check(source, raw, made, settings.negatives)
-        for line in report(source, rows, examples, outcomes):
+        for line in summarize(source, rows, examples, outcomes):
             lines.append(line)
-            print(line, flush=True)
+            print(report.table_row(line, COLUMNS), flush=True)
     if settings.output is not None:
-        settings.output.mkdir(parents=True, exist_ok=True)
-        command = " ".join(["python", "benchmarks/data.py", *(sys.argv[1:] if arguments is None else arguments)])
-        text = ["# From raw files to a preference dataset", "", f"    {command}", "", *lines, ""]
-        (settings.output / "data-cpu.md").write_text("\n".join(text))
+        report.add_rows(settings.output, settings.name, report.command("data", arguments), header, lines)
 
 
-def report(source: str, rows: int, examples: int, outcomes: dict[str, Outcome]) -> Iterator[str]:
-    """A row a side, beside pandas."""
+def summarize(source: str, rows: int, examples: int, outcomes: dict[str, Outcome]) -> Iterator[report.Row]:
+    """Yield one row per side, with ratios to pandas."""
     first = outcomes["pandas"]
     for side, outcome in outcomes.items():
         seconds = sum(outcome.seconds.values())
         stages = ", ".join(f"{name} {value:.1f}" for name, value in outcome.seconds.items())
-        values = [source, side, f"{rows:,}", f"{examples:,}", f"{seconds:.1f}", stages, f"{rows / seconds:,.0f}"]
-        values += [f"{sum(first.seconds.values()) / seconds:.1f}", f"{outcome.cpu_seconds:.1f}"]
-        values += [f"{outcome.peak_gb:.2f}", f"{outcome.peak_gb / first.peak_gb:.2f}"]
-        yield f"| {' | '.join(values)} |"
+        values = (source, side, rows, examples, round(seconds, 1), stages, round(rows / seconds))
+        values += (round(sum(first.seconds.values()) / seconds, 1), round(outcome.cpu_seconds, 1))
+        values += (round(outcome.peak_gb, 2), round(outcome.peak_gb / first.peak_gb, 2))
+        yield dict(zip(COLUMNS, values, strict=True))
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,12 +1,12 @@
-"""The largest number of negatives, and of examples a batch, whose step fits a bound on memory.
+"""Largest number of negatives, and of examples per batch, whose step fits a limit on memory.
 
     python benchmarks/fit.py --shape llama-8b --lora --device cuda --dtype bfloat16 --bounds 24 48 80
 
-For every side and bound: the largest N of one example, and the largest batch of examples with `--negatives` each, by
-measurement and by the formula of docs/cost.md, which does not describe full logits. On CUDA the bound is put on
-torch's allocator and what runs out of memory does not fit; the state of AdamW is allocated before, as in training, and
-so are the models. A bound above the GPU's own memory is left out, and said so. On the CPU, to try the script, a step
-fits whose resident memory stays below the bound.
+For each side and limit the script finds the largest N of one example, and the largest batch of examples with
+`--negatives` each, by measurement and by the formula of docs/cost.md, which does not describe full logits. On CUDA the
+limit is set on torch's allocator, and a step that runs out of memory does not fit; models and the state of AdamW are
+allocated before, as in training. A limit above the GPU's own memory is left out, with a note. On the CPU, which serves
+to try the script, a step fits if its resident memory stays below the limit.
 """
 
 import math
@@ -35,10 +35,10 @@ COLUMNS += ["N of the batch"]
 class Settings(ModelSettings):
     bounds: list[float] = field(default_factory=lambda: [24.0, 48.0, 80.0], metadata={"help": "GB (10^9 bytes)."})
     prompt_length: int = field(default=270, metadata={"help": "Tokens."})
-    negatives: int = field(default=7, metadata={"help": "N of the examples whose number is sought."})
-    most: int = field(default=1024, metadata={"help": "Look no further, for N and for the batch."})
+    negatives: int = field(default=7, metadata={"help": "N of the examples in the largest batch."})
+    most: int = field(default=1024, metadata={"help": "Upper end of the search, for N and for the batch."})
     sides: list[str] = field(default_factory=lambda: ["full logits", "trl fused, checkpointing", "copies", "trie"])
-    output: Path | None = field(default=None, metadata={"help": "Folder for the table and the CSV."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
     name: str = field(default="fit", metadata={"help": "Beginning of the file names in --output."})
 
     def __post_init__(self) -> None:
@@ -53,12 +53,12 @@ def make_batch(settings: Settings, size: int, negatives: int) -> Examples:
 
 
 def search_both(settings: Settings, fits: Callable[[int, int], bool]) -> tuple[int, int]:
-    """The largest N of one example, and the largest batch, of which `fits(examples, negatives)` is true."""
+    """Return the largest N of one example and the largest batch for which `fits(examples, negatives)` is true."""
     return largest(lambda n: fits(1, n), settings.most), largest(lambda b: fits(b, settings.negatives), settings.most)
 
 
 def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, int]:
-    """The largest N of one example and the largest batch; in a process of its own, which the bound holds for."""
+    """Measure the largest N of one example and the largest batch, in a process that the limit applies to."""
     on_gpu = settings.device != "cpu"
     if on_gpu:
         total = torch.cuda.get_device_properties(0).total_memory
@@ -86,7 +86,7 @@ def search(settings: Settings, side_name: str, bound_gb: float) -> tuple[int, in
 
 
 def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float, float]:
-    """The same two numbers by `dmpo_trl.training.cost`; NaN for a side that it does not describe."""
+    """Compute the same two numbers with `dmpo_trl.training.cost`; NaN for a side that it does not describe."""
     if side_name == BASELINE:
         return math.nan, math.nan
     config = SHAPES[settings.shape]
@@ -108,7 +108,7 @@ def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float,
 
 
 def allocate_optimizer(models: Models) -> None:
-    """AdamW's state, kept alive by the policy."""
+    """Allocate AdamW's state, which the policy keeps alive."""
     trained = [weight for weight in models.policy.parameters() if weight.requires_grad]
     for weight in trained:
         weight.grad = torch.zeros_like(weight)
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(report.table_row(rows[-1], COLUMNS), flush=True)
     if settings.output is not None:
         command = report.command("fit", arguments)
-        report.write_table(settings.output, settings.name, "What fits a bound", command, header, rows, COLUMNS)
+        report.add_rows(settings.output, settings.name, command, header, rows)
 
 
 if __name__ == "__main__":

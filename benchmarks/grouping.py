@@ -1,11 +1,11 @@
-"""What `train_sampling_strategy="group_by_prompt"` does to learning: DMPO with random and with grouped batches.
+"""Effect of `train_sampling_strategy="group_by_prompt"` on learning: DMPO with random and with grouped batches.
 
     python benchmarks/grouping.py --file FOLDER/rec_data_ml_1m_dpo_ranking_5.json
 
-The DMPO authors' files have five pairs over each history. An adapter is trained on all pairs of some histories, for
-each seed once with either sampler, and held against all pairs of other histories: loss, share of pairs whose chosen
-item gains more than the rejected one, and margin. The last line is the mean over seeds of grouped minus random, with
-the standard error of the paired differences. What grouping saves is in `batches.py`.
+The DMPO authors' files have five pairs per history. For each seed, an adapter is trained with either sampler on all
+pairs of some histories, and evaluated on all pairs of other histories: loss, share of pairs whose chosen item gains
+more than the rejected one, and margin. The last row is the mean over seeds of grouped minus random, with the standard
+error of the paired differences. `batches.py` counts the tokens that grouping saves.
 """
 
 import statistics
@@ -34,7 +34,7 @@ COLUMNS = ["seed", "batches", *MEASURES, "training loss"]
 
 @dataclass
 class Settings:
-    file: Path = field(metadata={"help": "JSON file of the DMPO authors' pairs, several a history."})
+    file: Path = field(metadata={"help": "JSON file of the DMPO authors' pairs, several per history."})
     model: str | None = field(default=None, metadata={"help": "Folder. Default: the quickstart's SmolLM2-135M."})
     histories: int = field(default=40, metadata={"help": "Histories to train on, the first of the file."})
     held_out: int = field(default=20, metadata={"help": "Histories to evaluate on, the last of the file."})
@@ -43,12 +43,12 @@ class Settings:
     learning_rate: float = 2e-4
     beta: float = 0.1
     seeds: int = 3
-    output: Path | None = field(default=None, metadata={"help": "Folder for the table and the CSV."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
     name: str = field(default="grouping", metadata={"help": "Beginning of the file names in --output."})
 
 
 def split_rows(settings: Settings, tokenizer: Any) -> tuple[Dataset, Dataset]:
-    """The pairs to train on and those held out, no history in both."""
+    """Return the pairs to train on and those held out; no history is in both."""
     rows = read_authors_pairs(settings.file)
     groups = sorted(map(sorted, group_by_prompt([tokenizer(row["prompt"])["input_ids"] for row in rows])))
     if len(groups) < settings.histories + settings.held_out:
@@ -90,12 +90,12 @@ def run(settings: Settings, train: Dataset, held_out: Dataset, strategy: str, se
 
 
 def as_text(row: report.Row) -> report.Row:
-    """With the four digits that samplers differ in."""
+    """Format the figures with four digits, which is where the samplers differ."""
     return {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in row.items()}
 
 
 def difference(rows: list[report.Row]) -> report.Row:
-    """Grouped minus random, mean over the seeds and, as text, its standard error."""
+    """Return grouped minus random: the mean over the seeds and, as text, its standard error."""
     row: report.Row = {"seed": "mean", "batches": "grouped - random"}
     for name in COLUMNS[2:]:
         values = [
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(report.table_row(rows[-1], COLUMNS), flush=True)
     if settings.output is not None:
         command = report.command("grouping", arguments)
-        report.write_table(settings.output, settings.name, "Grouped batches", command, header, rows, COLUMNS)
+        report.add_rows(settings.output, settings.name, command, header, rows)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Time of the log-prob of given tokens from hidden states, forward and backward: heads alone, without a model.
+"""Benchmark of scoring heads without a model: log-probs of given tokens from hidden states, forward and backward.
 
     OMP_NUM_THREADS=2 python benchmarks/heads.py --tokens 36 144 1024 --vocabulary 32768 49152 131072 262144
 
     full logits         log-softmax over whole logits, in float32
     TRL                 the function behind TRL's fused head
-    ours                `dmpo_trl.modeling.logprobs`; under a trainable head both of its ways, and the one it chooses
+    ours                `dmpo_trl.modeling.logprobs`; with a trainable head both of its methods, and the one it chooses
     cut-cross-entropy   Apple's kernel; Triton, hence CUDA only
-    Liger               fused linear cross-entropy; Triton, CUDA only. It gives the sum over the tokens and no log-prob
-                        a token, so no preference loss could use it
+    Liger               fused linear cross-entropy; Triton, CUDA only. It returns the sum over the tokens and not one
+                        log-prob per token, so a preference loss cannot use it
 
-Every round runs all heads one after another, so that what else the machine does hits them alike. A head that gives
-another sum of log-probs, or another norm of a gradient, than full logits stops the run. One that cannot run here has a
-row that says why.
+Every round runs all heads one after another, so that other load on the machine affects them alike. A head whose sum of
+log-probs or gradient norm differs from that of full logits stops the run. A head that cannot run here has a row that
+says why.
 """
 
 import importlib.util
@@ -31,14 +31,14 @@ from transformers import HfArgumentParser
 
 from dmpo_trl.modeling import logprobs
 
-TRL_CHUNK = 32768  # vocabulary entries a tile in TRL's own trainers
+TRL_CHUNK = 32768  # vocabulary entries per tile in TRL's own trainers
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # relative
 COLUMNS = ["vocabulary", "tokens", "gradient", "head", "ms", "times faster than full logits", "lowest", "highest"]
 COLUMNS += ["times faster than TRL", "note"]
 # what needs a gradient: hidden states, head
 GRADIENTS = {"none": (False, False), "head frozen": (True, False), "head trainable": (True, True)}
 
-Head = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, weight, targets -> a log-prob a token, or their sum
+Head = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, weight, targets -> one log-prob per token, or their sum
 
 
 @dataclass
@@ -49,8 +49,9 @@ class Settings:
     rounds: int = field(default=7, metadata={"help": "Turns of each head; the median is reported."})
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: str = "float32"
-    output: Path | None = field(default=None, metadata={"help": "Folder for the table, the CSV and the plots."})
-    name: str = field(default="heads", metadata={"help": "Beginning of the file names in --output."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
+    plot: Path | None = field(default=None, metadata={"help": "Folder for the pictures."})
+    name: str = field(default="heads", metadata={"help": "Beginning of the file names in --output and --plot."})
 
 
 def full_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def heads_for(gradient: str, device: str) -> dict[str, Head | str]:
-    """The heads by name, or the reason why one cannot run."""
+    """Return the heads by name; in place of a head that cannot run, the reason."""
     needs_triton = logprobs.KERNEL_NEEDS_TRITON and device == "cpu"
     trl = "not run: this release's kernel needs Triton and CUDA" if needs_triton else trl_function
     heads: dict[str, Head | str] = {"full logits": full_logits, "TRL": trl, "ours": ours}
@@ -110,7 +111,7 @@ def heads_for(gradient: str, device: str) -> dict[str, Head | str]:
 
 
 def run(head: Head, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, list[float]]:
-    """Seconds; the sum of the log-probs, and the norm of each gradient asked for."""
+    """Return the seconds, and a list of the sum of the log-probs and the norm of each gradient."""
     hidden.grad = weight.grad = None
     synchronize(hidden.device)
     start = time.perf_counter()
@@ -177,11 +178,13 @@ def main(arguments: list[str] | None = None) -> None:
                     print(report.table_row(row, COLUMNS), flush=True)
     if settings.output is not None:
         command = report.command("heads", arguments)
-        report.write_table(settings.output, settings.name, "Heads alone", command, header, rows, COLUMNS)
+        report.add_rows(settings.output, settings.name, command, header, rows)
+    if settings.plot is not None:
+        settings.plot.mkdir(parents=True, exist_ok=True)
         for tokens in settings.tokens:
             drawn = [row for row in rows if row["tokens"] == tokens and not row["note"] and row["gradient"] != "none"]
             report.draw(
-                settings.output / f"{settings.name}-{tokens}-tokens.svg",
+                settings.plot / f"{settings.name}-{tokens}-tokens.svg",
                 header | {"tokens": str(tokens)},
                 drawn,
                 "vocabulary",

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what it is, how fast it multiplies matrices, how much memory is in use."""
+"""Machine of a benchmark: its description, its rate of matrix products, its memory in use."""
 
 import ctypes
 import gc
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def describe(*packages: str, device: str = "cpu") -> dict[str, str]:
-    """Machine, versions (torch's, transformers' and those named) and commit, for the head of a report."""
+    """Return machine, versions (torch, transformers and `packages`) and commit, for the head of a report."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
     machine = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
@@ -45,7 +45,7 @@ def synchronize(device: str | torch.device) -> None:
 
 
 def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> float:
-    """FLOPs a second of the product of two square matrices, repeated for about `seconds`."""
+    """Return the FLOPs per second of the product of two square matrices, repeated for about `seconds`."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = a @ b  # warms up
     synchronize(device)
@@ -58,10 +58,10 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> f
 
 
 class PeakMemory:
-    """GB in use at the start of a block, and the highest in it.
+    """Memory in use at the start of a block and its peak within, in GB.
 
-    On CUDA torch's allocations; on the CPU the process's resident memory, which only a fresh process returns
-    meaningfully, since the allocator keeps what earlier work left. Linux only there; elsewhere both are NaN.
+    On CUDA this is what torch has allocated. On the CPU it is the resident memory of the process. That is meaningful
+    in a fresh process only, because the allocator keeps what earlier work left; it is NaN on systems without /proc.
     """
 
     def __init__(self, device: str) -> None:
@@ -87,14 +87,14 @@ class PeakMemory:
 
 
 def return_freed_memory() -> None:
-    """What loading has freed counts as in use as long as the allocator keeps it, and hides as much of what comes."""
+    """Return freed memory to the system: while the allocator keeps it, it counts as in use."""
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
         libc.malloc_trim(0)
 
 
 def resident_gb(entry: str) -> float:
-    """An entry of /proc/self/status: VmRSS is now, VmHWM the highest so far."""
+    """Return an entry of /proc/self/status: VmRSS is the present value, VmHWM the highest so far."""
     if sys.platform != "linux":
         return float("nan")
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(entry))

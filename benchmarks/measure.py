@@ -1,4 +1,4 @@
-"""One step of one side: its loss and gradient norm, its time, its memory, its FLOPs; and whether sides agree."""
+"""Measurement of one step of one side (loss, gradient norm, time, memory, FLOPs), and the check that sides agree."""
 
 import statistics
 import time
@@ -12,14 +12,14 @@ from machine import PeakMemory, synchronize
 from models import Models, backward_flops, forward_flops
 from sides import Batch, Side, loss_of
 
-# Loss (absolute) and gradient norm (relative). In half precision every layout rounds its own way, up to 0.5 nats a
-# sequence, of which beta = 0.1 makes 0.05
+# Loss (absolute) and gradient norm (relative). In half precision every layout rounds its own way, up to 0.5 nats
+# per sequence, of which beta = 0.1 makes 0.05
 TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (5e-2, 1e-1)}
 
 
 @dataclass
 class Outcome:
-    """What one side did in one step; `padded` counts padding too, `peak_gb` is above the loaded models."""
+    """Measurements of one step of one side; `padded` counts padding too, `peak_gb` is above the loaded models."""
 
     loss: float
     gradient_norm: float
@@ -36,7 +36,7 @@ Outcomes = dict[str, Outcome | None]  # None: out of memory
 
 
 def run_step(side: Side, models: Models, batches: list[Examples]) -> Outcome:
-    """One step with all batches, whose gradients add up."""
+    """Run one step with all batches, whose gradients add up."""
     device = models.device
     for model in models.bases:  # only the trie needs the attention that takes its mask
         model.set_attn_implementation(side.attention)
@@ -100,7 +100,7 @@ def _compiled(model: Any) -> Any:
 
 
 def run_or_none(side: Side, models: Models, batches: list[Examples]) -> Outcome | None:
-    """None where the step runs out of the GPU's memory."""
+    """Run one step; return None where it runs out of GPU memory."""
     try:
         return run_step(side, models, batches)
     except torch.OutOfMemoryError:
@@ -110,7 +110,7 @@ def run_or_none(side: Side, models: Models, batches: list[Examples]) -> Outcome 
 
 
 def check_agreement(sides: dict[str, Side], outcomes: Outcomes, dtype: torch.dtype) -> None:
-    """Stop if a side computed something else than the first one of the same loss."""
+    """Stop if a side computed something other than the first side with the same loss."""
     largest_loss, largest_norm = TOLERANCES[dtype]
     first: dict[str, str] = {}
     for name, outcome in outcomes.items():

@@ -1,15 +1,15 @@
-"""Models to measure: a folder, or random weights in the shape of a known model; and the FLOPs they need.
+"""Models of the benchmarks: a folder, or random weights in the shape of a known model; and the FLOPs they need.
 
-Model FLOPs are those of the matrix products of a llama-like model (gated MLP, grouped queries), a multiplication and
-an addition counted as two:
+Model FLOPs are those of the matrix products of a llama-like model (gated MLP, grouped queries); a multiplication and
+an addition count as two:
 
-    layers     2 FLOPs a weight and token: q, k, v, o and the three matrices of the MLP
-    attention  4 * heads * head size a layer, token and token seen (q k^T, and the weights times v). Seen are a token
-               and its ancestors: what the mask hides is not counted, in whatever layout
-    head       2 FLOPs a weight and projected position
+    layers     2 FLOPs per weight and token: q, k, v, o and the three matrices of the MLP
+    attention  4 * heads * head size per layer, token and visible token (q k^T, and the weights times v). A token sees
+               itself and its ancestors; what the mask hides is not counted, in any layout
+    head       2 FLOPs per weight and projected position
 
-A backward pass costs twice a forward pass where weights are trained (gradients of inputs and of weights), once where
-they are frozen; attention always costs twice. Not counted: padding, what checkpointing computes again, the optimizer.
+A backward pass costs two forward passes where weights are trained (gradients of inputs and of weights), and one where
+they are frozen; attention always costs two. Padding, recomputation by checkpointing and the optimizer do not count.
 """
 
 import copy
@@ -57,7 +57,7 @@ LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM", init
 
 
 def default_model() -> str:
-    """Folder of the quickstart's SmolLM2-135M."""
+    """Return the folder of the quickstart's SmolLM2-135M."""
     sys.path.insert(0, str(ROOT / "examples"))
     from quickstart import model_folder
 
@@ -66,7 +66,7 @@ def default_model() -> str:
 
 @dataclass
 class ModelSettings:
-    """What to measure on; the settings of every script."""
+    """Settings that all scripts share: model, dtype and device."""
 
     model: str | None = field(default=None, metadata={"help": "Folder. Default: the quickstart's SmolLM2-135M."})
     shape: str | None = field(default=None, metadata={"help": f"Random weights in a shape: {', '.join(SHAPES)}."})
@@ -91,7 +91,7 @@ class ModelSettings:
         return getattr(torch, self.dtype)
 
     def describe(self) -> dict[str, str]:
-        """For the head of a report."""
+        """Return the entries for the head of a report."""
         training = ("LoRA on 4-bit weights" if self.four_bit else "LoRA") if self.lora else "all parameters"
         model = f"random weights, {self.shape}" if self.shape else Path(str(self.model)).name
         return {"model": f"{model}, {self.dtype}, {training}"}
@@ -115,7 +115,7 @@ class Models:
 
     @property
     def bases(self) -> list[Any]:
-        """The transformers models inside."""
+        """The transformers models of policy and reference."""
         return [base_model(model) for model in (self.policy, self.reference) if model is not None]
 
     @property
@@ -124,7 +124,7 @@ class Models:
 
     @property
     def adapter_weights(self) -> int:
-        """Trained weights where they are an adapter's, else 0."""
+        """Number of trained weights if they are those of an adapter, else 0."""
         if not isinstance(self.policy, PeftModel):
             return 0
         return sum(weight.numel() for weight in self.policy.parameters() if weight.requires_grad)
@@ -135,10 +135,10 @@ def base_model(model: Any) -> Any:
 
 
 def load_models(settings: ModelSettings) -> Models:
-    """Policy and reference.
+    """Return policy and reference.
 
-    With the policy as its own reference any log-probs would give the loss log 2, so the reference's weights are
-    disturbed; with LoRA the adapter's are random.
+    If both were equal, any log-probs would give the loss log 2. So the reference's weights are disturbed; with LoRA
+    the weights of the adapter are random.
     """
     torch.manual_seed(0)
     dtype = settings.torch_dtype
@@ -168,7 +168,7 @@ def load_models(settings: ModelSettings) -> Models:
 
 
 def quantize_linear(model: Any, dtype: torch.dtype) -> None:
-    """Put 4-bit layers (NF4) in the place of all but the head; they are quantised when they move to the device."""
+    """Replace all linear layers but the head by 4-bit layers (NF4), which are quantised on the way to the device."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     head = model.get_output_embeddings()
@@ -188,7 +188,7 @@ def quantize_linear(model: Any, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What a batch asks of a model: tokens, tokens seen by them, all of them summed, and projected positions."""
+    """Work of a batch: tokens, visible tokens (summed over the tokens), and projected positions."""
 
     tokens: int
     seen: int
@@ -196,20 +196,20 @@ class Work:
 
 
 def layer_weights(config: PretrainedConfig) -> int:
-    """Weights of the matrices of all layers."""
+    """Return the number of weights in the matrices of all layers."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * config.hidden_size * head_dim * (config.num_attention_heads + config.num_key_value_heads)
     return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
 
 
 def forward_flops(config: PretrainedConfig, work: Work, adapter_weights: int = 0) -> int:
-    """Model FLOPs of a forward pass; see the module."""
+    """Return the model FLOPs of a forward pass."""
     layers, attention, head = _parts(config, work)
     return layers + attention + head + 2 * adapter_weights * work.tokens
 
 
 def backward_flops(config: PretrainedConfig, work: Work, adapter_weights: int = 0) -> int:
-    """Model FLOPs of a backward pass: to all weights, or with `adapter_weights` to these alone."""
+    """Return the model FLOPs of a backward pass: to all weights, or with `adapter_weights` to these alone."""
     layers, attention, head = _parts(config, work)
     if adapter_weights:
         return layers + 2 * attention + head + 4 * adapter_weights * work.tokens

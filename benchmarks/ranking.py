@@ -1,14 +1,14 @@
-"""Ranking the candidates of MovieLens users on the CPU, in float32: one trie a user, or one sequence at a time.
+"""Benchmark of ranking on the CPU, in float32: one trie per MovieLens user, or one sequence at a time.
 
     OMP_NUM_THREADS=2 python benchmarks/ranking.py --output benchmarks/results
 
-Compares two ways to get the same scores of the same candidates:
+Two ways to compute the same scores of the same candidates are compared:
 
-    separate    one forward for every candidate: prompt and title, logits of the title's positions only
-    together    ours, `score_candidates`: every distinct prefix once, several users in a forward
+    separate    one forward pass per candidate: prompt and title, logits of the title's positions only
+    together    `score_candidates` of dmpo-trl: every distinct prefix once, several users per forward pass
 
-The sides take turns inside one process. A run in which their scores differ, or the ranks of the relevant items, stops.
-The users are MovieLens 100K's, in the quickstart's words; one of the candidates is the film that came next.
+The sides take turns inside one process. A run in which their scores or their orders of the candidates differ stops.
+The users are those of MovieLens 100K, with the quickstart's prompts; one of the candidates is the film that came next.
 """
 
 import statistics
@@ -31,8 +31,8 @@ from dmpo_trl.evaluation.result import RankingResult
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.scoring import CompletionScores
 
-COLUMNS = ["side", "seconds a user", "candidates a second", "ratio", "lowest", "highest"]
-TOLERANCE = 2e-3  # nats a title, float32 rounding in another order; about 30 nats is a typical log-prob
+COLUMNS = ["side", "seconds per user", "candidates per second", "ratio", "lowest", "highest"]
+TOLERANCE = 2e-3  # nats per title: float32 rounds in a different order; about 30 nats is a typical log-prob
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Settings:
     candidates: int = field(default=20, metadata={"help": "Films to rank for each."})
     history: int = field(default=20, metadata={"help": "Films in a prompt."})
     rounds: int = field(default=3, metadata={"help": "Turns of each side; the median is reported."})
-    output: Path | None = field(default=None, metadata={"help": "Folder for the table and the CSV."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
 
 
 def make_users(settings: Settings) -> Dataset:
@@ -70,7 +70,7 @@ def score_separately(model: Any, tokenizer: Any, users: Dataset) -> list[Complet
 
 
 def check_agreement(users: Dataset, separate: list[CompletionScores], together: list[CompletionScores]) -> float:
-    """The largest difference of two scores; stops the run where it or a rank is another."""
+    """Return the largest difference of two scores; stop the run where it is too large or an order differs."""
     difference = max(float(np.abs(a.logps - b.logps).max()) for a, b in zip(separate, together, strict=True))
     if not difference <= TOLERANCE:
         raise SystemExit(f"The sides' scores differ by {difference:.2g} nats. Times would mean nothing.")
@@ -84,12 +84,12 @@ def check_agreement(users: Dataset, separate: list[CompletionScores], together: 
 
 
 def _ranks(result: RankingResult) -> list[list[int]]:
-    """Every candidate's place, not the relevant one's alone."""
+    """Return the places of all candidates, not of the relevant one alone."""
     return [np.argsort(-scores, kind="stable").tolist() for scores in result.scores]
 
 
 def count_tokens(tokenizer: Any, users: Dataset) -> tuple[int, int]:
-    """Tokens of all prompts, and of all candidates."""
+    """Return the number of tokens of all prompts, and of all candidates."""
     prompts = titles = 0
     for row in users:
         prompt, options = tokenize_completions(
@@ -138,8 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
     for row in rows:
         print(report.table_row(row, COLUMNS))
     if settings.output is not None:
-        title, command = f"Ranking {settings.candidates} candidates", report.command("ranking", arguments)
-        report.write_table(settings.output, "ranking", title, command, header, rows, COLUMNS)
+        command = report.command("ranking", arguments)
+        report.add_rows(settings.output, "ranking", command, header, rows)
 
 
 if __name__ == "__main__":

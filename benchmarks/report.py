@@ -1,4 +1,4 @@
-"""What a benchmark writes: a CSV, a Markdown page and plots, each with the machine, the versions and the commit."""
+"""Reports of the benchmarks: rows of a CSV file and plots, each with the machine, the versions and the commit."""
 
 import csv
 import math
@@ -11,12 +11,12 @@ from typing import Any
 
 Row = dict[str, Any]
 
-# A plot for each of these that takes several values in a run: column, axis label
-SWEPT = {"negatives": "rejected completions N", "prompt": "prompt, tokens", "batch": "examples a batch"}
+# One plot for each of these that takes several values in a run: column, axis label
+SWEPT = {"negatives": "rejected completions N", "prompt": "prompt, tokens", "batch": "examples per batch"}
 # What is drawn against it: column, axis label, logarithmic
 DRAWN = {
     "seconds ratio": ("times faster than {baseline}", True),
-    "seconds": ("seconds a step", True),
+    "seconds": ("seconds per step", True),
     "peak_gb": ("peak memory over the models' own, GB", True),
 }
 
@@ -30,7 +30,7 @@ def as_text(value: Any) -> str:
 
 
 def command(script: str, arguments: list[str] | None) -> str:
-    """The command line that repeats a run; `arguments` as its `main` got them."""
+    """Return the command line that repeats a run; `arguments` are what its `main` got."""
     return shlex.join(["python", f"benchmarks/{script}.py", *(sys.argv[1:] if arguments is None else arguments)])
 
 
@@ -46,22 +46,32 @@ def table_row(row: Row, columns: list[str]) -> str:
     return f"| {' | '.join(as_text(row[column]) for column in columns)} |"
 
 
-def write_table(
-    folder: Path, name: str, title: str, command: str, header: dict[str, str], rows: list[Row], columns: list[str]
-) -> None:
-    """`name`.csv, with the header's entries in every row, and `name`.md."""
+def add_rows(folder: Path, name: str, command: str, header: dict[str, str], rows: list[Row]) -> None:
+    """Append rows to `name`.csv, each with the entries of the header and the command.
+
+    Runs on other machines and of other commits stay in the file: the columns `machine` and `commit` tell them apart.
+
+    Raises:
+        ValueError: The file has other columns.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *header])
-        writer.writeheader()
-        writer.writerows(row | header for row in rows)
-    lines = [f"# {title}", "", f"    {command}", "", head(header), "", table_head(columns)]
-    lines += [table_row(row, columns) for row in rows]
-    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
+    file, columns = folder / f"{name}.csv", [*rows[0], *header, "command"]
+    is_new = not file.exists()
+    if not is_new:
+        with file.open(newline="") as stream:
+            found = next(csv.reader(stream))
+        if found != columns:
+            raise ValueError(f"{file} has the columns {found}, not {columns}. Give another --name, or move the file.")
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(row | header | {"command": command} for row in rows)
 
 
 def draw_sweeps(folder: Path, name: str, header: dict[str, str], rows: list[Row], baseline: str) -> None:
-    """A picture for everything that was swept and everything measured, `name`-WHAT-against-SWEPT.svg."""
+    """Draw one picture for each swept and each measured quantity: `name`-WHAT-against-SWEPT.svg."""
+    folder.mkdir(parents=True, exist_ok=True)
     swept = [column for column in SWEPT if len({row[column] for row in rows}) > 1]
     for x in swept:
         others = [column for column in swept if column != x]
@@ -87,7 +97,7 @@ def draw(
     y_label: str,
     logarithmic: bool = True,
 ) -> None:
-    """A line for every value of `line`; `y` against `x`, both logarithmic where asked for."""
+    """Draw `y` against `x`, one line for each value of `line`; both axes are logarithmic where asked for."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,28 +1,29 @@
-"""The sides of the benchmark of a step: ways to compute the same loss and the same gradients.
+"""Sides of the step benchmark: different ways to compute the same loss and the same gradients.
 
-    full logits                  N+1 copies of the prompt, logits and log-softmax of every position, as S-DPO,
-                                 DynamicPO and RecPO compute; written from that description
+    full logits                  N+1 copies of the prompt, logits and log-softmax of every position, as in S-DPO,
+                                 DynamicPO and RecPO; written from their description
     trl fused                    N+1 copies through TRL's fused head
     trl fused, checkpointing     the same with gradient checkpointing, TRL's default
-    copies                       N+1 copies, ours: the head on scored positions only
-    copies, FlashAttention       the same with kernels that cannot take the trie's mask; on a GPU with flash-attn
+    copies                       N+1 copies in dmpo-trl: the head on scored positions only
+    copies, FlashAttention       the same with kernels that do not accept the trie's mask; on a GPU with flash-attn
     cached prompt                the prompt once, its keys and values expanded over the completions; gradients flow
                                  through the cache
-    trie                         ours, every distinct prefix of a batch once
-    trie, one at a time          a trie for each example; where a batch has several
-    trie, padded rows            rows no longer than the longest tree, attended to whole, as on a GPU; likewise
-    trie, FlexAttention          the mask as blocks, of which empty ones are skipped; on a GPU
+    trie                         dmpo-trl: every distinct prefix of a batch once
+    trie, one at a time          one trie per example; for batches of several examples
+    trie, padded rows            rows no longer than the longest tree, attended to as a whole, as on a GPU; for
+                                 batches of several examples
+    trie, FlexAttention          the mask in blocks, of which empty ones are skipped; on a GPU
     trie, precomputed reference  without the reference's forward pass
     trie, compiled               through `torch.compile`; with --compile
-    trl pairs                    TRL's `DPOTrainer`: examples exploded into pairs in TRL's own layout, fused head. The
-                                 loss is another one, the mean of the pairs' sigmoid losses
-    trie, sigmoid                ours, with that loss
-    sft                          plain fine-tuning on as many tokens in as many rows, as many of them scored, without a
-                                 reference: how near a step without tricks comes to the machine's rate
+    trl pairs                    TRL's `DPOTrainer`: one row per pair in TRL's own layout, fused head. The loss is a
+                                 different one, the mean of the pairs' sigmoid losses
+    trie, sigmoid                dmpo-trl with that loss
+    sft                          plain fine-tuning on the same number of tokens, rows and scored positions, without a
+                                 reference: the share of the machine's rate that a plain step reaches
 
-Sides with copies run at most `copies_at_once` sequences in a forward (at least those of one example, or one pair) and
-add gradients up over several. On the CPU TRL's fused head projects every position and computes logits again in the
-backward pass; where Triton runs it projects scored positions only. `copies` is closer to what it does there.
+Sides with copies run at most `copies_at_once` sequences per forward pass (at least those of one example or one pair)
+and add gradients up over several passes. On the CPU TRL's fused head projects every position and computes the logits
+again in the backward pass. With Triton it projects scored positions only; `copies` is closer to what it does there.
 """
 
 from collections.abc import Callable, Iterable
@@ -51,8 +52,9 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Side:
-    """How a batch is cut into forwards, collated and scored: `score` returns a log-prob a completion, example by
-    example, the chosen one first.
+    """How a batch is split into forward passes, collated and scored.
+
+    `score` returns one log-prob per completion, example by example, the chosen one first.
     """
 
     split: Callable[[Examples], list[Examples]]
@@ -75,12 +77,12 @@ def make_sides(
     compiled: bool,
     only: Iterable[str] | None = None,
 ) -> dict[str, Side]:
-    """The sides by name, `BASELINE` first.
+    """Return the sides by name, `BASELINE` first.
 
     Args:
         hidden_size: The model's, which decides when the trie's wider attention pays, as in the trainer.
         device: On the CPU rows of the trie are packed, as in the trainer; a GPU has attention kernels of its own.
-        copies_at_once: See the module.
+        copies_at_once: Largest number of sequences per forward pass of the sides with copies.
         several: Whether batches hold several examples.
         compiled: Whether to use `torch.compile` as well.
         only: Names of the sides to keep, beside `BASELINE`; one that does not exist under these conditions is left
@@ -183,7 +185,7 @@ def score_with_trl(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def collate_pairs(pairs: Examples) -> Batch:
-    """As TRL collates: the chosen in the first half of the batch, the rejected in the second."""
+    """Collate as TRL does: the chosen in the first half of the batch, the rejected in the second."""
     batch = DataCollatorForPreference(0)([pair | {"rejected_ids": pair["rejected_ids"][0]} for pair in pairs])
     labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
     return batch | {"labels": labels}
@@ -199,7 +201,7 @@ def score_with_ours(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def score_plain(model: Any, batch: Batch) -> torch.Tensor:
-    """A log-prob a scored pair of position and token."""
+    """Return one log-prob per scored pair of position and token."""
     notes = ("num_rejected", "is_chosen", "token_pairs", "token_completions")
     return model(**{k: v for k, v in batch.items() if k not in notes}, use_cache=False).log_probs
 

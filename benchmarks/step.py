@@ -1,18 +1,25 @@
-"""One DMPO training step: reference forward, policy forward, backward. Ours against the other ways to compute it.
+"""Benchmark of one DMPO training step: reference forward, policy forward and backward, computed in several ways.
 
     OMP_NUM_THREADS=2 python benchmarks/step.py --negatives 1 3 7 15 --memory --output benchmarks/results
 
-What the sides are: `sides.py`. They take turns inside one process, for several rounds; a run in which they disagree
-in loss or gradient norm stops. By default a batch is one MovieLens 100K example and the model SmolLM2-135M in float32
-on the CPU. `--prompt_lengths` and `--batch_sizes` sweep over these; `--rows` takes the DMPO authors' pairs instead,
-batches of ten rows in the file's order; `--shape` random weights in the shape of a known model and random tokens, for
-a GPU. Copies with full logits take about 2.3 GB for every thousand tokens (SmolLM2): `--copies_at_once` bounds them.
+The ways are the "sides" of `sides.py`. They take turns inside one process for several rounds; a run in which two of
+them disagree in loss or gradient norm stops. By default a batch is one MovieLens 100K example, and the model is
+SmolLM2-135M in float32 on the CPU. `--prompt_lengths` and `--batch_sizes` sweep over these quantities. `--rows` takes
+the DMPO authors' pairs instead, in batches of ten rows in the file's order. `--shape` takes random weights in the
+shape of a known model and random tokens, for a GPU. Copies with full logits take about 2.3 GB per thousand tokens
+(SmolLM2); `--copies_at_once` limits them.
 
-Columns: tokens without and with padding; seconds, the median of the rounds; its ratio, how many times the baseline's
-it goes into: the median over the rounds, the lowest and the highest; CPU seconds; GFLOPs that the step needs
-(`models.py` says which count), and at which share of the rate of a product of large matrices, measured in every round
-in the same dtype and threads, it went through them; peak memory above the loaded models (gradients included), and its
-share of the baseline's.
+Columns of the result:
+
+    tokens, padded     tokens of the batch without and with padding
+    seconds            median over the rounds
+    seconds ratio      the baseline's seconds divided by the side's: median, lowest and highest over the rounds
+    cpu_seconds        median over the rounds
+    gflop              GFLOPs that the step needs (`models.py` says what is counted)
+    rate share         FLOPs per second, as a share of the rate of a product of large matrices, which is measured in
+                       each round with the same dtype and number of threads
+    peak_gb            peak memory above the loaded models, gradients included
+    peak share         the side's peak memory divided by the baseline's
 """
 
 import math
@@ -41,18 +48,21 @@ COLUMNS = ["case", "side", *MEASURES, "note"]
 class Settings(ModelSettings):
     negatives: list[int] = field(default_factory=lambda: [1, 3, 7, 15])
     prompt_lengths: list[int] | None = field(default=None, metadata={"help": "Cut or extend prompts to these."})
-    batch_sizes: list[int] = field(default_factory=lambda: [1], metadata={"help": "Examples a batch."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1], metadata={"help": "Examples per batch."})
     rows: Path | None = field(default=None, metadata={"help": "JSON file of the DMPO authors' pairs, to be used."})
-    batch_rows: int = field(default=10, metadata={"help": "Rows of --rows a batch."})
+    batch_rows: int = field(default=10, metadata={"help": "Rows of --rows per batch."})
     batches: int = field(default=3, metadata={"help": "Batches of --rows to take."})
     sides: list[str] | None = field(default=None, metadata={"help": "Only these, by name, and the baseline."})
     copies_at_once: int = field(default=16, metadata={"help": "Most sequences in a forward of sides with copies."})
     rounds: int = field(default=3, metadata={"help": "Turns of each side; 0 with --memory for memory alone."})
     compile: bool = field(default=False, metadata={"help": "The trie through torch.compile as well."})
-    memory: bool = field(default=False, metadata={"help": "Peak memory on the CPU: a step a side in a fresh process."})
+    memory: bool = field(
+        default=False, metadata={"help": "Peak memory on the CPU: one step per side, each in a fresh process."}
+    )
     profile: bool = field(default=False, metadata={"help": "Where the trie's step of the last case spends its time."})
-    output: Path | None = field(default=None, metadata={"help": "Folder for the table, the CSV and the plots."})
-    name: str = field(default="step", metadata={"help": "Beginning of the file names in --output."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
+    plot: Path | None = field(default=None, metadata={"help": "Folder for pictures of what was swept."})
+    name: str = field(default="step", metadata={"help": "Beginning of the file names in --output and --plot."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +95,7 @@ def sides_of(settings: Settings, hidden_size: int, case: Case) -> dict[str, Side
 
 
 def time_sides(settings: Settings, models: Models, case: Case) -> list[Outcomes]:
-    """The outcomes of the sides, a dictionary a round."""
+    """Return the outcomes of the sides, one dictionary per round."""
     sides = sides_of(settings, models.policy.config.hidden_size, case)
     size = 256 if settings.tiny else 2048 if settings.device == "cpu" else 8192
     for name, side in sides.items():
@@ -103,7 +113,7 @@ def time_sides(settings: Settings, models: Models, case: Case) -> list[Outcomes]
 
 
 def memory_of_sides(settings: Settings, case: Case) -> Outcomes:
-    """A step of each side, in a fresh process each."""
+    """Run one step of each side, each in a fresh process."""
     outcomes: Outcomes = {}
     sides = sides_of(settings, 1, case)
     for name in sides:
@@ -123,7 +133,7 @@ def measure_memory(settings: Settings, name: str, case: Case) -> Outcome:
 
 
 def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes) -> Iterator[report.Row]:
-    """A row a side; see the module."""
+    """Yield one row per side, with the columns that the module's docstring explains."""
     for side in rounds[0]:
         row: report.Row = {
             "case": case.label,
@@ -160,25 +170,39 @@ def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes) -> Iterator[
         yield row | {"note": ""}
 
 
-def write_profile(settings: Settings, models: Models, case: Case, header: dict[str, str]) -> None:
-    """The operations that the trie's step spends most time in."""
+def profile(settings: Settings, models: Models, case: Case) -> list[report.Row]:
+    """Print and return the operations that the trie's step spends most time in."""
     side = sides_of(settings, models.policy.config.hidden_size, case)["trie"]
     run_step(side, models, case.batches)  # warms up
     with torch.profiler.profile() as profiler:
         run_step(side, models, case.batches)
-    order = "self_cpu_time_total" if settings.device == "cpu" else "self_device_time_total"
-    table = profiler.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=40)
-    text = f"# Where the trie's step spends its time: {case.label}\n\n{report.head(header)}\n\n```\n{table}```\n"
-    print(text, flush=True)
-    if settings.output is not None:
-        settings.output.mkdir(parents=True, exist_ok=True)
-        (settings.output / f"{settings.name}-profile.md").write_text(text)
+    device = "cpu" if settings.device == "cpu" else "device"
+    averages = profiler.key_averages()
+    total = sum(getattr(event, f"self_{device}_time_total") for event in averages)
+    rows: list[report.Row] = [
+        {
+            "case": case.label,
+            "operation": event.key,
+            "share": getattr(event, f"self_{device}_time_total") / total,
+            "seconds": getattr(event, f"self_{device}_time_total") / 1e6,
+            "share with callees": getattr(event, f"{device}_time_total") / total,
+            "seconds with callees": getattr(event, f"{device}_time_total") / 1e6,
+            "calls": event.count,
+        }
+        for event in averages
+    ]
+    rows = sorted(rows, key=lambda row: -row["seconds"])[:15]
+    print(f"\n{report.table_head(list(rows[0]))}")
+    for row in rows:
+        print(report.table_row(row, list(row)), flush=True)
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
+    command = report.command("step", arguments)
     header = describe("trl", "peft", device=settings.device) | settings.describe()
-    header |= {"rounds": str(settings.rounds or "1, a fresh process a side")}
+    header |= {"rounds": str(settings.rounds or "1, a fresh process per side")}
     print(f"{report.head(header)}\n\n{report.table_head(COLUMNS)}", flush=True)
     cases = make_cases(settings)
     # Before the models are loaded here, so that both fit
@@ -191,12 +215,13 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             print(report.table_row(row, COLUMNS), flush=True)
     if settings.output is not None:
-        command = report.command("step", arguments)
-        title = f"One DMPO training step on the {'CPU' if settings.device == 'cpu' else 'GPU'}"
-        report.write_table(settings.output, settings.name, title, command, header, rows, COLUMNS)
-        report.draw_sweeps(settings.output, settings.name, header, rows, BASELINE)
+        report.add_rows(settings.output, settings.name, command, header, rows)
+    if settings.plot is not None:
+        report.draw_sweeps(settings.plot, settings.name, header, rows, BASELINE)
     if settings.profile:
-        write_profile(settings, models, cases[-1], header)
+        operations = profile(settings, models, cases[-1])
+        if settings.output is not None:
+            report.add_rows(settings.output, f"{settings.name}-profile", command, header, operations)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Examples a second of `DMPOTrainer.train()`, beside the bare step on the same batches.
+"""Benchmark of `DMPOTrainer.train()`: examples per second, beside the bare step on the same batches.
 
     OMP_NUM_THREADS=2 python benchmarks/whole_trainer.py --examples 32 --output benchmarks/results
 
     bare step    collating, reference forward, policy forward and backward of one batch after another (`trie` in
                  `sides.py`)
-    DMPOTrainer  `trainer.train()` over one epoch: the data loader, metrics, clipping, callbacks and the optimizer
-    DPOTrainer   with --pairs: TRL's, on the same examples exploded into pairs, those of a batch in a batch;
-                 gradient checkpointing off, as in the others
+    DMPOTrainer  `trainer.train()` over one epoch: data loader, metrics, clipping, callbacks and optimizer
+    DPOTrainer   with --pairs: TRL's trainer on the same examples as pairs, with all pairs of a batch in one batch;
+                 gradient checkpointing off, as for the others
 
-All compute the mean of the pairs' sigmoid losses, so that TRL's trainer belongs to the comparison; the learning rate
-is 0, so that every round meets the same weights. A run in which the mean losses over the epoch differ stops. The
-optimizer's steps are timed apart: figures are given with and without them, and the aim of at most 10% over the bare
-step, which has no optimizer, is without. The sides take turns for several rounds. Tokenising and the probe come before
-`train()` and do not count.
+All sides compute the mean of the pairs' sigmoid losses, so that TRL's trainer can be compared. The learning rate is 0,
+so that every round meets the same weights. A run in which the mean losses over the epoch differ stops. The optimizer's
+steps are timed separately, and the figures are given with and without them; the bare step has no optimizer. The sides
+take turns for several rounds. Tokenisation and the probe come before `train()` and are not timed.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ from trl import DPOConfig, DPOTrainer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 
-COLUMNS = ["side", "batch", "examples", "seconds", "optimizer seconds", "examples a second", "without optimizer"]
+COLUMNS = ["side", "batch", "examples", "seconds", "optimizer seconds", "examples per second", "without optimizer"]
 COLUMNS += ["over bare step", "lowest", "highest"]
 BARE = "bare step"
 
@@ -48,11 +47,11 @@ BARE = "bare step"
 class Settings(ModelSettings):
     examples: int = field(default=32, metadata={"help": "Examples of an epoch, a multiple of --batch_size."})
     negatives: int = 7
-    batch_size: int = field(default=1, metadata={"help": "Examples a batch, those of one step."})
+    batch_size: int = field(default=1, metadata={"help": "Examples per batch; a step is one batch."})
     precompute: bool = field(default=False, metadata={"help": "Reference log-probs before training."})
     pairs: bool = field(default=False, metadata={"help": "TRL's DPOTrainer on exploded pairs as well."})
     rounds: int = field(default=3, metadata={"help": "Turns of each side; the median is reported."})
-    output: Path | None = field(default=None, metadata={"help": "Folder for the table and the CSV."})
+    output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
     name: str = field(default="whole-trainer", metadata={"help": "Beginning of the file names in --output."})
 
     def __post_init__(self) -> None:
@@ -82,14 +81,14 @@ def make_examples(settings: Settings) -> Examples:
 
 
 class PairsTrainer(DPOTrainer):
-    """TRL's, on rows that are token ids already."""
+    """TRL's trainer on rows that are token ids already."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
 
 def make_trainer(settings: Settings, models: Models, examples: Examples, pairs: bool) -> Any:
-    """TRL's trainer on pairs, or ours; nothing saved, evaluated or reported."""
+    """Return TRL's trainer on pairs, or ours; nothing is saved, evaluated or reported."""
     args = (DPOConfig if pairs else DMPOConfig)(
         output_dir=tempfile.mkdtemp(),
         loss_type=["sigmoid"],
@@ -119,7 +118,7 @@ def make_trainer(settings: Settings, models: Models, examples: Examples, pairs: 
 
 
 def make_tokenizer(settings: Settings) -> Any:
-    """The model's; for random weights one that only knows how to pad, since examples are token ids already."""
+    """Return the model's tokenizer; for random weights one that only pads, since examples are token ids already."""
     if settings.shape is None:
         return AutoTokenizer.from_pretrained(settings.model)
     return PreTrainedTokenizerFast(
@@ -128,7 +127,7 @@ def make_tokenizer(settings: Settings) -> Any:
 
 
 class OptimizerClock(TrainerCallback):
-    """Seconds in the optimizer's steps."""
+    """Callback that adds up the seconds of the optimizer's steps."""
 
     def __init__(self, device: str) -> None:
         self.device, self.seconds = device, 0.0
@@ -201,11 +200,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(report.table_row(row, COLUMNS))
     if settings.output is not None:
         command = report.command("whole_trainer", arguments)
-        report.write_table(settings.output, settings.name, "Whole training", command, header, rows, COLUMNS)
+        report.add_rows(settings.output, settings.name, command, header, rows)
 
 
 def summarize(settings: Settings, name: str, rounds: list[dict[str, Outcome]]) -> report.Row:
-    """Medians of the rounds, and what time without the optimizer is over the bare step's, at least and at most."""
+    """Return medians over the rounds, and the excess of the time without optimizer over the bare step's."""
     own = [outcomes[name] for outcomes in rounds]
     over = [
         (outcome.seconds - outcome.optimizer_seconds) / outcomes[BARE].seconds - 1
@@ -219,7 +218,7 @@ def summarize(settings: Settings, name: str, rounds: list[dict[str, Outcome]]) -
         "examples": settings.examples,
         "seconds": seconds,
         "optimizer seconds": statistics.median(outcome.optimizer_seconds for outcome in own),
-        "examples a second": settings.examples / seconds,
+        "examples per second": settings.examples / seconds,
         "without optimizer": settings.examples / without,
         "over bare step": f"{statistics.median(over):.1%}",
         "lowest": f"{min(over):.1%}",

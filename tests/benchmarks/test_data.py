@@ -75,13 +75,13 @@ def test_another_text_stops_the_run(bench, made, tmp_path):
         bench.check("movielens", made / "movielens", sides(made, "movielens") | {"ours": tmp_path}, 3)
 
 
-def test_the_report_names_both_sides(bench, tmp_path):
+def test_the_report_names_both_sides(bench, tmp_path, assert_can_be_appended):
     # As a script, because the fresh processes import it by its name
     arguments = ["--folder", str(tmp_path), "--ratings", "3000", "--reviews", "0", "--output", str(tmp_path)]
     done = subprocess.run([sys.executable, bench.__file__, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    report = (tmp_path / "data-cpu.md").read_text()
-    rows = [line.split(" | ") for line in report.splitlines() if line.startswith("| movielens")]
-    assert [row[1] for row in rows] == ["pandas", "ours"]
-    assert all(float(row[9]) > 0 for row in rows)  # peak_gb
+    assert_can_be_appended(tmp_path / "data.csv", "data.csv")
+    rows = pl.read_csv(tmp_path / "data.csv")
+    assert rows["side"].to_list() == ["pandas", "ours"]
+    assert (rows["peak_gb"] > 0).all()
     assert done.stdout.count("| movielens |") == 2

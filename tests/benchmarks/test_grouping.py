@@ -36,13 +36,14 @@ def arguments(tmp_path):
     ]
 
 
-def test_samplers_are_compared_on_histories_that_neither_saw(arguments, tmp_path):
+def test_samplers_are_compared_on_histories_that_neither_saw(arguments, tmp_path, assert_can_be_appended):
     with load_script("benchmarks/grouping.py") as grouping:
         settings = grouping.Settings(file=tmp_path / "pairs.json", histories=3, held_out=2)
         train, held_out = grouping.split_rows(settings, make_tokenizer())
         assert (len(train), len(held_out)) == (6, 4)
         assert not {row["prompt"][:10] for row in train} & {row["prompt"][:10] for row in held_out}
         grouping.main([*arguments, "--histories", "3", "--held_out", "2"])
+    assert_can_be_appended(tmp_path / "grouping.csv", "grouping.csv")
     with (tmp_path / "grouping.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["seed"], row["batches"]) for row in rows] == [

@@ -14,8 +14,8 @@ def heads():
         yield module
 
 
-def test_every_head_has_a_row_even_one_that_cannot_run(heads, tmp_path):
-    heads.main([*ARGUMENTS, "--output", str(tmp_path)])
+def test_every_head_has_a_row_even_one_that_cannot_run(heads, tmp_path, assert_can_be_appended):
+    heads.main([*ARGUMENTS, "--output", str(tmp_path), "--plot", str(tmp_path / "plots")])
     with (tmp_path / "heads.csv").open() as file:
         rows = list(csv.DictReader(file))
     for vocabulary in ("50", "70"):
@@ -25,7 +25,8 @@ def test_every_head_has_a_row_even_one_that_cannot_run(heads, tmp_path):
         assert list(trained)[:5] == ["full logits", "TRL", "ours", "ours, recompute", "ours, softmax kept"]
         assert all(float(row["ms"]) > 0 for row in trained.values() if not row["note"])
         assert trained["Liger"]["note"] == trained["cut-cross-entropy"]["note"] == "not run: needs CUDA"
-    assert (tmp_path / "heads-5-tokens.svg").exists()
+    assert_can_be_appended(tmp_path / "heads.csv", "heads.csv")
+    assert (tmp_path / "plots" / "heads-5-tokens.svg").exists()
 
 
 def test_a_head_that_computes_something_else_stops_the_run(heads, monkeypatch):

@@ -57,16 +57,34 @@ def test_sides_agree_and_tokens_are_counted(step, tmp_path, capsys, lora):
     assert capsys.readouterr().out.count("| N=3 |") == len(SIDES)
 
 
-def test_what_is_written_names_machine_versions_and_commit(step, tmp_path):
+def test_what_is_written_names_machine_versions_and_commit(step, tmp_path, assert_can_be_appended):
     arguments = ["--tiny", "--negatives", "1", "3", "--batch_sizes", "1", "2", "--sides", "trie", "--rounds", "1"]
-    step.main([*arguments, "--profile", "--output", str(tmp_path), "--name", "run"])
+    step.main([*arguments, "--profile", "--output", str(tmp_path), "--plot", str(tmp_path / "plots"), "--name", "run"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["plots", "run-profile.csv", "run.csv"]
     plots = [f"run-seconds{what}-against-{x}.svg" for what in ("", "-ratio") for x in ("batch", "negatives")]
-    assert sorted(file.name for file in tmp_path.glob("*.svg")) == sorted(plots)
-    for name in ("run.md", "run.csv", "run-profile.md"):
-        assert f"torch {version('torch')}" in (tmp_path / name).read_text()
-        assert "threads used" in (tmp_path / name).read_text()
-    assert "aten::mm" in (tmp_path / "run-profile.md").read_text()
-    assert "python benchmarks/step.py --tiny" in (tmp_path / "run.md").read_text()
+    assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == sorted(plots)
+    for name in ("run.csv", "run-profile.csv"):
+        assert_can_be_appended(tmp_path / name, name.replace("run", "step"))
+        with (tmp_path / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert all(f"torch {version('torch')}" in row["versions"] for row in rows)
+        assert all("threads used" in row["machine"] and row["commit"] for row in rows)
+        assert all(row["command"].startswith("python benchmarks/step.py --tiny") for row in rows)
+    shares = {row["operation"]: float(row["share"]) for row in rows}
+    assert "aten::mm" in shares
+    assert 0 < sum(shares.values()) <= 1
+
+
+def test_a_second_run_is_appended_and_other_columns_are_refused(step, tmp_path):
+    arguments = ["--tiny", "--negatives", "1", "--sides", "trie", "--rounds", "1", "--output", str(tmp_path)]
+    for _ in range(2):
+        step.main(arguments)
+    with (tmp_path / "step.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["side"] for row in rows] == ["full logits", "trie"] * 2
+    report = importlib.import_module("report")
+    with pytest.raises(ValueError, match=r"step\.csv has the columns .* Give another --name"):
+        report.add_rows(tmp_path, "step", "python", {}, [{"side": "trie"}])
 
 
 def test_an_example_at_a_time_is_what_the_batch_computes(step, tmp_path):

@@ -15,13 +15,14 @@ def whole_trainer():
 
 
 @pytest.mark.parametrize("options", [["--pairs"], ["--lora"], ["--precompute"]])
-def test_trainers_have_the_loss_of_the_bare_step(whole_trainer, tmp_path, options):
+def test_trainers_have_the_loss_of_the_bare_step(whole_trainer, tmp_path, options, assert_can_be_appended):
     whole_trainer.main([*ARGUMENTS, *options, "--output", str(tmp_path)])
+    assert_can_be_appended(tmp_path / "whole-trainer.csv", "whole-trainer.csv")
     with (tmp_path / "whole-trainer.csv").open() as file:
         rows = {row["side"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["bare step", "DMPOTrainer", *(["DPOTrainer"] if "--pairs" in options else [])]
     for row in rows.values():
-        assert float(row["examples a second"]) <= float(row["without optimizer"])
+        assert float(row["examples per second"]) <= float(row["without optimizer"])
     assert float(rows["DMPOTrainer"]["optimizer seconds"]) > 0
     assert rows["bare step"]["over bare step"] == "0.0%"
 

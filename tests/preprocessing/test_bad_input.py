@@ -1,4 +1,4 @@
-"""Bad input is trained on correctly or refused before the first step; docs/bad-input.md has every case.
+"""Bad input is trained on correctly or refused before the first step; bad_input.md has every case.
 
 "Correctly" means the loss of the paper's formula over whole sequences, one at a time, and finite weights after a step.
 """
@@ -281,8 +281,8 @@ def assert_finite(trainer):
 
 
 def documented():
-    """The table of docs/bad-input.md: message (or remark) by test."""
-    lines = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text().splitlines()
+    """Return the tables of bad_input.md: outcome and message (or remark) by test."""
+    lines = Path(__file__).with_name("bad_input.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return {test.strip("`"): (outcome, text) for _, outcome, text, test in cells if test.startswith("`test")}
 
@@ -645,3 +645,12 @@ def test_the_table_is_complete(request):
     cases = {f"test_refused[{name}]": "refused" for name in REFUSED}
     cases |= {f"test_trained[{name}]": "trained" for name in TRAINED}
     assert {name: outcome for name, (outcome, _) in table.items() if name in cases} == cases
+
+
+def test_messages_in_the_docs_are_raised():
+    """Every message that docs/bad-input.md quotes is one of the table's, which `test_refused` compares."""
+    page = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text()
+    quoted = re.findall(r"^> (.+)$", page, re.MULTILINE)
+    quoted += re.findall(r"^\| ((?:Row \d|Nothing|The )[^|]+) \|", page, re.MULTILINE)
+    assert len(quoted) == 8
+    assert set(quoted) <= {text for outcome, text in documented().values() if outcome == "refused"}

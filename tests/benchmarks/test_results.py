@@ -1,0 +1,41 @@
+"""The committed results, and the picture that is drawn from them."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from support import load_script
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def plot_step():
+    with load_script("benchmarks/plot_step.py") as module:
+        yield module
+
+
+def test_results_are_csv_files_whose_rows_name_machine_and_command():
+    files = sorted(RESULTS.iterdir())
+    assert files
+    assert {file.suffix for file in files} == {".csv"}
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        assert all(row["machine"] and row["command"].startswith("python benchmarks/") for row in rows), file.name
+
+
+def test_the_picture_has_the_committed_figures(plot_step):
+    points = plot_step.read_points(plot_step.Settings())
+    assert all([n for n, _ in own] == [1, 3, 7, 15] for own in points.values())
+    assert [round(own[-1][1], 1) for own in points.values()] == [65.0, 28.8, 2.2]  # as in the README's picture
+
+
+def test_the_picture_is_drawn(plot_step, tmp_path):
+    plot_step.main(["--output", str(tmp_path / "new" / "step.svg")])
+    assert "<svg" in (tmp_path / "new" / "step.svg").read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_not_there_is_said_so(plot_step):
+    with pytest.raises(SystemExit, match="no rows of commit 0000000"):
+        plot_step.main(["--commit", "0000000"])
