@@ -10,22 +10,20 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support import (
-    layout_logps,
-    make_model,
-    make_tokenizer,
-    naive_logp,
-    naive_logps,
-    prompts_and_completions,
-    ragged_examples,
-)
-from test_trainer import (
     gradients,
+    layout_logps,
     make_config,
+    make_model,
     make_rows,
+    make_tokenizer,
     make_trainer,
     naive_dmpo_loss,
+    naive_logp,
+    naive_logps,
     naive_reference,
     perturb,
+    prompts_and_completions,
+    ragged_examples,
     save_model,
 )
 
