@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import dmpo_trl
 
@@ -121,3 +122,7 @@ def test_constraints_have_a_version_for_every_requirement():
     needed = {name_of(requirement).lower() for requirement in [*REQUIREMENTS, *GROUPED]} - {PROJECT["name"]}
     # Built from source for one machine
     assert needed - pinned <= {"deepspeed"}
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]

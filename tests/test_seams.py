@@ -28,19 +28,29 @@ from dmpo_trl import DMPOTrainer
 # sha256 of each source that the suite passed with, and a release that has it. After reading what a new release changed
 # and running the suite on it, add what `python tests/test_seams.py` prints.
 KNOWN: dict[str, dict[str, str]] = {
-    "accelerate.commands.launch:launch_command": {"11fa46fe03e8d09e": "accelerate 1.15.0"},
-    "accelerate.commands.launch:launch_command_parser": {"5be48632896a444a": "accelerate 1.15.0"},
-    "datasets.fingerprint:Hasher": {"278301b789d0509d": "datasets 5.2.0"},
-    "datasets.fingerprint:get_temporary_cache_files_directory": {"360b70d63b6e90f5": "datasets 5.2.0"},
-    "datasets:Dataset._get_cache_file_path": {"fbafc06c1d2e11c3": "datasets 5.2.0"},
-    "transformers.data.data_collator:DataCollatorMixin": {"b10e5c115c7f7417": "transformers 5.23.0"},
-    "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS": {"11f19252e5a79327": "transformers 5.23.0"},
-    "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS": {"6ed7bf8337578f6a": "transformers 5.23.0"},
-    "transformers.models.mixtral.modeling_mixtral:load_balancing_loss_func": {
-        "ba57772e23a0d78b": "transformers 5.23.0"
+    "accelerate.commands.launch:launch_command": {"11fa46fe03e8d09e": "accelerate 1.10.1"},
+    "accelerate.commands.launch:launch_command_parser": {
+        "5392e800c4cdae2e": "accelerate 1.10.1",
+        "5be48632896a444a": "accelerate 1.15.0",
     },
-    "transformers.trainer_pt_utils:BatchRebalanceSampler": {"94b72eb94e421d72": "transformers 5.23.0"},
-    "transformers.utils.peft_utils:find_adapter_config_file": {"a8c0ba814c351837": "transformers 5.23.0"},
+    "datasets.fingerprint:Hasher": {"278301b789d0509d": "datasets 4.7.0"},
+    "datasets.fingerprint:get_temporary_cache_files_directory": {"360b70d63b6e90f5": "datasets 4.7.0"},
+    "datasets:Dataset._get_cache_file_path": {"fbafc06c1d2e11c3": "datasets 4.7.0"},
+    "transformers.data.data_collator:DataCollatorMixin": {"b10e5c115c7f7417": "transformers 5.17.0"},
+    "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS": {"11f19252e5a79327": "transformers 5.17.0"},
+    "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS": {
+        "b5b1ad306aefecfb": "transformers 5.17.0",
+        "6ed7bf8337578f6a": "transformers 5.23.0",
+    },
+    "transformers.models.mixtral.modeling_mixtral:load_balancing_loss_func": {
+        "f224b99e93782bfe": "transformers 5.17.0",
+        "ba57772e23a0d78b": "transformers 5.23.0",
+    },
+    "transformers.trainer_pt_utils:BatchRebalanceSampler": {"94b72eb94e421d72": "transformers 5.17.0"},
+    "transformers.utils.peft_utils:find_adapter_config_file": {
+        "4959cea80ac8cb87": "transformers 5.17.0",
+        "a8c0ba814c351837": "transformers 5.23.0",
+    },
     "trl.cli.accelerate_config:resolve_accelerate_config_argument": {"9b27586cf1e095b6": "trl 1.15.0"},
     "trl.data_utils:_tokenize": {"5fc8cbcb4cacebc8": "trl 1.15.0"},
     "trl.data_utils:apply_chat_template": {"3fe8ce2a8af3693a": "trl 1.15.0"},
@@ -60,7 +70,7 @@ KNOWN: dict[str, dict[str, str]] = {
         "5f975c2449044c83": "transformers 5.17.0",
         "d1296dbd4dcb6a20": "transformers 5.23.0",
     },
-    "trl:DPOTrainer._get_output_dir": {"97172085342ac46c": "transformers 5.23.0"},
+    "trl:DPOTrainer._get_output_dir": {"97172085342ac46c": "transformers 5.17.0"},
     "trl:DPOTrainer._get_train_sampler": {"1580d7493244e637": "transformers 5.17.0"},
     "trl:DPOTrainer._precompute_ref_logps": {"f2c098c7da6ca701": "trl 1.15.0"},
     "trl:DPOTrainer._prepare_dataset": {"35e349e8e8266df4": "trl 1.15.0"},
