@@ -360,7 +360,7 @@ def test_batches_in_trls_layout_are_trls_business(tmp_path):
     examples = [{**e, "rejected_ids": e["rejected_ids"][0]} for e in trainer.train_dataset]
     batch = DataCollatorForPreference(pad_token_id=0)(examples)
     theirs = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
-    assert float(theirs) == pytest.approx(ours, abs=1e-5)
+    assert theirs.item() == pytest.approx(ours, abs=1e-5)
 
 
 def test_default_arguments(tmp_path, monkeypatch):

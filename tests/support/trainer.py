@@ -65,4 +65,4 @@ def loss_gradients_and_metrics(trainer, batch=None):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
     loss.backward()
-    return float(loss), gradients(trainer.model), {k: v[-1] for k, v in trainer._metrics["train"].items()}
+    return loss.item(), gradients(trainer.model), {k: v[-1] for k, v in trainer._metrics["train"].items()}
