@@ -1,6 +1,7 @@
-"""What test_ending.py runs: a script that uses DDP, destroys the process group and ends, several times over.
+"""A script that uses DDP, destroys the process group and ends, several times over; test_ending.py runs it.
 
-With `--unheld` nobody holds the group, and it never ends: `timeout 60 python tests/distributed/ending.py --unheld`.
+With `--unheld` nobody holds the group, and it never ends:
+`timeout 60 python tests/scripts/process_group_end.py --unheld`.
 """
 
 import sys
