@@ -38,7 +38,7 @@ def comparable(data: pl.DataFrame | Dataset) -> pl.DataFrame:
         - `context` (String: the history, or the prompt), `target` (String) and `negatives` (List[String]),
         - `places` (List[Int64]: where the target stands among the options shown with it; empty where the order is
           unknown, several where the row shows the target several times, as DMPO's do) and `options` (their number),
-        - `seen` (negatives that are in the row's own history; null where the history is no list of items).
+        - `seen` (negatives that are in the row's own history; null where the history is not a list of items).
 
     Raises:
         ValueError: For other columns, or a row whose candidates lack the target.

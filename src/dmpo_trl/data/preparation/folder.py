@@ -89,7 +89,7 @@ class Prepared:
 
     def _dataset(self, name: str) -> DatasetDict:
         if name not in self.manifest["rows"]:
-            raise ValueError(f"{self.folder} holds no {name}, only {', '.join(self.manifest['rows'])}")
+            raise ValueError(f"{self.folder} holds no {name}, only {', '.join(self.manifest['rows'])}.")
         return load_dataset(str(self.folder), name)
 
 
