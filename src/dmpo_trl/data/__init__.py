@@ -3,30 +3,29 @@
 from .datasets import pair_dataset, preference_dataset, ranking_dataset, sft_dataset
 from .filters import k_core
 from .interactions import Interactions
-from .leakage.report import LeakReport, leak_report, leak_report_of_files
+from .leakage import LeakReport, leak_report, leak_report_of_files
 from .negatives import hard_negatives, sample_negatives
-from .preparation.folder import Prepared
-from .preparation.pipeline import PrepareConfig, prepare
+from .preparation import PrepareConfig, Prepared, prepare
 from .prompts import GAMES, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
-from .published._splits import PublishedSplits, read_llara
-from .published.dmpo import read_dmpo
-from .published.sdpo import read_sdpo
-from .readers._download import MOVIELENS_100K, SMOLLM2_135M_INSTRUCT, DownloadError, RemoteFile, WheelFiles, cache_dir
-from .readers._titles import natural_title
-from .readers.amazon import read_amazon
-from .readers.lastfm import read_lastfm
-from .readers.movielens import read_movielens
-from .readers.recbole import read_recbole
-from .readers.table import read_table
+from .published import PublishedSplits, read_dmpo, read_llara, read_sdpo
+from .readers import (
+    DownloadError,
+    RemoteFile,
+    cache_dir,
+    natural_title,
+    read_amazon,
+    read_lastfm,
+    read_movielens,
+    read_recbole,
+    read_table,
+)
 from .splits import few_shot, leave_one_out, next_items, split_by_time, split_leave_one_out, split_users
 
 __all__ = [
     "GAMES",
-    "MOVIELENS_100K",
     "MOVIES",
     "MUSIC",
     "PRODUCTS",
-    "SMOLLM2_135M_INSTRUCT",
     "TEMPLATES",
     "DownloadError",
     "Interactions",
@@ -36,7 +35,6 @@ __all__ = [
     "PromptTemplate",
     "PublishedSplits",
     "RemoteFile",
-    "WheelFiles",
     "cache_dir",
     "few_shot",
     "hard_negatives",

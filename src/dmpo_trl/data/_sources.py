@@ -1,9 +1,10 @@
-"""The raw files of a data set, whether they lie in a folder, in an archive or beside one another."""
+"""Raw files of a data set, in a folder, in an archive or beside one another."""
 
 from __future__ import annotations
 
 import errno
 import gzip
+import lzma
 import os
 import shutil
 import tarfile
@@ -15,16 +16,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-_ARCHIVES = (".zip", ".tar.gz", ".tgz")
+# `fsspec` would open the members of an archive too, but the readers want paths, so that the copy to a folder of ours
+# stays, and with it what makes that safe: base names only, no links, and errors that name the archive.
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 class SourceFiles:
-    """Finds files of a folder or an archive by their base names; made by [`open_source`].
+    """Files of a folder or an archive, found by their base names; made by [`open_source`].
 
     Attributes:
-        given: the file itself where the source is a single file, else None.
-        names: base names of all files there, the least deep first.
-        used: paths on disk of what was found so far: the files, or the archive that holds them.
+        given: The file itself where the source is a single file, else None.
+        names: Base names of all files there, the least deep first.
+        used: Paths on disk of what was found so far: the files, or the archive that holds them.
     """
 
     def __init__(
@@ -45,13 +48,13 @@ class SourceFiles:
         return (str(self._source),) if self._found else ()
 
     def find(self, *names: str) -> Path | None:
-        """The path of the first of these base names that is there, itself or as `name.gz`; None where there is none.
+        """Return the path of the first of these base names that is there, itself or as `name.gz`, else None.
 
         Of several files with the name the least deep counts. A member of an archive is extracted to a temporary
         folder that lasts as long as the source is open.
 
         Raises:
-            ValueError: where two files of the name lie equally deep, or the archive is damaged.
+            ValueError: Where two files of the name lie equally deep, or the archive is damaged.
         """
         wanted = [candidate for name in names for candidate in (name, f"{name}.gz")]
         if self.given and self.given.name in wanted:
@@ -70,11 +73,25 @@ class SourceFiles:
             return self._found[members[0]]
         return None
 
+    def ending(self, suffix: str) -> list[str]:
+        """Return the base names that end in `suffix`, without `.gz`, of the least deep files that do.
+
+        Beside a file that was given, only those that are called like it count.
+        """
+        plain = [member.removesuffix(".gz") for member in self._members]
+        members = [member for member in plain if member.endswith(suffix)]
+        if self.given:
+            stem = PurePosixPath(self.given.name.removesuffix(".gz")).stem
+            members = [member for member in members if PurePosixPath(member).stem == stem]
+        depths = [member.count("/") for member in members]
+        return sorted({_base_name(m) for m, depth in zip(members, depths, strict=True) if depth == min(depths)})
+
     def need(self, *names: str) -> Path:
-        """Like `find`, but an error where there is none.
+        """Return what `find` returns, but raise an error where there is none.
 
         Raises:
-            FileNotFoundError: naming what was looked for and what is there.
+            FileNotFoundError: Naming what was looked for and what is there.
+            ValueError: As `find`.
         """
         path = self.find(*names)
         if path is None:
@@ -86,21 +103,21 @@ class SourceFiles:
 
 @contextmanager
 def open_source(path: str | Path) -> Iterator[SourceFiles]:
-    """Opens a folder, an archive (`.zip`, `.tar.gz`, `.tgz`) or a single file with the files beside it.
+    """Open a folder, an archive (`.zip`, `.tar`, `.tar.gz`, `.tgz`) or a single file with the files beside it.
 
     Nothing of an archive reaches the disk but the files asked for. Each is written under the base name that was asked
     for, so no path or link inside the archive can lead anywhere.
 
-    Example:
-
-    ```python
-    with open_source("ml-latest-small.zip") as files:
-        ratings = pl.read_csv(files.need("ratings.csv"))
-    ```
-
     Raises:
-        FileNotFoundError: where `path` does not exist.
-        ValueError: where an archive cannot be read.
+        FileNotFoundError: Where `path` does not exist.
+        ValueError: Where an archive cannot be read.
+
+    Example:
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> _ = Path(folder.name, "ratings.csv").write_text("user,item")
+        >>> with open_source(folder.name) as files:
+        ...     files.need("ratings.csv").read_text()
+        'user,item'
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -136,12 +153,12 @@ def _base_name(member: str) -> str:
 
 
 def _open_archive(path: Path, stack: ExitStack) -> tuple[list[str], Callable[[str], IO[bytes]]]:
-    """Names of the regular files, links and devices left out, and a function that opens one of them."""
+    """Return the names of the regular files, links and devices left out, and a function that opens one of them."""
     if path.name.lower().endswith(".zip"):
         archive = stack.enter_context(zipfile.ZipFile(path))
         regular = [info.filename for info in archive.infolist() if not info.is_dir() and not _is_link(info)]
         return regular, archive.open
-    tar = stack.enter_context(tarfile.open(path, "r:gz"))  # noqa: SIM115, closed by the stack
+    tar = stack.enter_context(tarfile.open(path, "r:" if path.name.lower().endswith(".tar") else "r:gz"))  # noqa: SIM115, closed by the stack
     regular = [info.name for info in tar if info.isreg()]
     return regular, lambda member: cast(IO[bytes], tar.extractfile(member))
 
@@ -154,7 +171,7 @@ def _is_link(info: zipfile.ZipInfo) -> bool:
 def _problems_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as an archive: {error}. Delete it and get it again.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -165,5 +182,5 @@ def _problems_named(path: Path) -> Iterator[None]:
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """Opens a file for reading, decompressed where its name ends in `.gz`."""
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    """Open a file for reading, decompressed where its name ends in `.gz` or `.xz`."""
+    return cast(IO[bytes], {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "rb"))  # type: ignore[operator]

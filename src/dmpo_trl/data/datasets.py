@@ -1,4 +1,4 @@
-"""From examples of items to datasets of text.
+"""Datasets of text from examples of items, in the formats of the trainers.
 
 The text is made by polars, many rows at a time, and is the same as [`PromptTemplate.prompt`] and
 [`PromptTemplate.completion`] make row by row.
@@ -23,69 +23,114 @@ ROWS = 20_000  # in one step: enough for speed, and the text of so many fits in 
 def preference_dataset(
     examples: pl.DataFrame, data: Interactions, template: PromptTemplate, *, seed: int = 0
 ) -> Dataset:
-    """The training data of `DMPOTrainer`: one row an example.
+    """Make the training data of `DMPOTrainer`: one row per example.
 
     Args:
-        examples: columns `history`, `target` and `negatives`, as [`leave_one_out`] and [`sample_negatives`] make them;
+        examples: Columns `history`, `target` and `negatives`, as [`leave_one_out`] and [`sample_negatives`] make them;
             also `user` where the template lists the candidates (target and negatives) in the prompt.
-        data: the interactions; they give the titles.
-        template: makes prompts and completions.
-        seed: of the order of candidates in the prompt, which is drawn from `seed`, the user and the place of the
+        data: The interactions; they give the titles.
+        template: Makes prompts and completions.
+        seed: Of the order of candidates in the prompt, which is drawn from `seed`, the user and the place of the
             example among the user's, never from the target.
 
     Returns:
         Columns `prompt`, `chosen` (the target) and `rejected` (a list, the negatives).
 
     Raises:
-        ValueError: for a missing column, or an item that `data` has no title of. So do the other functions here.
+        ValueError: For a missing column, or an item that `data` has no title of. So do the other functions here.
+
+    Example:
+        >>> films = ["alien", "babe", "fargo"]
+        >>> interactions = pl.DataFrame({"user": ["ann", "ann"], "item": ["alien", "babe"], "timestamp": [1, 2]})
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": ["Alien", "Babe", "Fargo"]}))
+        >>> examples = pl.DataFrame(
+        ...     {"user": ["ann"], "history": [["alien"]], "target": ["babe"], "negatives": [["fargo"]]}
+        ... )
+        >>> template = PromptTemplate("Liked:", "Next:", conversational=False)
+        >>> preference_dataset(examples, data, template)[0]
+        {'prompt': 'Liked:\\nAlien\\nNext:\\n', 'chosen': 'Babe', 'rejected': ['Fargo']}
     """
     return _dataset("preference", examples, data, template, seed)
 
 
 def pair_dataset(examples: pl.DataFrame, data: Interactions, template: PromptTemplate, *, seed: int = 0) -> Dataset:
-    """The same preferences as pairs, the format of TRL's `DPOTrainer`: one row a negative.
+    """Make the same preferences as pairs, the format of TRL's `DPOTrainer`: one row per negative.
 
     Args:
-        examples: as in [`preference_dataset`].
-        data: the interactions; they give the titles.
-        template: makes prompts and completions.
-        seed: as in [`preference_dataset`].
+        examples: As in [`preference_dataset`].
+        data: The interactions; they give the titles.
+        template: Makes prompts and completions.
+        seed: As in [`preference_dataset`].
 
     Returns:
         Columns `prompt`, `chosen` (the target) and `rejected` (one negative).
+
+    Example:
+        >>> films = ["alien", "babe", "fargo"]
+        >>> interactions = pl.DataFrame({"user": ["ann", "ann"], "item": ["alien", "babe"], "timestamp": [1, 2]})
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": ["Alien", "Babe", "Fargo"]}))
+        >>> examples = pl.DataFrame(
+        ...     {"user": ["ann"], "history": [["alien"]], "target": ["babe"], "negatives": [["fargo"]]}
+        ... )
+        >>> template = PromptTemplate("Liked:", "Next:", conversational=False)
+        >>> pair_dataset(examples, data, template)[0]
+        {'prompt': 'Liked:\\nAlien\\nNext:\\n', 'chosen': 'Babe', 'rejected': 'Fargo'}
     """
     return _dataset("pairs", examples, data, template, seed)
 
 
 def sft_dataset(examples: pl.DataFrame, data: Interactions, template: PromptTemplate, *, seed: int = 0) -> Dataset:
-    """The training data of TRL's `SFTTrainer`: one row an example.
+    """Make the training data of TRL's `SFTTrainer`: one row per example.
 
     Args:
-        examples: as in [`preference_dataset`]; `negatives` are needed only where the prompt lists candidates.
-        data: the interactions; they give the titles.
-        template: makes prompts and completions.
-        seed: as in [`preference_dataset`].
+        examples: As in [`preference_dataset`]; `negatives` are needed only where the prompt lists candidates.
+        data: The interactions; they give the titles.
+        template: Makes prompts and completions.
+        seed: As in [`preference_dataset`].
 
     Returns:
         Columns `prompt` and `completion` (the target).
+
+    Example:
+        >>> films = ["alien", "babe", "fargo"]
+        >>> interactions = pl.DataFrame({"user": ["ann", "ann"], "item": ["alien", "babe"], "timestamp": [1, 2]})
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": ["Alien", "Babe", "Fargo"]}))
+        >>> examples = pl.DataFrame(
+        ...     {"user": ["ann"], "history": [["alien"]], "target": ["babe"], "negatives": [["fargo"]]}
+        ... )
+        >>> template = PromptTemplate("Liked:", "Next:", conversational=False)
+        >>> sft_dataset(examples, data, template)[0]
+        {'prompt': 'Liked:\\nAlien\\nNext:\\n', 'completion': 'Babe'}
     """
     return _dataset("sft", examples, data, template, seed)
 
 
 def ranking_dataset(examples: pl.DataFrame, data: Interactions, template: PromptTemplate, *, seed: int) -> Dataset:
-    """The questions of a candidate ranking: the target among the negatives, one row an example.
+    """Make the questions of a candidate ranking: the target among the negatives, one row per example.
 
     Args:
-        examples: columns `user`, `history`, `target` and `negatives`.
-        data: the interactions; they give the titles.
-        template: makes prompts and completions.
-        seed: of the order of the candidates, which is drawn from `seed`, the user and the place of the example among
+        examples: Columns `user`, `history`, `target` and `negatives`.
+        data: The interactions; they give the titles.
+        template: Makes prompts and completions.
+        seed: Of the order of the candidates, which is drawn from `seed`, the user and the place of the example among
             the user's, never from the target. Where the prompt lists the candidates, it lists them in this order.
 
     Returns:
         Columns `user`, `history` and `items` (item identifiers of the history and of the candidates), `positive`
         (index of the target among the candidates), `prompt`, `candidates` (a list of completions), and `seen` (all
-        that the user had before the target, see [`seen_before`]).
+        that the user had before the target, liked or not).
+
+    Example:
+        >>> films = ["alien", "babe", "fargo"]
+        >>> interactions = pl.DataFrame({"user": ["ann", "ann"], "item": ["alien", "babe"], "timestamp": [1, 2]})
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": ["Alien", "Babe", "Fargo"]}))
+        >>> examples = pl.DataFrame(
+        ...     {"user": ["ann"], "history": [["alien"]], "target": ["babe"], "negatives": [["fargo"]]}
+        ... )
+        >>> template = PromptTemplate("Liked:", "Next:", conversational=False)
+        >>> row = ranking_dataset(examples, data, template, seed=0)[0]
+        >>> row["candidates"], row["positive"], row["seen"]
+        (['Babe', 'Fargo'], 0, ['alien'])
     """
     return _dataset("ranking", examples, data, template, seed)
 
@@ -93,14 +138,14 @@ def ranking_dataset(examples: pl.DataFrame, data: Interactions, template: Prompt
 def text_tables(
     kind: str, examples: pl.DataFrame, data: Interactions, template: PromptTemplate, *, seed: int
 ) -> Iterator[pa.Table]:
-    """The rows of one of the datasets above, some at a time, for writing more of them than memory holds.
+    """Make the rows of one of the datasets above, some at a time, for writing more of them than memory holds.
 
     Args:
         kind: `"preference"`, `"pairs"`, `"sft"` or `"ranking"`.
-        examples: as in the dataset's function.
-        data: the interactions; they give the titles.
-        template: makes prompts and completions.
-        seed: as in the dataset's function.
+        examples: As in the dataset's function.
+        data: The interactions; they give the titles.
+        template: Makes prompts and completions.
+        seed: As in the dataset's function.
     """
     ordered = kind == "ranking" or template.candidates is not None
     needed = ["history", "target"]
@@ -108,7 +153,7 @@ def text_tables(
     needed += ["user"] if ordered else []
     if missing := [name for name in needed if name not in examples.columns]:
         raise ValueError(
-            f"examples: the columns {missing} are missing for a {kind} dataset; it has {examples.columns}"
+            f"examples: the columns {missing} are missing for a {kind} dataset; it has {examples.columns}."
         )
     examples = examples.select(needed)
     if ordered:
@@ -122,12 +167,12 @@ def text_tables(
 
 def _dataset(kind: str, examples: pl.DataFrame, data: Interactions, template: PromptTemplate, seed: int) -> Dataset:
     if examples.is_empty():
-        raise ValueError(f"There are no examples to make a {kind} dataset of")
+        raise ValueError(f"There are no examples to make a {kind} dataset of.")
     return Dataset(pa.concat_tables(text_tables(kind, examples, data, template, seed=seed)))
 
 
 def _columns(kind: str, text: pl.DataFrame) -> pl.DataFrame:
-    """The columns of a dataset, from those that [`_text`] makes."""
+    """Select the columns of a dataset from those that [`_text`] makes."""
     if kind == "sft":
         return text.select("prompt", completion="chosen")
     if kind == "ranking":
@@ -137,13 +182,13 @@ def _columns(kind: str, text: pl.DataFrame) -> pl.DataFrame:
 
 
 def _first_draw(examples: pl.DataFrame) -> pl.Series:
-    """Where the draws of each example start among those of its user: after those of the user's examples before it."""
+    """Return where the draws of each example start: after those of the user's examples before it."""
     draws = pl.col("negatives").list.len().cast(pl.Int64) + 1
     return examples.select((draws.cum_sum() - draws).over("user")).to_series()
 
 
 def _in_order(examples: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Adds `items`, target and negatives in an order that is drawn, and `positive`, the target's place in it."""
+    """Add `items`, target and negatives in an order that is drawn, and `positive`, the target's place in it."""
     slots = (
         examples.select("user", "_first", item=pl.concat_list("target", "negatives"))
         .with_row_index("row")
@@ -161,7 +206,7 @@ def _in_order(examples: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def _text(examples: pl.DataFrame, data: Interactions, template: PromptTemplate) -> pl.DataFrame:
-    """Adds `prompt`, `chosen`, and, where their items are there, `rejected` and `candidates`."""
+    """Add `prompt`, `chosen`, and, where their items are there, `rejected` and `candidates`."""
     columns = ("history", "target", "negatives", "items")
     titles = pl.DataFrame([_titles(examples[name], data) for name in columns if name in examples.columns])
     before, *between, after = template.around()
@@ -190,7 +235,7 @@ def _text(examples: pl.DataFrame, data: Interactions, template: PromptTemplate) 
 
 
 def _titles(items: pl.Series, data: Interactions) -> pl.Series:
-    """The titles of items, or of lists of items."""
+    """Return the titles of items, or of lists of items."""
     listed = isinstance(items.dtype, pl.List)
     items = items.cast(pl.List(pl.String) if listed else pl.String)
     item = pl.element() if listed else pl.col(items.name)
@@ -199,7 +244,7 @@ def _titles(items: pl.Series, data: Interactions) -> pl.Series:
     flat_items, flat = (one.explode(empty_as_null=False) if listed else one for one in (items, titles))
     if flat.null_count():
         unknown = flat_items.filter(flat.is_null())[0]
-        raise ValueError(f"examples: {items.name} has the item {unknown!r}, but data.items has no title of it")
+        raise ValueError(f"examples: {items.name} has the item {unknown!r}, but data.items has no title of it.")
     return titles
 
 
@@ -208,7 +253,7 @@ def _message(role: str, text: pl.Expr) -> pl.Expr:
 
 
 def _arrow(rows: pl.DataFrame) -> pa.Table:
-    """An arrow table of the types that `datasets` uses, without polars' 64-bit offsets."""
+    """Make an Arrow table of the types that `datasets` uses, without polars' 64-bit offsets."""
     table = rows.to_arrow()
     return table.cast(pa.schema([(field.name, _narrow(field.type)) for field in table.schema]))
 

@@ -1,4 +1,4 @@
-"""Which users and items are worth learning from."""
+"""k-core filtering."""
 
 from __future__ import annotations
 
@@ -15,24 +15,32 @@ logger = logging.getLogger(__name__)
 
 
 def k_core(data: Interactions, *, users: int, items: int) -> Interactions:
-    """The largest part in which every user has enough items and every item enough users.
+    """Keep the largest part in which every user has enough items and every item enough users.
 
     Leaving out a user may leave an item with too few users and the other way round, so both are left out in turn until
     nothing changes. (The "5-core" files of Amazon Reviews were made so, but hold smaller users and items nonetheless.)
 
     Args:
-        data: the interactions.
-        users: interactions that a user needs.
-        items: interactions that an item needs.
+        data: The interactions.
+        users: Interactions that a user needs.
+        items: Interactions that an item needs.
 
     Returns:
         The interactions of the core and its items. What is outside was added to `dropped`, and logged.
 
     Raises:
-        ValueError: for a number below 1, or where the core is empty.
+        ValueError: For a number below 1, or where the core is empty.
+
+    Example:
+        >>> rows = [("ann", "alien", 1), ("ann", "babe", 2), ("bob", "alien", 1), ("bob", "babe", 2)]
+        >>> rows += [("cid", "babe", 3)]
+        >>> interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+        >>> data = Interactions(interactions, pl.DataFrame({"item": ["alien", "babe"], "title": ["Alien", "Babe"]}))
+        >>> k_core(data, users=2, items=2).dropped
+        {'interactions outside the k-core': 1, 'users outside the k-core': 1}
     """
     if users < 1 or items < 1:
-        raise ValueError(f"users and items must be at least 1, they are {users} and {items}")
+        raise ValueError(f"users and items must be at least 1, they are {users} and {items}.")
     names = data.interactions["user"].unique()
     user, item = positions(data.interactions["user"], names), positions(data.interactions["item"], data.items["item"])
     rows = np.arange(len(user))
@@ -48,14 +56,14 @@ def k_core(data: Interactions, *, users: int, items: int) -> Interactions:
     if not len(rows):
         raise ValueError(
             f"No user has {users} items that {items} users have; lower users or items (there are {len(names)} users, "
-            f"{data.items.height} items and {len(user)} interactions)"
+            f"{data.items.height} items and {len(user)} interactions)."
         )
     outside = {
         "interactions outside the k-core": len(user) - len(rows),
         "users outside the k-core": int((~enough_items).sum()),
         "items outside the k-core": int((~enough_users).sum()),
     }
-    logger.info("k-core of %d items a user and %d users an item: %s", users, items, outside)
+    logger.info("k-core of %d items per user and %d users per item: %s", users, items, outside)
     dropped = data.dropped | {
         reason: data.dropped.get(reason, 0) + count for reason, count in outside.items() if count
     }

@@ -1,4 +1,4 @@
-"""Items that a user never had."""
+"""Negative sampling: items that a user never had."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .interactions import Interactions
 logger = logging.getLogger(__name__)
 
 STRATEGIES = ("uniform", "popularity", "in_batch")
-CELLS = 8_000_000  # of a matrix with a row an example; a bigger one is made in blocks of rows
+CELLS = 8_000_000  # of a matrix with a row per example; a bigger one is made in blocks of rows
 
 
 def sample_negatives(
@@ -30,7 +30,7 @@ def sample_negatives(
     popularity: pl.DataFrame | None = None,
     batch_size: int | None = None,
 ) -> pl.DataFrame:
-    """Adds `n` different items to each example, from all the items that its user never had.
+    """Add `n` different items to each example, from all the items that its user never had.
 
     "Had" means any interaction at any time and with any rating: an item of the user's history, of the future or one
     that was disliked is never drawn. What is drawn depends on `seed`, the user and the place of the example among the
@@ -39,33 +39,42 @@ def sample_negatives(
     different seeds: with the same one, a user's test candidates are what the model has learnt to reject.
 
     Args:
-        examples: rows with a column `user`, and for "in_batch" also `target`.
-        data: the interactions, of all users.
-        n: negatives an example.
-        seed: another seed gives other negatives.
+        examples: Rows with a column `user`, and for "in_batch" also `target`.
+        data: The interactions, of all users.
+        n: Negatives per example.
+        seed: Another seed gives other negatives.
         strategy: "uniform"; "popularity", one after the other with a probability proportional to the item's
             popularity to the power of `alpha` (items without any are then never drawn); or "in_batch",
             uniformly from the targets of the other examples in the same batch.
-        alpha: above 0; 1 draws as often as items are had, 0.75 as word2vec does (Mikolov et al. 2013,
+        alpha: Above 0; 1 draws as often as items are had, 0.75 as word2vec does (Mikolov et al. 2013,
             https://arxiv.org/abs/1310.4546).
-        popularity: for "popularity", columns `item` and `popularity`, a count; items that are not there count 0. By
+        popularity: For "popularity", columns `item` and `popularity`, a count; items that are not there count 0. By
             default the number of the item's interactions in `data`, which counts what is held out too.
-        batch_size: for "in_batch", so many consecutive rows are a batch.
+        batch_size: For "in_batch", so many consecutive rows are a batch.
 
     Returns:
         `examples` with a column `negatives` (List[String] of `n` items). With "in_batch" a row has fewer where its
         batch does not hold `n`, which is counted and logged.
 
     Raises:
-        ValueError: where a user has no interaction in `data`, or never had fewer than `n` of the items that can be
+        ValueError: Where a user has no interaction in `data`, or never had fewer than `n` of the items that can be
             drawn; with "in_batch" where a batch holds none for a row.
+
+    Example:
+        >>> films = ["alien", "babe", "fargo", "heat"]
+        >>> rows = [("ann", "alien", 1), ("ann", "babe", 2), ("bob", "fargo", 3), ("bob", "heat", 4)]
+        >>> interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": [film.title() for film in films]}))
+        >>> examples = pl.DataFrame({"user": ["ann", "bob"], "target": ["babe", "heat"]})
+        >>> sample_negatives(examples, data, 2, seed=0)["negatives"].to_list()
+        [['heat', 'fargo'], ['babe', 'alien']]
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, it is {strategy!r}")
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, it is {strategy!r}.")
     if n < 1 or alpha <= 0:
-        raise ValueError(f"n and alpha must be positive, they are {n} and {alpha}")
+        raise ValueError(f"n and alpha must be positive, they are {n} and {alpha}.")
     if (batch_size is None) == (strategy == "in_batch"):
-        raise ValueError(f"batch_size belongs to the strategy 'in_batch', which needs it; it is {batch_size}")
+        raise ValueError(f"batch_size belongs to the strategy 'in_batch', which needs it; it is {batch_size}.")
     rows = _Rows.of(examples, data, seed)
     if batch_size is not None:
         target = positions(examples["target"], rows.catalogue)
@@ -98,33 +107,44 @@ def hard_negatives(
     score: Callable[[pl.DataFrame], np.ndarray | Sequence[Sequence[float]]],
     pool: int,
 ) -> pl.DataFrame:
-    """Adds the `n` items that score highest among `pool` items drawn uniformly from those that the user never had.
+    """Add the `n` items that score highest among `pool` items drawn uniformly from those that the user never had.
 
     Args:
-        examples: rows with a column `user`, and what `score` needs.
-        data: the interactions, of all users.
-        n: negatives an example.
-        seed: of the pool, as in [`sample_negatives`].
-        score: gets `examples` with a column `candidates` (List[String] of `pool` items) and returns the candidates'
+        examples: Rows with a column `user`, and what `score` needs.
+        data: The interactions, of all users.
+        n: Negatives per example.
+        seed: Of the pool, as in [`sample_negatives`].
+        score: Gets `examples` with a column `candidates` (List[String] of `pool` items) and returns the candidates'
             scores, (E, pool), higher where an item looks more like a target: popularity, or an earlier model's
             log-probs.
-        pool: candidates an example, at least `n`. The larger, the harder the negatives, and the more of them are items
-            that the user would have liked.
+        pool: Candidates per example, at least `n`. The larger, the harder the negatives, and the more of them are
+            items that the user would have liked.
 
     Returns:
         `examples` with a column `negatives` (List[String] of `n` items, the hardest first).
 
     Raises:
-        ValueError: as [`sample_negatives`], and for scores of another shape or that are not numbers.
+        ValueError: As [`sample_negatives`], and for scores of another shape or that are not numbers.
+
+    Example:
+        >>> films = ["alien", "babe", "fargo", "heat"]
+        >>> rows = [("ann", "alien", 1), ("ann", "babe", 2), ("bob", "fargo", 3), ("bob", "heat", 4)]
+        >>> interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": [film.title() for film in films]}))
+        >>> examples = pl.DataFrame({"user": ["ann"]})
+        >>> def longest(rows):
+        ...     return [[len(item) for item in candidates] for candidates in rows["candidates"]]
+        >>> hard_negatives(examples, data, 1, seed=0, score=longest, pool=2)["negatives"].to_list()
+        [['fargo']]
     """
     if pool < n:
-        raise ValueError(f"pool must be at least n = {n}, it is {pool}")
+        raise ValueError(f"pool must be at least n = {n}, it is {pool}.")
     drawn = sample_negatives(examples, data, pool, seed=seed).rename({"negatives": "candidates"})
     scores = np.asarray(score(drawn), dtype=float)
     if scores.shape != (drawn.height, pool):
-        raise ValueError(f"score must return {(drawn.height, pool)} scores, it returned {scores.shape}")
+        raise ValueError(f"score must return {(drawn.height, pool)} scores, it returned {scores.shape}.")
     if np.isnan(scores).any():
-        raise ValueError(f"score returned nan for {int(np.isnan(scores).any(axis=1).sum())} examples")
+        raise ValueError(f"score returned nan for {int(np.isnan(scores).any(axis=1).sum())} examples.")
     best = np.argsort(-scores, axis=1, kind="stable")[:, :n] + pool * np.arange(len(scores))[:, None]
     candidates = drawn["candidates"].explode()
     return examples.with_columns(_items("negatives", best.ravel(), candidates, np.full(len(best), n)))
@@ -161,12 +181,12 @@ class _Rows:
             yield self.take(slice(start, start + size))
 
     def uniform(self, draws: int, stream: str) -> np.ndarray:
-        """(E, draws). Rows of a user have numbers of their own."""
+        """Return numbers in [0, 1), (E, draws). Rows of a user have numbers of their own."""
         draw = (self.nth[:, None].astype(np.int64) << 32) + np.arange(draws)
         return uniform(self.seed, self.names.gather(self.user), draw, stream=f"negatives, {stream}")
 
     def never_had(self, items: np.ndarray) -> np.ndarray:
-        """Which of (E, C) items their row's user never had."""
+        """Mark which of (E, C) items their row's user never had."""
         pairs = self.user[:, None] * np.int64(len(self.catalogue)) + items
         found = np.searchsorted(self.had, pairs)
         return self.had[np.minimum(found, len(self.had) - 1)] != pairs
@@ -176,17 +196,17 @@ def _check_enough(rows: _Rows, n: int, drawable: np.ndarray) -> None:
     size = np.int64(len(rows.catalogue))
     starts = np.searchsorted(rows.had, np.arange(len(rows.names) + 1) * size)
     if not (had := np.diff(starts)).all():
-        raise ValueError(f"examples: user {rows.names[int(had.argmin())]!r} has no interaction in data")
+        raise ValueError(f"examples: user {rows.names[int(had.argmin())]!r} has no interaction in data.")
     had = np.diff(np.append(0, np.cumsum(drawable[rows.had % size]))[starts])  # only what could be drawn counts
     worst, items = int(had.argmax()), int(drawable.sum())
     if items - had[worst] < n:
         raise ValueError(
-            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {items} items; lower n"
+            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {items} items; lower n."
         )
 
 
 def _draw(rows: _Rows, weights: np.ndarray, n: int) -> np.ndarray:
-    """The first `n` different items that were never had, (E, n), in an endless series of draws for each row."""
+    """Return the first `n` different items that were never had, (E, n), of an endless series of draws per row."""
     upto = np.cumsum(weights)
     chosen = np.full((len(rows.user), n), -1)
     unfinished = np.arange(len(rows.user))
@@ -206,7 +226,7 @@ def _draw(rows: _Rows, weights: np.ndarray, n: int) -> np.ndarray:
 
 
 def _finish(rows: _Rows, weights: np.ndarray, n: int, chosen: np.ndarray) -> np.ndarray:
-    """Goes on from the items chosen, (E, C) with -1 between them, as if drawing went on until there are `n`.
+    """Go on from the items chosen, (E, C) with -1 between them, as if drawing went on until there are `n`.
 
     Items in the order of exponential variables with their weights as rates are items drawn one after the other with
     probabilities proportional to the weights (Efraimidis and Spirakis 2006, https://doi.org/10.1016/j.ipl.2005.11.003).
@@ -224,7 +244,7 @@ def _finish(rows: _Rows, weights: np.ndarray, n: int, chosen: np.ndarray) -> np.
 
 
 def _from_batches(rows: _Rows, target: np.ndarray, n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items, one row after the other, and how many of them each row has."""
+    """Return items, one row after the other, and how many of them each row has."""
     batches = np.full((-(-len(target) // batch_size), batch_size), -1)
     batches.ravel()[: len(target)] = target
     batch = np.arange(len(target)) // batch_size
@@ -235,13 +255,13 @@ def _from_batches(rows: _Rows, target: np.ndarray, n: int, batch_size: int) -> t
     if not counts.all():
         raise ValueError(
             f"examples: row {rows.place[counts.argmin()]} has no negative in its batch of {batch_size}: its user has "
-            "had all the targets; shuffle the examples, or make batch_size larger"
+            "had all the targets; shuffle the examples, or make batch_size larger."
         )
     return np.take_along_axis(items, order, axis=1)[np.arange(batch_size) < counts[:, None]], counts
 
 
 def _is_first(items: np.ndarray) -> np.ndarray:
-    """Which of the items did not occur before in their row."""
+    """Mark the items that did not occur before in their row."""
     order = np.argsort(items, axis=1, kind="stable")
     ordered = np.take_along_axis(items, order, axis=1)
     first = np.ones(items.shape, bool)

@@ -1,4 +1,4 @@
-"""The words around the titles."""
+"""Prompt templates."""
 
 from __future__ import annotations
 
@@ -14,17 +14,27 @@ Text = str | list[dict[str, str]]
 class PromptTemplate:
     """Turns a history into a prompt and a title into a completion.
 
-    What is the same for all users stands first: prefix sharing then computes it once a batch, not once a user.
+    What is the same for all users stands first: prefix sharing then computes it once per batch, not once per user.
 
     Args:
-        instruction: the text before the history.
-        question: the text that ends the prompt.
-        system: the system message. The conversational style sends it as a message (`None` sends none, and some chat
+        instruction: The text before the history.
+        question: The text that ends the prompt.
+        system: The system message. The conversational style sends it as a message (`None` sends none, and some chat
             templates then add one of their own); the plain style puts it before the instruction.
-        separator: between two titles.
-        conversational: messages for chat models, or plain text for base models.
-        candidates: the text before a list of the candidates, which then stands between history and question. `None`
+        separator: Between two titles.
+        conversational: Messages for chat models, or plain text for base models.
+        candidates: The text before a list of the candidates, which then stands between history and question. `None`
             leaves the list out.
+
+    Example:
+        >>> template = PromptTemplate("A viewer liked:", "Next:", conversational=False)
+        >>> print(template.prompt(["Alien", "Aliens"]), end="")
+        A viewer liked:
+        Alien
+        Aliens
+        Next:
+        >>> template.completion("Babe")
+        'Babe'
     """
 
     instruction: str
@@ -35,19 +45,19 @@ class PromptTemplate:
     candidates: str | None = None
 
     def prompt(self, history: Sequence[str], candidates: Sequence[str] | None = None) -> Text:
-        """The prompt for a history of titles, from old to new.
+        """Return the prompt for a history of titles.
 
         Args:
-            history: titles.
-            candidates: titles in the order shown; needed where the template lists candidates, and only there.
+            history: Titles, from old to new.
+            candidates: Titles in the order shown; needed where the template lists candidates, and only there.
 
         Raises:
-            ValueError: where the template lists candidates and none are given, or the other way round.
+            ValueError: Where the template lists candidates and none are given, or the other way round.
         """
         if (candidates is None) != (self.candidates is None):
             lists = "lists no candidates" if self.candidates is None else "lists candidates"
             raise ValueError(
-                f"The template {lists}, but prompt(history, candidates) was given candidates={candidates}"
+                f"The template {lists}, but prompt(history, candidates) was given candidates={candidates}."
             )
         before, *between, after = self.around()
         titles = self.separator.join(history)
@@ -56,52 +66,52 @@ class PromptTemplate:
         return self.messages(before + titles + after)
 
     def around(self) -> list[str]:
-        """The texts before the history, between history and candidates (where they are listed), and at the end."""
+        """Return the texts before the history, between it and the candidates (if listed), and at the end."""
         before, after = f"{self.instruction}\n", f"\n{self.question}"
         if not self.conversational:
             before, after = f"{self.system}\n{before}" if self.system else before, f"{after}\n"
         return [before, *([f"\n{self.candidates}\n"] if self.candidates is not None else []), after]
 
     def messages(self, text: str) -> Text:
-        """The text as it is sent: the user's message after the system's, or as it is in the plain style."""
+        """Return the text as it is sent: the user's message after the system's, or as it is in the plain style."""
         if not self.conversational:
             return text
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         return [*system, {"role": "user", "content": text}]
 
     def completion(self, title: str) -> Text:
-        """The completion that recommends a title."""
+        """Return the completion that recommends a title."""
         return [{"role": "assistant", "content": title}] if self.conversational else title
 
     def plain(self) -> PromptTemplate:
-        """The same words as plain text."""
+        """Return the template with the same words as plain text."""
         return replace(self, conversational=False)
 
     def with_candidates(self, text: str = "One of these comes next:") -> PromptTemplate:
-        """The same words with a list of the candidates, introduced by `text`."""
+        """Return the template with the same words and a list of the candidates, introduced by `text`."""
         return replace(self, candidates=text)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dictionary, for JSON and YAML."""
+        """Return the fields as a plain dictionary, for JSON and YAML."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
-        """The template whose fields are `values`; those left out have their defaults.
+        """Make the template whose fields are `values`; those left out have their defaults.
 
         Raises:
-            ValueError: for a field that is unknown, missing or of another type.
+            ValueError: For a field that is unknown, missing or of another type.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"A prompt template has no {unknown}; its fields are {sorted(known)}")
+            raise ValueError(f"A prompt template has no {unknown}; its fields are {sorted(known)}.")
         if missing := sorted({"instruction", "question"} - set(values)):
-            raise ValueError(f"The prompt template lacks {missing}")
+            raise ValueError(f"The prompt template lacks {missing}.")
         for name, value in values.items():
             optional = name in ("system", "candidates") and value is None
             kind = bool if name == "conversational" else str
             if not optional and not isinstance(value, kind):
-                raise ValueError(f"{name} of a prompt template must be {kind.__name__}, it is {value!r}")
+                raise ValueError(f"{name} of a prompt template must be {kind.__name__}, it is {value!r}.")
         return cls(**values)
 
 

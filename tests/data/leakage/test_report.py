@@ -253,9 +253,9 @@ def test_overlap_guesses_where_no_training_target_is_a_candidate(clean):
     assert abs(choices.overlap.sum() - n * chance) < 5 * (n * chance) ** 0.5  # 5 standard deviations
 
 
-def test_one_row_a_user_is_marked(clean):
+def test_one_row_per_user_is_marked(clean):
     choices = choose_without_history(comparable(clean["train"]), comparable(clean["test"]))
-    assert choices.one_a_user.sum() == clean["test"]["user"].n_unique()
+    assert choices.one_per_user.sum() == clean["test"]["user"].n_unique()
 
 
 def test_forms_must_be_known_and_alike(clean):

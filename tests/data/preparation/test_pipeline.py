@@ -321,7 +321,7 @@ def test_damaged_folders_are_refused(raw, tmp_path):
     assert Prepared.load(folder).sft["train"].num_rows
     with pytest.raises(ValueError, match="holds no pairs, only preference, sft, ranking"):
         _ = Prepared.load(folder).pairs
-    with pytest.raises(FileNotFoundError, match="is no folder of prepared data"):
+    with pytest.raises(FileNotFoundError, match="is not a folder of prepared data"):
         Prepared.load(raw)
 
 
@@ -407,7 +407,7 @@ def test_templates_by_name_by_dataset_and_from_files(tmp_path):
     assert template(template=str(file)) == TEMPLATES["products"].plain()
     with pytest.raises(ValueError, match="dataset recbole needs a template: movies, games"):
         template(dataset="recbole")
-    with pytest.raises(ValueError, match=r"films is no template \(movies, .*\) and no file"):
+    with pytest.raises(ValueError, match=r"films is neither a template \(movies, .*\) nor a file"):
         template(template="films")
     for text, message in [("a: [", "neither YAML nor JSON"), ("- a", "must hold the fields"), ("a: b", "has no")]:
         file.write_text(text, encoding="utf-8")

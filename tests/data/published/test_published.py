@@ -1,5 +1,6 @@
 """Published splits: small files in each format, and the real ones compared with plain Python."""
 
+import gzip
 import json
 import lzma
 import zipfile
@@ -9,9 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dmpo_trl.data.published._splits import read_llara
-from dmpo_trl.data.published.dmpo import read_dmpo
-from dmpo_trl.data.published.sdpo import read_sdpo
+from dmpo_trl.data.published import read_dmpo, read_llara, read_sdpo
 
 NAMES = ["Morcheeba", "Enigma", "Café :: Del Mar", "Moby", ":wumpscut:", "Air"]
 
@@ -70,6 +69,22 @@ def test_llara_out_of_an_archive(llara, tmp_path):
         for path in llara.iterdir():
             archive.write(path, f"data/{path.name}")
     assert read_llara(tmp_path / "llara.zip").examples["train"].equals(read_llara(llara).examples["train"])
+
+
+@pytest.mark.parametrize("names", ["id2name.txt", "train_data.jsonl"])
+def test_llara_files_may_be_packed(llara, names):
+    expected = read_llara(llara)
+    path = llara / names
+    path.with_name(f"{names}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    data, examples = read_llara(llara)
+    assert data.titles() == expected.interactions.titles()
+    assert examples["train"].equals(expected.examples["train"])
+
+
+def test_llara_names_may_be_packed_otherwise(llara):
+    (llara / "names.txt.xz").write_bytes(lzma.compress((llara / "id2name.txt").read_bytes()))
+    assert read_llara(llara, names="names.txt.xz").interactions.titles() == read_llara(llara).interactions.titles()
 
 
 def test_llara_variants_must_be_chosen(llara):

@@ -271,7 +271,7 @@ def test_metadata_of_another_release_is_refused(folder):
 def test_metadata_that_is_no_json_is_refused(folder):
     # As in the release of 2014
     (folder / "meta_Gift_Cards.json.gz").write_bytes(gzip.compress(b"{'asin': 'i1', 'title': 'One'}\n"))
-    with pytest.raises(ValueError, match=r"meta_Gift_Cards\.json\.gz, line 1 is no JSON"):
+    with pytest.raises(ValueError, match=r"meta_Gift_Cards\.json\.gz, line 1 is not JSON"):
         read_amazon(folder)
 
 

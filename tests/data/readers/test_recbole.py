@@ -1,3 +1,8 @@
+import gzip
+import tarfile
+import zipfile
+from pathlib import Path
+
 import polars as pl
 import pytest
 
@@ -21,6 +26,69 @@ def test_reads_typed_files(recbole_folder):
     }
     assert data.interactions.height == 6
     assert data.interactions.filter(user="u1", item="i2").row(0) == ("u1", "i2", 200.0, 3.0)
+
+
+def zipped(folder: Path) -> Path:
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, f"ml/{path.name}")
+    return folder.with_suffix(".zip")
+
+
+def tarred(folder: Path, ending: str, mode: str) -> Path:
+    path = folder.with_name(folder.name + ending)
+    with tarfile.open(path, mode) as archive:
+        archive.add(folder, "ml")
+    return path
+
+
+def packed(folder: Path) -> Path:
+    for path in list(folder.iterdir()):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        zipped,
+        lambda folder: tarred(folder, ".tar", "w:"),
+        lambda folder: tarred(folder, ".tar.gz", "w:gz"),
+        lambda folder: folder / "tiny.inter",
+        lambda folder: folder / "tiny.item",
+        lambda folder: folder.parent,
+        packed,
+    ],
+    ids=["zip", "tar", "tar.gz", "interactions", "items", "folder above", "packed"],
+)
+def test_folders_archives_and_files_give_the_same(recbole_folder, source):
+    expected = read_recbole(recbole_folder, title_field="movie_title")
+    path = source(recbole_folder)
+    data = read_recbole(path, title_field="movie_title")
+    assert data.interactions.equals(expected.interactions)
+    assert data.items.equals(expected.items)
+    assert all(Path(file).is_file() for file in data.files)
+    assert len(data.files) == (1 if path.is_file() and path.suffix in (".zip", ".tar", ".gz") else 2)
+
+
+def test_a_path_may_begin_at_home(recbole_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(recbole_folder.parent))
+    assert read_recbole("~/tiny", title_field="movie_title").interactions.height == 6
+
+
+def test_of_two_data_sets_the_nearer_or_the_one_named_is_read(recbole_folder):
+    for name in ("other/small.inter", "other/small.item"):
+        path = recbole_folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((recbole_folder / f"tiny{path.suffix}").read_bytes())
+    assert read_recbole(recbole_folder, title_field="movie_title").files[0].endswith("tiny.inter")
+    for path in (recbole_folder / "other").iterdir():
+        path.rename(recbole_folder / path.name)
+    with pytest.raises(FileNotFoundError, match=r"exactly one \.inter file.*found: small\.inter, tiny\.inter"):
+        read_recbole(recbole_folder, title_field="movie_title")
+    files = read_recbole(recbole_folder / "small.inter", title_field="movie_title").files
+    assert [Path(file).name for file in files] == ["small.inter", "small.item"]
 
 
 def test_titles_can_stay_as_filed(recbole_folder):

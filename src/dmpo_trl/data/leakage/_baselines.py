@@ -1,4 +1,4 @@
-"""Choices among candidates that never read the history."""
+"""Baselines that choose among candidates without reading the history."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class Choices(NamedTuple):
     """What two baselines choose on test rows, each (T,).
 
     Attributes:
-        chance: one over the number of candidates.
-        popularity: whether the target is the candidate that is most often a target in train.
-        overlap: whether the target is that of the training row whose candidates overlap most.
-        one_a_user: marks one row of each user.
+        chance: One over the number of candidates.
+        popularity: Whether the target is the candidate that is most often a target in train.
+        overlap: Whether the target is that of the training row whose candidates overlap most.
+        one_per_user: Marks one row of each user.
     """
 
     chance: np.ndarray
     popularity: np.ndarray
     overlap: np.ndarray
-    one_a_user: np.ndarray
+    one_per_user: np.ndarray
 
 
 def choose_without_history(train: pl.DataFrame, test: pl.DataFrame) -> Choices:
-    """Lets both baselines choose for at most 5,000 test rows from at most 50,000 training rows. Ties fall at random.
+    """Let both baselines choose for at most 5,000 test rows from at most 50,000 training rows. Ties fall at random.
 
     The overlap baseline chooses among the candidates of the test row, so only training rows whose target is one of
     them take part; where there is none, it guesses.
 
     Args:
-        train: rows as `comparable` returns them.
-        test: likewise, each with a negative.
+        train: Rows as `comparable` returns them.
+        test: Likewise, each with a negative.
     """
     rng = np.random.default_rng(0)
     counts = train.group_by(item="target").len("count")
@@ -62,12 +62,12 @@ def choose_without_history(train: pl.DataFrame, test: pl.DataFrame) -> Choices:
         chance=1 / np.diff(asked.indptr),
         popularity=popular == test_targets,
         overlap=overlapping == test_targets,
-        one_a_user=one_a_user(test).to_numpy(),
+        one_per_user=one_per_user(test).to_numpy(),
     )
 
 
-def one_a_user(rows: pl.DataFrame) -> pl.Series:
-    """Marks the first row of each user; every row where the user is unknown."""
+def one_per_user(rows: pl.DataFrame) -> pl.Series:
+    """Mark the first row of each user; every row where the user is unknown."""
     return rows.select(pl.col("user").is_null() | pl.col("user").is_first_distinct()).to_series()
 
 
@@ -76,7 +76,7 @@ def _sample(rows: pl.DataFrame, n: int, rng: np.random.Generator) -> pl.DataFram
 
 
 def _candidates(rows: pl.DataFrame, items: pl.DataFrame) -> tuple[sparse.csr_array, np.ndarray]:
-    """Which items are candidates, (R, items) of ones, and the code of the target, (R,)."""
+    """Return which items are candidates, (R, items) of ones, and the code of the target, (R,)."""
     pairs = rows.select(
         at=pl.int_range(pl.len()), item=pl.concat_list("target", "negatives").list.unique(), target="target"
     ).explode("item")
@@ -90,14 +90,14 @@ def _candidates(rows: pl.DataFrame, items: pl.DataFrame) -> tuple[sparse.csr_arr
 def _nearest(
     asked: sparse.csr_array, trained: sparse.csr_array, targets: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The training row with the most candidates in common, of those whose target is a candidate; else -1, (T,)."""
+    """Return the training row with the most candidates in common and a candidate as its target; else -1, (T,)."""
     ones = np.ones(len(targets), np.float32)
     is_target = sparse.csr_array((ones, (np.arange(len(targets)), targets)), shape=trained.shape)
     return _best((asked @ trained.T).multiply(asked @ is_target.T).tocsr(), rng)
 
 
 def _best(scores: sparse.csr_array, rng: np.random.Generator) -> np.ndarray:
-    """Column of the highest of each row's stored whole numbers, ties at random; -1 for an empty row."""
+    """Return the column of the highest of each row's stored numbers, ties at random; -1 for an empty row."""
     count = np.diff(scores.indptr)
     jittered = scores.data + rng.random(scores.nnz) / 2
     order = np.lexsort((jittered, np.repeat(np.arange(len(count)), count)))

@@ -1,14 +1,14 @@
-"""One form for the rows of any recommendation data set, as the leak report needs it."""
+"""Rows of any recommendation data set in one form, as the leak report needs it."""
 
 from __future__ import annotations
 
-import gzip
-import lzma
 from pathlib import Path
 
 import polars as pl
 from datasets import Dataset
 
+from ...preprocessing.format import numbered_columns
+from .._sources import open_binary
 from ..published._splits import number_users, read_json
 from ..published.dmpo import dmpo_pairs
 from ..published.sdpo import checked_rows, sdpo_examples
@@ -26,22 +26,22 @@ _PROMPTS_SEARCHED = 20_000
 
 
 def comparable(data: pl.DataFrame | Dataset) -> pl.DataFrame:
-    """Brings examples and datasets, ours and others', into one form.
+    """Bring examples and datasets, ours and others', into one form.
 
     Args:
-        data: one of the forms that the error message lists, told by its columns.
+        data: One of the forms that the error message lists, told by its columns.
 
     Returns:
-        One row a row of `data`, in its order:
+        One row per row of `data`, in its order:
 
         - `row` (its number) and `user` (String, null where unknown),
         - `context` (String: the history, or the prompt), `target` (String) and `negatives` (List[String]),
         - `places` (List[Int64]: where the target stands among the options shown with it; empty where the order is
           unknown, several where the row shows the target several times, as DMPO's do) and `options` (their number),
-        - `seen` (negatives that are in the row's own history; null where the history is no list of items).
+        - `seen` (negatives that are in the row's own history; null where the history is not a list of items).
 
     Raises:
-        ValueError: for other columns, or a row whose candidates lack the target.
+        ValueError: For other columns, or a row whose candidates lack the target.
     """
     frame = data if isinstance(data, pl.DataFrame) else data.to_polars()
     if {"historyList", "itemList", "trueSelection"} <= set(frame.columns):
@@ -62,26 +62,26 @@ def comparable(data: pl.DataFrame | Dataset) -> pl.DataFrame:
 
 
 def read_rows(path: str | Path) -> pl.DataFrame:
-    """Rows of a Parquet file, JSON lines (`.jsonl`) or a JSON list, JSON also compressed (`.xz`, `.gz`).
+    """Read the rows of a Parquet file, JSON lines (`.jsonl`) or a JSON list, JSON also compressed (`.xz`, `.gz`).
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it holds something else.
+        FileNotFoundError: Where there is no such file.
+        ValueError: Where it holds something else.
     """
     path = Path(path)
     try:
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
         if ".jsonl" in path.suffixes:
-            with {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, "rb") as file:  # type: ignore[operator]
+            with open_binary(path) as file:
                 return pl.read_ndjson(file, infer_schema_length=None)
         return pl.DataFrame(read_json(path), infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error}.") from error
 
 
 def _from_items(frame: pl.DataFrame) -> pl.DataFrame:
-    """Examples: items in lists."""
+    """Bring examples, whose items are in lists, into the form."""
     lists = [name for name in ("history", "negatives", "candidates") if name in frame.columns]
     frame = frame.with_columns(
         *(pl.col(name).cast(pl.List(pl.String)) for name in lists), pl.col("target").cast(pl.String)
@@ -94,7 +94,7 @@ def _from_items(frame: pl.DataFrame) -> pl.DataFrame:
         )
         if frame["place"].null_count():
             first = frame.filter(pl.col("place").is_null()).row(0, named=True)
-            raise ValueError(f"Row {first['row']}: its candidates lack its target {first['target']!r}")
+            raise ValueError(f"Row {first['row']}: its candidates lack its target {first['target']!r}.")
         if "negatives" not in frame.columns:
             frame = _with_negatives(frame)
         places, options = pl.concat_list("place"), pl.col("candidates").list.len()
@@ -117,7 +117,7 @@ def _from_items(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _from_text(frame: pl.DataFrame) -> pl.DataFrame:
-    """Datasets for training and ranking: text or messages."""
+    """Bring datasets for training and ranking, text or messages, into the form."""
     seen = pl.lit(None, pl.Int64)
     frame = frame.with_columns(_text(frame, "prompt").alias("context"))
     if "candidates" in frame.columns:
@@ -147,13 +147,13 @@ def _from_text(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _exploded(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row a candidate, `item`, and its `place` among them."""
+    """Make one row per candidate, `item`, and its `place` among them."""
     places = pl.int_ranges(0, pl.col("candidates").list.len())
     return frame.with_columns(item="candidates", place=places).drop("candidates").explode("item", "place")
 
 
 def _with_negatives(frame: pl.DataFrame) -> pl.DataFrame:
-    """Adds `target`, the candidate at `place`, and `negatives`, the others."""
+    """Add `target`, the candidate at `place`, and `negatives`, the others."""
     exploded = _exploded(frame.select("row", "candidates", at="place"))
     others = exploded.filter(pl.col("place") != pl.col("at"))
     negatives = others.group_by("row", maintain_order=True).agg(negatives="item")
@@ -163,12 +163,12 @@ def _with_negatives(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _text(frame: pl.DataFrame, column: str) -> pl.Expr:
-    """A column of texts, or of lists of messages, as text."""
+    """Return a column of texts, or of lists of messages, as text."""
     return pl.col(column) if frame.schema[column] == pl.String else _joined(pl.col(column))
 
 
 def _texts(frame: pl.DataFrame, column: str) -> pl.Expr:
-    """A column of lists of texts, or of lists of lists of messages, as lists of text."""
+    """Return a column of lists of texts, or of lists of lists of messages, as lists of text."""
     kind = frame.schema[column]
     return pl.col(column) if kind == pl.List(pl.String) else pl.col(column).list.eval(_joined(pl.element()))
 
@@ -178,8 +178,6 @@ def _joined(messages: pl.Expr) -> pl.Expr:
 
 
 def _rejected(frame: pl.DataFrame) -> pl.Expr:
-    from ...preprocessing.format import numbered_columns  # imports torch, which the other forms do not need
-
     if numbered := numbered_columns(frame.columns):
         return pl.concat_list(_text(frame, column) for column in numbered).list.drop_nulls()
     if "rejected" not in frame.columns:
@@ -190,7 +188,7 @@ def _rejected(frame: pl.DataFrame) -> pl.Expr:
 
 
 def _places_in_prompts(frame: pl.DataFrame) -> pl.DataFrame:
-    """Where a prompt names all the candidates: how many negatives stand before the target."""
+    """Count, where a prompt names all the candidates, how many negatives stand before the target."""
     shown = frame.filter(
         pl.col("context").str.contains(pl.col("target"), literal=True) & (pl.col("negatives").list.len() > 0)
     )

@@ -1,4 +1,4 @@
-"""Finds what gives the answer of a test set away without anybody reading the history."""
+"""Leak reports: what gives the answers of a test set away without anybody reading the history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 from datasets import Dataset
 from scipy import stats
 
-from ._baselines import choose_without_history, one_a_user
+from ._baselines import choose_without_history, one_per_user
 from ._rows import comparable, read_rows
 
 ALPHA = 1e-4
@@ -22,12 +22,12 @@ class Check:
     """What one check measured.
 
     Args:
-        name: of the check.
+        name: The check's name.
         part: "train", "test", or "both" where the parts are compared.
-        text: the measurement in words.
-        found: whether it is a problem.
-        values: the figures in `text`.
-        rows: numbers of the rows concerned (of the test part where the parts are compared), from 0.
+        text: The measurement in words.
+        found: Whether it is a problem.
+        values: The figures in `text`.
+        rows: Numbers of the rows concerned (of the test part where the parts are compared), from 0.
     """
 
     name: str
@@ -40,7 +40,16 @@ class Check:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What [`leak_report`] found; `print` shows it as a table."""
+    """What [`leak_report`] found; `print` shows it as a table.
+
+    Args:
+        checks: In the order in which they are printed.
+
+    Example:
+        >>> print(LeakReport((Check("negatives", "test", "none is the target"),)))
+          negatives  test  none is the target
+        No leak found.
+    """
 
     checks: tuple[Check, ...]
 
@@ -50,11 +59,11 @@ class LeakReport:
         return [check for check in self.checks if check.found]
 
     def __getitem__(self, name: str) -> list[Check]:
-        """The checks of this name, one a part."""
+        """Return the checks of this name, one per part."""
         return [check for check in self.checks if check.name == name]
 
     def __str__(self) -> str:
-        """One line a check, an exclamation mark before each problem."""
+        """Write one line per check, an exclamation mark before each problem."""
         name, part = (max(len(getattr(check, column)) for check in self.checks) for column in ("name", "part"))
         lines = [
             f"{'!' if check.found else ' '} {check.name:<{name}}  {check.part:<{part}}  {check.text}"
@@ -65,7 +74,7 @@ class LeakReport:
 
 
 def leak_report(train: pl.DataFrame | Dataset, test: pl.DataFrame | Dataset) -> LeakReport:
-    """Looks for leaks between and within the two parts of a recommendation data set.
+    """Look for leaks between and within the two parts of a recommendation data set.
 
     Problems are: test rows that repeat a training row; rows that are twice in a part; a target that stands in some
     place more often than by chance, among the candidates or in the prompt; negatives that are in the row's own history
@@ -74,24 +83,33 @@ def leak_report(train: pl.DataFrame | Dataset, test: pl.DataFrame | Dataset) -> 
     a clean data set this can do no better than chance or than always choosing the most popular candidate; on the
     published LastFM lists of S-DPO (arXiv 2406.09215), drawn with the target as the seed, it reaches HR@1 0.98.
 
-    Tests count one row a user, where the rows name users, because the rows of a user may share a draw, and report what
-    a clean data set would show less than once in 10,000 times. Popularity and the targets that both parts share are
-    given for information.
+    Tests count one row per user, where the rows name users, because the rows of a user may share a draw, and report
+    what a clean data set would show less than once in 10,000 times. Popularity and the targets that both parts share
+    are given for information.
 
     Args:
-        train: examples (`history`, `target`, `negatives` or `candidates`), or a dataset for preference, SFT or
+        train: Examples (`history`, `target`, `negatives` or `candidates`), or a dataset for preference, SFT or
             ranking, text or conversational, or the raw rows of S-DPO or DMPO.
-        test: the same; items or text as in `train`.
+        test: The same; items or text as in `train`.
+
+    Returns:
+        The report.
 
     Raises:
-        ValueError: where a form is unknown, a part is empty, or one part holds items and the other text.
+        ValueError: Where a form is unknown, a part is empty, or one part holds items and the other text.
+
+    Example:
+        >>> train = pl.DataFrame({"history": [["Alien"], ["Babe"]], "target": ["Heat", "Fargo"]})
+        >>> train = train.with_columns(negatives=pl.Series([["Fargo"], ["Alien"]]))
+        >>> [check.name for check in leak_report(train, train).findings]
+        ['repeated rows']
     """
     if len({"prompt" in _columns(part) for part in (train, test)}) == 2:
-        raise ValueError("One part holds text (`prompt`), the other items: give both as text, or both as items")
+        raise ValueError("One part holds text (`prompt`), the other items: give both as text, or both as items.")
     parts = {"train": comparable(train), "test": comparable(test)}
     for part, rows in parts.items():
         if rows.is_empty():
-            raise ValueError(f"{part} has no rows")
+            raise ValueError(f"{part} has no rows.")
     return LeakReport(
         (
             _repeated(parts["train"], parts["test"]),
@@ -108,15 +126,24 @@ def _columns(part: pl.DataFrame | Dataset) -> list[str]:
 
 
 def leak_report_of_files(train: str | Path, test: str | Path | None = None) -> LeakReport:
-    """The leak report of two files, or of a folder that `prepare` wrote.
+    """Make the leak report of two files, or of a folder that `prepare` wrote.
 
     Args:
-        train: a Parquet, JSON or JSON lines file; or a prepared folder, of which the preference training set is taken.
-        test: a file; or a prepared folder, of which the ranking test set is taken, by default the folder `train`.
+        train: A Parquet, JSON or JSON lines file; or a prepared folder, of which the preference training set is taken.
+        test: A file; or a prepared folder, of which the ranking test set is taken, by default the folder `train`.
 
     Raises:
-        FileNotFoundError: where a file is missing.
-        ValueError: as in [`leak_report`].
+        FileNotFoundError: Where a file is missing.
+        ValueError: As in [`leak_report`].
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> rows = pl.DataFrame({"prompt": ["Next?"], "chosen": ["Alien"], "rejected": [["Babe"]]})
+        >>> rows.write_parquet(f"{folder.name}/train.parquet")
+        >>> report = leak_report_of_files(f"{folder.name}/train.parquet", f"{folder.name}/train.parquet")
+        >>> [check.name for check in report.findings]
+        ['repeated rows']
     """
     train, test = Path(train), Path(test or train)
     if train.is_dir():
@@ -127,7 +154,7 @@ def leak_report_of_files(train: str | Path, test: str | Path | None = None) -> L
 
 
 def _repeated(train: pl.DataFrame, test: pl.DataFrame) -> Check:
-    """Test rows that are training rows: same history, same target, and no negative that training lacked."""
+    """Find test rows that are training rows: same history, same target, and no negative that training lacked."""
     key = ["context", "target", "negatives"]
     trained = train.join(test, on=["context", "target"], how="semi").select(key)
     trained = trained.explode("negatives").unique().with_columns(known=True)
@@ -139,7 +166,7 @@ def _repeated(train: pl.DataFrame, test: pl.DataFrame) -> Check:
 
 
 def _same_answer(train: pl.DataFrame, test: pl.DataFrame) -> Check:
-    """Test rows whose history is in train, and whose target is what mostly follows it there, whatever the negatives.
+    """Find test rows whose history is in train and whose target mostly follows it there, whatever the negatives.
 
     Two people can share a history, a short one above all, but seldom what follows: this is a problem only where it
     holds for significantly more than half of the shared histories.
@@ -157,7 +184,7 @@ def _same_answer(train: pl.DataFrame, test: pl.DataFrame) -> Check:
 
 
 def _twice(rows: pl.DataFrame, part: str) -> Check:
-    """Rows that repeat an earlier row of their part. Without negatives, two people may be behind them."""
+    """Find rows that repeat an earlier row of their part. Without negatives, two people may be behind them."""
     full = rows.filter(pl.col("negatives").list.len() > 0)
     repeats = full.filter(~pl.struct("context", "target", pl.col("negatives").list.sort()).is_first_distinct())
     text = f"{repeats.height:,} of {rows.height:,} rows repeat the history, target and negatives of an earlier row"
@@ -165,7 +192,7 @@ def _twice(rows: pl.DataFrame, part: str) -> Check:
 
 
 def _bad_negatives(rows: pl.DataFrame, part: str) -> Check:
-    """Negatives that are right answers or were in the history."""
+    """Find negatives that are right answers or were in the history."""
     target = rows.filter(pl.col("negatives").list.contains(pl.col("target")))["row"]
     seen = rows.filter(pl.col("seen") > 0)["row"]
     in_history = "cannot be told from text" if rows["seen"].null_count() == rows.height else f"in {len(seen):,}"
@@ -180,9 +207,9 @@ def _bad_negatives(rows: pl.DataFrame, part: str) -> Check:
 
 
 def _places(rows: pl.DataFrame, part: str) -> Check:
-    """The target's place among the options: the place, from either end, that is furthest from chance."""
+    """Test the target's place among the options: the place, from either end, that is furthest from chance."""
     known = rows.filter((pl.col("places").list.len() > 0) & (pl.col("options") > 1))
-    known = known.filter(one_a_user(known)).explode("places")
+    known = known.filter(one_per_user(known)).explode("places")
     if known.is_empty():
         return Check("place of target", part, "the order of the candidates is not known")
     chance = 1 / known["options"].to_numpy()
@@ -207,7 +234,7 @@ def _shared_targets(train: pl.DataFrame, test: pl.DataFrame) -> Check:
 
 
 def _baselines(train: pl.DataFrame, test: pl.DataFrame) -> list[Check]:
-    """HR@1 without the history. Popularity is for information; overlap must beat it and chance to be a problem."""
+    """Measure HR@1 without the history. Overlap is a problem where it beats chance and popularity."""
     test = test.filter(pl.col("negatives").list.len() > 0)
     if test.is_empty():
         return [Check(name, "both", "test has no negatives") for name in ("popularity", "candidate overlap")]
@@ -220,7 +247,7 @@ def _baselines(train: pl.DataFrame, test: pl.DataFrame) -> list[Check]:
         f"HR@1 {popularity:.3f} for the most frequent training target {rate} (for information)",
         values={"hr@1": popularity, "chance": chance},
     )
-    one = choices.one_a_user
+    one = choices.one_per_user
     hits, n = int(choices.overlap[one].sum()), int(one.sum())
     beats_chance = stats.binom.sf(hits - 1, n, choices.chance[one].mean())
     # Sign test on the rows where only one of the two baselines is right

@@ -1,4 +1,4 @@
-"""The options of a preparation."""
+"""Options of a preparation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ def _option(help: str, default: Any = None, choices: list[str] | None = None) ->
 
 @dataclass
 class PrepareConfig:
-    """What [`prepare`] reads, how it splits it, and what it writes; for `HfArgumentParser` and `TrlParser`."""
+    """What [`prepare`] reads, how it splits it, and what it writes; for `HfArgumentParser` and `TrlParser`.
+
+    Raises:
+        ValueError: For options that do not fit together.
+
+    Example:
+        >>> config = PrepareConfig("movielens", "out", path="ml-1m.zip", min_rating=4)
+        >>> config.prompt_template().question
+        'Which film will the viewer like next?'
+    """
 
     dataset: str = field(metadata={"help": "Format of the raw files.", "choices": list(_TEMPLATE_OF)})
     output_dir: str = field(metadata={"help": "Folder to write to."})
@@ -44,8 +53,8 @@ class PrepareConfig:
     year_field: str | None = _option("RecBole: field of the .item file with the year, to be part of the title.")
 
     min_rating: float | None = _option("Ratings from here on count as liked; by default everything does.")
-    k_core_users: int = _option("Keep users with at least so many interactions, liked or not.", 1)
-    k_core_items: int = _option("Keep items with at least so many interactions, liked or not.", 1)
+    k_core_users: int = _option("Keep users with at least this many interactions, liked or not.", 1)
+    k_core_items: int = _option("Keep items with at least this many interactions, liked or not.", 1)
     split: str = _option(
         "users: some users to train on, others to evaluate on, with the last item each liked. leave_one_out: the last "
         "item of each user to test, the one before to validate. time: what comes after a point in time.",
@@ -63,11 +72,11 @@ class PrepareConfig:
     test_from: float = _option(
         "With --split time: test from here on, a time or the share of earlier interactions.", 0.9
     )
-    few_shot_users: int | None = _option("Train on only so many of the training users, drawn at random.")
+    few_shot_users: int | None = _option("Train on only this many of the training users, drawn at random.")
     history_length: int = _option("Items in a prompt, at most.", 10)
     min_history: int = _option("Items in a prompt, at least. From 2 on every training example has one for SFT.", 2)
     examples_per_user: int = _option(
-        "Training examples a user, the latest ones (--split time: in each part); 0 for all.", 1
+        "Training examples per user, the latest ones (--split time: in each part); 0 for all.", 1
     )
     sft_targets: str = _option(
         "earlier: SFT learns the item before the one that preference training learns, because a target that SFT has "
@@ -93,28 +102,28 @@ class PrepareConfig:
     seed: int = _option("Seed of all that is drawn at random.", 0)
 
     def __post_init__(self) -> None:
-        """Checks what can be checked without reading anything."""
+        """Check what can be checked without reading anything."""
         # Of this class by name: a subclass may have other defaults, but the choices stay
         for name, spec in PrepareConfig.__dataclass_fields__.items():
             choices = spec.metadata.get("choices")
             if choices and getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}.")
         if self.dataset in ("table", "recbole") and not self.path:
-            raise ValueError(f"dataset {self.dataset} needs path, the raw data")
+            raise ValueError(f"dataset {self.dataset} needs path, the raw data.")
         if self.train_users is not None and self.split != "users":
-            raise ValueError(f"train_users belongs to the split users; with {self.split} use few_shot_users")
+            raise ValueError(f"train_users belongs to the split users; with {self.split} use few_shot_users.")
         if self.negatives < 1 or self.candidates < 2:
-            raise ValueError("negatives must be at least 1, and candidates at least 2")
+            raise ValueError("negatives must be at least 1, and candidates at least 2.")
 
     def prompt_template(self) -> PromptTemplate:
-        """The template that the options describe.
+        """Return the template that the options describe.
 
         Raises:
-            ValueError: for a name that is neither a template nor a file, and a file that is no template.
+            ValueError: For a name that is neither a template nor a file, and a file that holds something else.
         """
         name = self.template or _TEMPLATE_OF[self.dataset]
         if name is None:
-            raise ValueError(f"dataset {self.dataset} needs a template: {', '.join(TEMPLATES)}, or a file")
+            raise ValueError(f"dataset {self.dataset} needs a template: {', '.join(TEMPLATES)}, or a file.")
         template = TEMPLATES.get(name) or _read_template(Path(name))
         if not self.conversational:
             template = template.plain()
@@ -125,11 +134,11 @@ class PrepareConfig:
 
 def _read_template(path: Path) -> PromptTemplate:
     if not path.is_file():
-        raise ValueError(f"{path} is no template ({', '.join(TEMPLATES)}) and no file with one")
+        raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
+        raise ValueError(f"{path} is neither YAML nor JSON: {error}.") from error
     if not isinstance(values, Mapping):
-        raise ValueError(f"{path} must hold the fields of a prompt template by name")
+        raise ValueError(f"{path} must hold the fields of a prompt template by name.")
     return PromptTemplate.from_dict(values)

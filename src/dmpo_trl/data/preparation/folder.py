@@ -1,4 +1,4 @@
-"""A prepared folder: the datasets of one preparation, what they were made from, and how."""
+"""Prepared folders: the datasets of one preparation, what they were made from, and how."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 from datasets import DatasetDict, load_dataset
+from huggingface_hub import DatasetCardData
 
 from ..prompts import PromptTemplate
 
@@ -27,9 +27,9 @@ class Prepared:
     """A folder that [`prepare`] wrote. `datasets.load_dataset(folder, name)` reads the same datasets.
 
     Args:
-        folder: holds `README.md` (a dataset card), `manifest.json`, `items.parquet`, and for each dataset a folder
-            with one Parquet file a split.
-        manifest: sizes, options, seed, template, rows read and dropped, and checksums of the files read and written.
+        folder: Holds `README.md` (a dataset card), `manifest.json`, `items.parquet`, and for each dataset a folder
+            with one Parquet file per split.
+        manifest: Sizes, options, seed, template, rows read and dropped, and checksums of the files read and written.
     """
 
     folder: Path
@@ -37,21 +37,24 @@ class Prepared:
 
     @classmethod
     def load(cls, folder: str | Path) -> Prepared:
-        """Opens a prepared folder, and checks its files against the manifest.
+        """Open a prepared folder, and check its files against the manifest.
+
+        Args:
+            folder: The `output_dir` of a preparation.
 
         Raises:
-            FileNotFoundError: where there is no prepared folder.
-            ValueError: where its files are not those that were written.
+            FileNotFoundError: Where there is no prepared folder.
+            ValueError: Where its files are not those that were written.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
         if manifest is None:
-            raise FileNotFoundError(f"{folder} is no folder of prepared data: it has no {MANIFEST} of dmpo-trl's")
+            raise FileNotFoundError(f"{folder} is not a folder of prepared data: it has no {MANIFEST} of dmpo-trl's.")
         for name, expected in manifest["files"].items():
             if not (folder / name).is_file():
-                raise ValueError(f"{folder / name} is missing, the manifest lists it; prepare the data again")
+                raise ValueError(f"{folder / name} is missing, the manifest lists it; prepare the data again.")
             if sha256(folder / name) != expected:
-                raise ValueError(f"{folder / name} is not the file that was prepared; prepare the data again")
+                raise ValueError(f"{folder / name} is not the file that was prepared; prepare the data again.")
         return cls(folder, manifest)
 
     @property
@@ -86,12 +89,12 @@ class Prepared:
 
     def _dataset(self, name: str) -> DatasetDict:
         if name not in self.manifest["rows"]:
-            raise ValueError(f"{self.folder} holds no {name}, only {', '.join(self.manifest['rows'])}")
+            raise ValueError(f"{self.folder} holds no {name}, only {', '.join(self.manifest['rows'])}.")
         return load_dataset(str(self.folder), name)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a prepared folder, None where the folder is none."""
+    """Read the manifest of a prepared folder; None where the folder is not one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -100,32 +103,35 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def sha256(path: str | Path) -> str:
-    """Checksum of a file, in hexadecimal."""
+    """Return the checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raises FileExistsError where `folder` holds something that must not be replaced.
+    """Check that `folder` holds nothing that must not be replaced.
 
     Args:
-        folder: where prepared data are to go.
-        overwrite: whether earlier prepared data may be replaced. Anything else never is.
+        folder: Where prepared data are to go.
+        overwrite: Whether earlier prepared data may be replaced. Anything else never is.
+
+    Raises:
+        FileExistsError: Where it does.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if read_manifest(folder) is None:
-        raise FileExistsError(f"{folder} is not empty and was not written by dmpo-trl prepare; choose another folder")
+        raise FileExistsError(f"{folder} is not empty and was not written by dmpo-trl prepare; choose another folder.")
     if not overwrite:
-        raise FileExistsError(f"{folder} holds prepared data already; choose another folder, or set overwrite")
+        raise FileExistsError(f"{folder} holds prepared data already; choose another folder, or set overwrite.")
 
 
 @contextmanager
 def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to, which takes the name `folder` when everything is in it, and is removed after an error.
+    """Make a folder to write to, which takes the name `folder` when everything is in it, or goes after an error.
 
     Raises:
-        FileExistsError: as in [`check_free`], at once.
+        FileExistsError: As in [`check_free`], at once.
     """
     folder = folder.absolute()
     check_free(folder, overwrite=overwrite)
@@ -146,7 +152,7 @@ def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def card(manifest: Mapping[str, Any]) -> str:
-    """The dataset card, whose head tells `datasets.load_dataset` where what is."""
+    """Write the dataset card, whose head tells `datasets.load_dataset` where what is."""
     configs = [
         {
             "config_name": kind,
@@ -157,14 +163,15 @@ def card(manifest: Mapping[str, Any]) -> str:
         }
         for kind, splits in manifest["rows"].items()
     ]
-    head = yaml.safe_dump({"configs": configs, "tags": ["dmpo-trl", "recommendation"]}, sort_keys=False)
+    head = DatasetCardData(configs=configs, tags=["dmpo-trl", "recommendation"])
     options, source = manifest["options"], manifest["source"]
     rows = [f"| {kind} | {split} | {n:,} |" for kind, sizes in manifest["rows"].items() for split, n in sizes.items()]
     files = ", ".join(file["name"] for file in source["files"])
     read = ", ".join(f"{n:,} {name}" for name, n in source["read"].items())
     dropped = "".join(f"\n- {n:,} {reason}" for reason, n in source["dropped"].items()) or " nothing."
     return f"""---
-{head}---
+{head}
+---
 
 # Preferences of {manifest["users"]["all"]:,} users among {manifest["items"]:,} items
 

@@ -1,4 +1,4 @@
-"""From raw files to a folder of datasets, by one configuration."""
+"""Preparation pipeline: reads, splits, draws negatives and writes the datasets, by one configuration."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ from ..filters import k_core
 from ..interactions import Interactions
 from ..negatives import sample_negatives
 from ..prompts import PromptTemplate
-from ..readers.amazon import read_amazon
-from ..readers.lastfm import read_lastfm
-from ..readers.movielens import read_movielens
-from ..readers.recbole import read_recbole
-from ..readers.table import read_table
+from ..readers import read_amazon, read_lastfm, read_movielens, read_recbole, read_table
 from ..splits import few_shot, next_items, split_by_time, split_leave_one_out, split_users
 from .config import PrepareConfig
 from .folder import FORMAT, MANIFEST, Prepared, card, check_free, new_folder, sha256
@@ -32,15 +28,38 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(config: PrepareConfig) -> Prepared:
-    """Reads raw files, splits them, draws negatives, and writes the datasets to a folder.
+    """Read raw files, split them, draw negatives, and write the datasets to a folder.
 
     The folder holds `preference` and `sft` (splits `train` and `validation`), `ranking` (`validation` and `test`), and
     `pairs` where asked for. It appears under its name when it is complete. The same options and raw files give the
     same bytes.
 
+    Args:
+        config: What to read, how to split it, and where to write.
+
+    Returns:
+        The folder.
+
     Raises:
-        FileExistsError: where the folder holds something that must not be replaced.
-        ValueError: for options that do not fit together or do not fit the data.
+        FileExistsError: Where the folder holds something that must not be replaced.
+        ValueError: For options that do not fit together or do not fit the data.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> seen = [(user, place, (user + place) % 9) for user in range(9) for place in range(5)]
+        >>> rows = [f"u{user},i{film},{place},Film {film}" for user, place, film in seen]
+        >>> _ = Path(folder.name, "rows.csv").write_text("\\n".join(["user,item,timestamp,title", *rows]))
+        >>> config = PrepareConfig(
+        ...     dataset="table",
+        ...     path=f"{folder.name}/rows.csv",
+        ...     output_dir=f"{folder.name}/out",
+        ...     template="movies",
+        ...     negatives=2,
+        ...     candidates=3,
+        ... )
+        >>> prepare(config).manifest["rows"]["preference"]
+        {'train': 7, 'validation': 1}
     """
     template = config.prompt_template()
     output = Path(config.output_dir)
@@ -105,7 +124,7 @@ def _read(config: PrepareConfig) -> Interactions:
 
 
 def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]:
-    """Examples to train, validate and test on, their histories one item longer than in a prompt: SFT's targets."""
+    """Make examples of each part, their histories one item longer than in a prompt: the targets of SFT."""
     per_user = config.examples_per_user or None
     options: dict[str, Any] = {
         "min_rating": config.min_rating,
@@ -120,7 +139,7 @@ def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]
         sizes = {name: max(users // 10, 1) if size is None else size for name, size in limits.items()}
         train = users - sum(sizes.values()) if config.train_users is None else config.train_users
         if min(train, *sizes.values()) < 1:
-            raise ValueError(f"{users} users have enough items, which leaves {train} to train on beside {sizes}")
+            raise ValueError(f"{users} users have enough items, which leaves {train} to train on beside {sizes}.")
         parts = split_users(examples, {"train": train, **sizes}, seed=config.seed)
         for name in sizes:
             parts[name] = parts[name].unique("user", keep="last", maintain_order=True)
@@ -140,7 +159,7 @@ def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]
 def _tables(
     examples: Mapping[str, pl.DataFrame], data: Interactions, items: pl.DataFrame, config: PrepareConfig
 ) -> dict[tuple[str, str], tuple[pl.DataFrame, int]]:
-    """The examples of each dataset and split, with negatives, and the seed of their order.
+    """Return the examples of each dataset and split, with negatives, and the seed of their order.
 
     Popularity is that among the training users: the held-out items must not shape what the model learns to reject.
     """
@@ -176,13 +195,13 @@ def _tables(
 
 
 def _shuffled(examples: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """The examples in random order. In theirs, whole batches are of one user, who has had all the targets."""
+    """Shuffle the examples: in their own order, whole batches are of one user, who has had all the targets."""
     place = examples.select(pl.int_range(pl.len()).over("user")).to_series().to_numpy()
     return examples[uniform(seed, examples["user"], place, stream="batches").argsort(kind="stable")]
 
 
 def _one_step_earlier(examples: pl.DataFrame) -> pl.DataFrame:
-    """The examples in which the last item of the history is the target."""
+    """Make the last item of each history the target."""
     history = pl.col("history")
     long_enough = examples.filter(history.list.len() > 1)
     if left_out := examples.height - long_enough.height:
@@ -193,7 +212,7 @@ def _one_step_earlier(examples: pl.DataFrame) -> pl.DataFrame:
 def _write(
     path: Path, kind: str, examples: pl.DataFrame, data: Interactions, template: PromptTemplate, seed: int
 ) -> int:
-    """Writes one split of one dataset, and returns its number of rows."""
+    """Write one split of one dataset, and return its number of rows."""
     path.parent.mkdir(exist_ok=True)
     writer, rows = None, 0
     for table in text_tables(kind, examples, data, template, seed=seed):
@@ -201,13 +220,13 @@ def _write(
         writer.write_table(table)
         rows += table.num_rows
     if writer is None:
-        raise ValueError(f"No example is left for {path.stem} of {kind}; ask for more users, or a shorter min_history")
+        raise ValueError(f"No example is left for {path.stem} of {kind}; ask for more users or a shorter min_history.")
     writer.close()
     return rows
 
 
 def _with_popularity(items: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-    """Items with how many users have them in a training example; nothing that is evaluated on is counted."""
+    """Count how many users have each item in a training example; nothing that is evaluated on is counted."""
     pairs = pl.concat(
         part.select("user", item=pl.concat_list("history", "target")).explode("item").unique()
         for part in train.iter_slices(1_000_000)

@@ -1,4 +1,4 @@
-"""Reads the few-shot files of the DMPO paper (arXiv 2405.16127), https://github.com/BZX667/DMPO."""
+"""DMPO's splits (arXiv 2405.16127): the few-shot files of https://github.com/BZX667/DMPO."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _INSTRUCTION = (
 
 
 def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
-    """Reads `rec_{dataset}_{sft,dpo,eval}_ranking*.json`, rows of `{instruction, input, output}`.
+    """Read `rec_{dataset}_{sft,dpo,eval}_ranking*.json`, rows of `{instruction, input, output}`.
 
     A row asks to rank two titles. Rows of one history and one positive become one example with k negatives: that is
-    what the files `dpo_ranking_2` to `_5` hold, two to five rows a history. The identifier of an item is its title,
+    what the files `dpo_ranking_2` to `_5` hold, two to five rows per history. The identifier of an item is its title,
     just as it stands in the file: HTML entities stay, and so do the trailing spaces of the ML-1M training titles,
     which are cut at the first comma or bracket ("Gigi "), where the eval titles are whole ("Gigi (1958)").
 
@@ -34,7 +34,7 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
     negative.
 
     Args:
-        path: folder or archive with the files.
+        path: Folder or archive with the files.
         dataset: `"Amazon_Game"`, `"Amazon_Movie"` or `"data_ml_1m"`.
 
     Returns:
@@ -44,8 +44,21 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
         out, logged, and counted in `dropped`.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where a row is not in the format.
+        FileNotFoundError: Where there is no such file.
+        ValueError: Where a row is not in the format.
+
+    Example:
+        >>> import json
+        >>> from tempfile import TemporaryDirectory
+        >>> row = {
+        ...     "instruction": ":  <Title:A>  <Title:B> . Rank the likelihood of two:  <Title:C>  and  <Title:D> .",
+        ...     "input": "",
+        ...     "output": [" <Title:D> ,  <Title:C> "],
+        ... }
+        >>> folder = TemporaryDirectory()
+        >>> _ = Path(folder.name, "rec_Amazon_Game_dpo_ranking_1.json").write_text(json.dumps([row]))
+        >>> read_dmpo(folder.name, "Amazon_Game").examples["dpo_1"].select("history", "target", "negatives").rows()
+        [(['A', 'B'], 'D', ['C'])]
     """
     pattern = re.compile(rf"rec_{re.escape(dataset)}_(sft|dpo|eval)_ranking(_\w+)?\.json")
     examples: dict[str, pl.DataFrame] = {}
@@ -76,13 +89,13 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
 
 
 def dmpo_pairs(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows `{instruction, input, output}` as `user`, `history`, `target`, `negatives` and `target_first`, one a row.
+    """Rows `{instruction, input, output}` as `user`, `history`, `target`, `negatives` and `target_first`, one per row.
 
     Raises:
-        ValueError: for a row whose instruction or output is not in the format.
+        ValueError: For a row whose instruction or output is not in the format.
     """
     if missing := {"instruction", "output"} - set(rows.columns):
-        raise ValueError(f"rows must have instruction, input and output; {sorted(missing)} are missing")
+        raise ValueError(f"rows must have instruction, input and output; {sorted(missing)} are missing.")
     output = pl.col("output")
     titles = rows.select(
         pl.int_range(pl.len()).alias("row"),
@@ -100,7 +113,7 @@ def dmpo_pairs(rows: pl.DataFrame) -> pl.DataFrame:
         number = wrong["row"][0]
         raise ValueError(
             f"row {number}: the instruction must end in `:  <Title:..>  <Title:..> . Rank the likelihood of ... "
-            f" <Title:..>  and  <Title:..> .` and the output must rank them; it is {rows.row(number, named=True)}"
+            f" <Title:..>  and  <Title:..> .` and the output must rank them; it is {rows.row(number, named=True)}."
         )
     first_wins = pl.col("first_wins")
     return frame.select(

@@ -1,4 +1,4 @@
-"""Reads the JSON files of S-DPO (arXiv 2406.09215) and DynamicPO (arXiv 2605.00327)."""
+"""S-DPO's and DynamicPO's splits (arXiv 2406.09215, arXiv 2605.00327): JSON with lists of candidates."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _FILE = re.compile(r"(?:.*[-_.])?(train|val|test)\b.*\.json(?:\.xz)?")
 
 
 def read_sdpo(*paths: str | Path) -> PublishedSplits:
-    """Reads the JSON of S-DPO (arXiv 2406.09215) and DynamicPO (arXiv 2605.00327).
+    """Read the JSON of S-DPO (arXiv 2406.09215) and DynamicPO (arXiv 2605.00327).
 
     Rows are `{historyList, itemList, trueSelection}`. The published lists of LastFM were drawn with the target as the
     seed and give it away: see [`leak_report`].
 
     Args:
-        *paths: files, or folders or archives that hold them, `.json` or `.json.xz`; `train`, `val` or `test` in the
+        *paths: Files, or folders or archives that hold them, `.json` or `.json.xz`; `train`, `val` or `test` in the
             name says the part, as in `lastfm-val.json`.
 
     Returns:
@@ -33,8 +33,17 @@ def read_sdpo(*paths: str | Path) -> PublishedSplits:
         named as in [`read_llara`].
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where two files are the same part, or a row is not in the format.
+        FileNotFoundError: Where there is no such file.
+        ValueError: Where two files are the same part, or a row is not in the format.
+
+    Example:
+        >>> import json
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> row = {"historyList": "Moby::Air", "itemList": ["Enigma", "Björk"], "trueSelection": "Björk"}
+        >>> _ = Path(folder.name, "lastfm-test.json").write_text(f"[{json.dumps(row)}]")
+        >>> read_sdpo(folder.name).examples["test"].select("history", "target", "negatives").rows()
+        [(['Moby', 'Air'], 'Björk', ['Enigma'])]
     """
     raw: dict[str, pl.DataFrame] = {}
     used: list[str] = []
@@ -43,25 +52,29 @@ def read_sdpo(*paths: str | Path) -> PublishedSplits:
             for name, match in _names(files):
                 part = _PARTS[match[1]]
                 if part in raw:
-                    raise ValueError(f"{name} is a second file of {part!r}; give the files of one data set by name")
+                    raise ValueError(f"{name} is a second file of {part!r}; give the files of one data set by name.")
                 raw[part] = checked_rows(pl.DataFrame(read_json(files.need(name)), infer_schema_length=None), name)
             used += files.used
     if not raw:
         looked_in = ", ".join(map(str, paths)) or "no path"
-        raise FileNotFoundError(f"{looked_in}: there is no file like lastfm-train.json, lastfm-val.json or -test.json")
+        raise FileNotFoundError(
+            f"{looked_in}: there is no file like lastfm-train.json, lastfm-val.json or -test.json."
+        )
     titles = pl.concat(rows["itemList"].explode() for rows in raw.values()).unique()
     examples = {part: number_users(sdpo_examples(raw[part], titles), part) for part in _PARTS.values() if part in raw}
     return assemble(examples, items_by_title(examples.values()), files=used)
 
 
 def checked_rows(rows: pl.DataFrame, where: str) -> pl.DataFrame:
-    """The rows themselves, if each is `{historyList, itemList, trueSelection}` as S-DPO publishes them.
+    """Return the rows themselves, if each is `{historyList, itemList, trueSelection}` as S-DPO publishes them.
 
     Raises:
-        ValueError: naming `where` and the first row whose selection is not in its list, or that lists an item twice.
+        ValueError: Naming `where` and the first row whose selection is not in its list, or that lists an item twice.
     """
     if missing := {"historyList", "itemList", "trueSelection"} - set(rows.columns):
-        raise ValueError(f"{where}: rows must have historyList, itemList and trueSelection; {sorted(missing)} missing")
+        raise ValueError(
+            f"{where}: rows must have historyList, itemList and trueSelection; {sorted(missing)} are missing."
+        )
     listed = pl.col("itemList")
     wrong = rows.with_row_index("row").filter(
         pl.any_horizontal(pl.col("historyList", "itemList", "trueSelection").is_null())
@@ -72,13 +85,13 @@ def checked_rows(rows: pl.DataFrame, where: str) -> pl.DataFrame:
         first = wrong.row(0, named=True)
         raise ValueError(
             f"{where}, row {first['row']}: trueSelection {first['trueSelection']!r} must be in itemList, and no item "
-            f"twice; itemList is {first['itemList']}"
+            f"twice; itemList is {first['itemList']}."
         )
     return rows
 
 
 def sdpo_examples(rows: pl.DataFrame, titles: pl.Series) -> pl.DataFrame:
-    """Checked rows as `history`, `target`, `negatives` and `candidates`.
+    """Return checked rows as `history`, `target`, `negatives` and `candidates`.
 
     `::` stands between two titles of a history, so that one which itself begins or ends with a colon (`:wumpscut:`)
     can be told from its neighbour only where it is one of `titles`, the titles in the lists of candidates.

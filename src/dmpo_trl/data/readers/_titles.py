@@ -1,4 +1,4 @@
-"""Titles as people write them, from titles as catalogues file them."""
+"""Titles as people write them, made of titles as catalogues file them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ _FILED = re.compile(rf"(?P<also>a\.k\.a\. |aka )?(?P<rest>[^()]+?), (?P<article>
 
 
 def natural_title(title: str) -> str:
-    """Puts an article that a catalogue moved to the end back to the front, also within parentheses.
+    """Put an article that a catalogue moved to the end back to the front, also within parentheses.
 
     Example:
-
-    ```python
-    >>> natural_title("Bug's Life, A")
-    "A Bug's Life"
-    >>> natural_title("Postman, The (Postino, Il)")
-    'The Postman (Il Postino)'
-    ```
+        >>> natural_title("Bug's Life, A")
+        "A Bug's Life"
+        >>> natural_title("Postman, The (Postino, Il)")
+        'The Postman (Il Postino)'
     """
 
     def front(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Reads Amazon Reviews 2018 (https://nijianmo.github.io/amazon/) and 2023 (https://amazon-reviews-2023.github.io/)."""
+"""Amazon Reviews 2018 (https://nijianmo.github.io/amazon/) and 2023 (https://amazon-reviews-2023.github.io/)."""
 
 from __future__ import annotations
 
@@ -60,33 +60,42 @@ def read_amazon(
     release: str = "2018",
     download: bool = False,
 ) -> Interactions:
-    """Reads one category of Amazon's product reviews, as JSON lines, gzipped or not.
+    """Read one category of Amazon's product reviews, as JSON lines, gzipped or not.
 
     The reviews (2018: `X_5.json.gz` or `X.json.gz`, 2023: `X.jsonl.gz`) give user, item, rating and time, the metadata
     (`meta_X.json.gz`, `meta_X.jsonl.gz`) the titles. Which release a local copy is, its first review tells. In 2023 an
     item is a `parent_asin`: the variants of a product (colours, sizes) are one item.
 
-    Titles lose HTML entities and repeated white space. A title that is a fragment of HTML (`<span class=...`, in 2018)
-    is none. Of a product listed twice the first clean title counts. Metadata of products without a review in the file
-    (most, beside a 5-core file) is left out.
+    Titles lose HTML entities and repeated white space. A fragment of HTML (`<span class=...`, in 2018) does not
+    count as a title. Of a product listed twice the first clean title counts. Metadata of products without a review in
+    the file (most, beside a 5-core file) is left out.
 
     Args:
-        path: a folder or archive with both files of one or several categories, or the file with the reviews, beside
+        path: A folder or archive with both files of one or several categories, or the file with the reviews, beside
             its metadata. Where a folder has a category's 5-core and full file, the 5-core one is read.
-        category: the category's name as in the files', e.g. `"Video_Games"`. Needed to download, and where `path`
+        category: The category's name as in the files', e.g. `"Video_Games"`. Needed to download, and where `path`
             holds several.
-        release: what to download: `"2018"` (the 5-core reviews) or `"2023"` (all reviews).
-        download: get both files from mcauleylab.ucsd.edu, once, instead of reading `path`.
+        release: What to download: `"2018"` (the 5-core reviews) or `"2023"` (all reviews).
+        download: Get both files from mcauleylab.ucsd.edu, once, instead of reading `path`.
 
     Returns:
         The interactions, with ratings from 1 to 5 and the release's own timestamps: seconds since 1970 in 2018,
         milliseconds in 2023. What was dropped and why is in `dropped`, and logged.
 
     Raises:
-        FileNotFoundError: where a file is missing.
-        ValueError: for a category that is not there or not given, for a line that is no review (the line is named), or
-            where neither or both of `path` and `download` are given.
-        DownloadError: where the download fails.
+        FileNotFoundError: Where a file is missing.
+        ValueError: For a category that is not there or not given, for a line that is not a review (the line is named),
+            or where neither or both of `path` and `download` are given.
+        DownloadError: Where the download fails.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> review = {"reviewerID": "A1", "asin": "B7", "overall": 5.0, "unixReviewTime": 1400000000}
+        >>> _ = Path(folder.name, "Games_5.json").write_text(json.dumps(review))
+        >>> _ = Path(folder.name, "meta_Games.json").write_text(json.dumps({"asin": "B7", "title": "Chess &amp; Go"}))
+        >>> read_amazon(folder.name).titles()
+        {'B7': 'Chess & Go'}
     """
     if (path is None) != download:
         raise ValueError("Give either the path of a local copy, or download=True with a category.")
@@ -100,9 +109,9 @@ def read_amazon(
 
 def _download(category: str | None, release: str) -> tuple[Path, Path]:
     if release not in _RELEASES:
-        raise ValueError(f"release must be one of {', '.join(_RELEASES)}; it is {release!r}")
+        raise ValueError(f"release must be one of {', '.join(_RELEASES)}; it is {release!r}.")
     if category is None or not re.fullmatch(r"\w+", category, re.ASCII):
-        raise ValueError(f"category must be named as on Amazon's pages, such as 'Video_Games'; it is {category!r}")
+        raise ValueError(f"category must be named as on Amazon's pages, such as 'Video_Games'; it is {category!r}.")
     known = _RELEASES[release]
     # The publisher states no checksums
     metadata = RemoteFile(known.metadata.format(category), None, known.terms).fetch()
@@ -110,10 +119,10 @@ def _download(category: str | None, release: str) -> tuple[Path, Path]:
 
 
 def _find(files: SourceFiles, category: str | None) -> tuple[Path, Path]:
-    """The files with the reviews and the metadata."""
+    """Find the files with the reviews and the metadata."""
     if files.given and (match := _REVIEWS.fullmatch(files.given.name)):
         if category not in (None, match["category"]):
-            raise ValueError(f"{files.given} is not of the category {category!r}: give the folder, or no category")
+            raise ValueError(f"{files.given} is not of the category {category!r}: give the folder, or no category.")
         reviews = files.need(files.given.name)
         return reviews, files.need(*_metadata_names(match["category"], reviews))
     if files.given and (match := _METADATA.fullmatch(files.given.name)):
@@ -124,17 +133,17 @@ def _find(files: SourceFiles, category: str | None) -> tuple[Path, Path]:
     # Without a pair, one name of what is there leads to an error that says what is missing beside it
     categories = sorted(reviewed & described or reviewed | described)
     if category is None and len(categories) > 1:
-        raise ValueError(f"Several categories are there: choose one of {', '.join(categories)} with category=...")
+        raise ValueError(f"Several categories are there: choose one of {', '.join(categories)} by category='...'.")
     if category is None:
         category = categories[0] if categories else "X"
     elif categories and category not in categories:
-        raise ValueError(f"category {category!r} is not there; there are {', '.join(categories)}")
+        raise ValueError(f"category {category!r} is not there; there are {', '.join(categories)}.")
     reviews = files.need(f"{category}_5.json", f"{category}.json", f"{category}.jsonl")
     return reviews, files.need(*_metadata_names(category, reviews))
 
 
 def _metadata_names(category: str, reviews: Path) -> tuple[str, str]:
-    """The likelier name first: one folder may hold a category of both releases."""
+    """Return the likelier name first: one folder may hold a category of both releases."""
     names = f"meta_{category}.json", f"meta_{category}.jsonl"
     return names[::-1] if ".jsonl" in reviews.name else names
 
@@ -190,7 +199,7 @@ def _release_of(reviews: Path, metadata: Path) -> _Release:
             return release
     raise ValueError(
         f"{reviews} does not hold Amazon reviews: a line of 2018 has reviewerID, asin, overall and unixReviewTime, "
-        f"one of 2023 user_id, parent_asin, rating and timestamp; the first line has {', '.join(fields) or 'nothing'}"
+        f"one of 2023 user_id, parent_asin, rating and timestamp; the first line has {', '.join(fields) or 'nothing'}."
     )
 
 
@@ -200,12 +209,12 @@ def _first_fields(path: Path) -> dict[str, object]:
     try:
         fields = json.loads(first or b"{}")
     except ValueError as error:
-        raise ValueError(f"{path}, line 1 is no JSON: {first[:80]!r}") from error
+        raise ValueError(f"{path}, line 1 is not JSON: {first[:80]!r}.") from error
     return fields if isinstance(fields, dict) else {}
 
 
 def _scan(path: Path, schema: dict[str, type[pl.DataType]], **columns: pl.Expr | str) -> pl.DataFrame:
-    """Reads some fields of JSON lines without ever holding the rest, such as the reviews' text."""
+    """Read some fields of JSON lines without ever holding the rest, such as the reviews' text."""
     try:
         # As an address, because polars maps a path into memory whole, and takes [ and * in it for patterns
         lines = pl.scan_ndjson(path.resolve().as_uri(), schema=schema)
@@ -215,7 +224,7 @@ def _scan(path: Path, schema: dict[str, type[pl.DataType]], **columns: pl.Expr |
 
 
 def _first_problem(path: Path, schema: dict[str, type[pl.DataType]]) -> str:
-    """Where and why a file cannot be read, which polars says without the line; "" where it can."""
+    """Say where and why a file cannot be read, since polars does not name the line; "" where it can."""
     number = 0
     try:
         with open_binary(path) as file:

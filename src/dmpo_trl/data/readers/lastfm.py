@@ -1,4 +1,4 @@
-"""Reads Last.fm: HetRec 2K (https://grouplens.org/datasets/hetrec-2011/) and 1K (https://zenodo.org/records/6090214)."""
+"""Last.fm: HetRec 2K (https://grouplens.org/datasets/hetrec-2011/) and 1K (https://zenodo.org/records/6090214)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LISTENS = "userid-timestamp-artid-artname-traid-traname.tsv"
 
 
 def read_lastfm(path: str | Path | None = None, *, version: str | None = None, download: bool = False) -> Interactions:
-    """Reads who listened to which artist, from HetRec 2K or from Last.fm 1K; which one is seen from the files.
+    """Read who listened to which artist, from HetRec 2K or from Last.fm 1K; which one is seen from the files.
 
     - HetRec 2K (`user_artists.dat`, `artists.dat`) has **no times**. `timestamp` is the number of plays, also kept as
       column `plays`, and `order` is `"plays"`: a history runs from the artist that the user played least to the one
@@ -45,17 +45,25 @@ def read_lastfm(path: str | Path | None = None, *, version: str | None = None, d
       where that is empty; of several spellings the most played counts.
 
     Args:
-        path: a folder or archive with the files as they were published, or one of the files beside the others.
-        version: what to download: `"hetrec-2k"` or `"1k"`.
-        download: get the archive from files.grouplens.org or zenodo.org, once, instead of reading `path`.
+        path: A folder or archive with the files as they were published, or one of the files beside the others.
+        version: What to download: `"hetrec-2k"` or `"1k"`.
+        download: Get the archive from files.grouplens.org or zenodo.org, once, instead of reading `path`.
 
     Returns:
         The interactions; what was dropped and why is in `dropped`, and logged.
 
     Raises:
-        FileNotFoundError: where a file is missing.
-        ValueError: for files in another format, or where neither or both of `path` and `download` are given.
-        DownloadError: where the download fails.
+        FileNotFoundError: Where a file is missing.
+        ValueError: For files in another format, or where neither or both of `path` and `download` are given.
+        DownloadError: Where the download fails.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> _ = Path(folder.name, "user_artists.dat").write_text("userID\\tartistID\\tweight\\n2\\t51\\t13883\\n")
+        >>> _ = Path(folder.name, "artists.dat").write_text("id\\tname\\n51\\tDuran Duran\\n")
+        >>> read_lastfm(folder.name).titles()
+        {'51': 'Duran Duran'}
     """
     with open_source(local_or_downloaded(path, version, download, LASTFM)) as files:
         if listens := files.find(_LISTENS):
@@ -80,14 +88,14 @@ def _read_hetrec(plays: Path, artists: Path, used: tuple[str, ...]) -> Interacti
 
 
 def _read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    """Reads some columns of a table with a header. What is no number becomes null, which from_raw drops and counts."""
+    """Read some columns of a table with a header; what is not a number becomes null, for from_raw to drop."""
     try:
         table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} is not a tab-separated table in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not a tab-separated table in UTF-8: {error}.") from error
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {table.columns}")
+        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {table.columns}.")
     return table.select(pl.col(name).cast(kind, strict=False) for name, kind in columns.items())
 
 
@@ -113,7 +121,7 @@ def _read_1k(listens: Path, used: tuple[str, ...]) -> Interactions:
     try:
         table = groups.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{listens} is not a tab-separated table in UTF-8: {error}") from error
+        raise ValueError(f"{listens} is not a tab-separated table in UTF-8: {error}.") from error
     whole = table.drop_nulls(["user", "item", "timestamp"])
     spellings = whole.group_by("item", "title").agg(pl.col("listens").sum())
     spellings = spellings.sort("listens", "item", "title", descending=[True, False, False])
@@ -134,6 +142,6 @@ def _read_1k(listens: Path, used: tuple[str, ...]) -> Interactions:
 
 
 def _one_line(column: str) -> pl.Expr:
-    """Text without white space around it or repeated in it; null where nothing is left."""
+    """Return text without white space around it or repeated in it; null where nothing is left."""
     text = pl.col(column).str.replace_all(r"\s+", " ").str.strip_chars()
     return pl.when(text != "").then(text)

@@ -1,4 +1,4 @@
-"""Reads MovieLens in every format in which GroupLens published it: https://grouplens.org/datasets/movielens/."""
+"""MovieLens, in every format in which GroupLens published it: https://grouplens.org/datasets/movielens/."""
 
 from __future__ import annotations
 
@@ -76,23 +76,31 @@ def read_movielens(
     natural_titles: bool = True,
     download: bool = False,
 ) -> Interactions:
-    """Reads MovieLens 100K, 1M, 10M, 20M, 25M, 32M or latest-small; which one is seen from the files.
+    """Read MovieLens 100K, 1M, 10M, 20M, 25M, 32M or latest-small; which one is seen from the files.
 
     Args:
-        path: a folder or archive with the files as they were published, or one file with ratings whose movies lie
+        path: A folder or archive with the files as they were published, or one file with ratings whose movies lie
             beside it, whatever the name of the ratings (`u.item`, `movies.dat` and `movies.csv` hold the titles).
-        version: what to download: `"100k"`, `"1m"`, `"10m"`, `"20m"`, `"25m"`, `"32m"` or `"latest-small"`.
-        natural_titles: turn `"Bug's Life, A (1998)"` into `"A Bug's Life (1998)"`.
-        download: get the archive from files.grouplens.org, once, instead of reading `path`.
+        version: What to download: `"100k"`, `"1m"`, `"10m"`, `"20m"`, `"25m"`, `"32m"` or `"latest-small"`.
+        natural_titles: Turn `"Bug's Life, A (1998)"` into `"A Bug's Life (1998)"`.
+        download: Get the archive from files.grouplens.org, once, instead of reading `path`.
 
     Returns:
         The interactions, with ratings from 0.5 to 5 stars and timestamps in seconds since 1970; items with their
-        `genres`, separated by `|`. Lines that hold no rating are dropped and counted.
+        `genres`, separated by `|`. Lines without a rating are dropped and counted.
 
     Raises:
-        FileNotFoundError: where ratings or movies are missing.
-        ValueError: for files in another format, or where neither or both of `path` and `download` are given.
-        DownloadError: where the download fails.
+        FileNotFoundError: Where ratings or movies are missing.
+        ValueError: For files in another format, or where neither or both of `path` and `download` are given.
+        DownloadError: Where the download fails.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> folder = TemporaryDirectory()
+        >>> _ = Path(folder.name, "ratings.csv").write_text("userId,movieId,rating,timestamp\\n1,7,4.5,964982703\\n")
+        >>> _ = Path(folder.name, "movies.csv").write_text('movieId,title,genres\\n7,"Net, The (1995)",Thriller\\n')
+        >>> read_movielens(folder.name).titles()
+        {'7': 'The Net (1995)'}
     """
     with open_source(local_or_downloaded(path, version, download, MOVIELENS)) as files:
         ratings, layout = _find_ratings(files)
@@ -120,7 +128,7 @@ def _find_ratings(files: SourceFiles) -> tuple[Path, _Format]:
             return path, layout
     raise ValueError(
         f"{path} does not hold MovieLens ratings: a line is user, movie, rating and time, separated by ',', '::' or "
-        f"a tab; the first line is {first[:80]!r}"
+        f"a tab; the first line is {first[:80]!r}."
     )
 
 
@@ -128,7 +136,7 @@ def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
     columns = layout.columns or tuple(_first_line(path).replace('"', "").split(","))
     missing = [name for name in _FIELDS if name not in columns]
     if missing:
-        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {list(columns)}")
+        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {list(columns)}.")
     # A field that should be empty and is not: "1:x:3::4::5"
     strays = [pl.col(name) != "" for name in columns if name.startswith("gap")] or [pl.lit(False)]
     try:
@@ -140,7 +148,7 @@ def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
                 glob=False,
                 skip_rows=0 if layout.columns else 1,
                 schema={name: _FIELDS.get(name, pl.String) for name in columns},
-                ignore_errors=True,  # what is no number becomes null, which Interactions.from_raw drops and counts
+                ignore_errors=True,  # what is not a number becomes null, which Interactions.from_raw drops and counts
                 quote_char=None if layout.columns else '"',
             )
             .select(
@@ -156,7 +164,7 @@ def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
 
 
 def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Exception) -> str:
-    """Names the line that polars only knows to exist: one with too many fields, or a first one with too few."""
+    """Name the line that polars does not: one with too many fields, or a first one with too few."""
     with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             fields = line.decode("utf-8", errors="replace").rstrip("\r\n").split(layout.separator[0])
@@ -165,11 +173,11 @@ def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Excep
                     f"{path}, line {number}: a rating is {', '.join(_FIELDS)}, separated by {layout.separator!r}; "
                     f"the line is {layout.separator[0].join(fields)[:80]!r}. Correct or remove it."
                 )
-    return f"{path} cannot be read: {error}"
+    return f"{path} cannot be read: {error}."
 
 
 def _read_movies(path: Path, layout: _Format) -> pl.DataFrame:
-    """The movies as text; a line that is not one is refused, because ratings would lose their titles."""
+    """Read the movies as text; a line that is not one is refused, because ratings would lose their titles."""
     with open_binary(path) as file:
         data = file.read()
     try:
