@@ -1,4 +1,4 @@
-"""`dmpo-trl completion`: a script that completes commands and options in a shell."""
+"""`dmpo-trl completion`: script that completes commands and options in a shell."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class ModelArguments:
     )
     revision: str | None = field(
         default=None,
-        metadata={"help": "Branch, tag or commit of the model and its tokenizer on the hub. Default: main."},
+        metadata={"help": "Branch, tag or commit of --model and its tokenizer on the hub. Default: main."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
