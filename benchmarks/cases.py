@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from models import movielens_folder
 from transformers import AutoTokenizer
 
-from dmpo_trl.data import MOVIELENS_100K, MOVIES, leave_one_out, preference_dataset, read_recbole, sample_negatives
+from dmpo_trl.data import MOVIES, leave_one_out, preference_dataset, read_recbole, sample_negatives
 from dmpo_trl.preprocessing.tokenize import tokenize_row
 
 PROMPT_LENGTH, TITLE_LENGTH = 270, 10  # tokens; twenty films that a MovieLens user liked
@@ -105,7 +106,7 @@ def movielens_examples(folder: str, count: int, negatives: int) -> Examples:
 
 def movielens_rows(negatives: int) -> list[dict[str, Any]]:
     """Prompt, chosen and rejected titles of the users with at least twenty films before."""
-    data = read_recbole(MOVIELENS_100K.fetch()[0].parent, title_field="movie_title", year_field="release_year")
+    data = read_recbole(movielens_folder(), title_field="movie_title", year_field="release_year")
     users = leave_one_out(data, min_rating=4.0, history_length=20, min_history=20)
     return preference_dataset(sample_negatives(users, data, negatives, seed=0), data, MOVIES).to_list()
 

@@ -56,6 +56,14 @@ SHAPES: dict[str, PretrainedConfig] = {
 LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
 
 
+def movielens_folder() -> Path:
+    """Folder of the quickstart's MovieLens 100K."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from _pretrained import MOVIELENS_100K
+
+    return MOVIELENS_100K.fetch()[0].parent
+
+
 def default_model() -> str:
     """Folder of the quickstart's SmolLM2-135M."""
     sys.path.insert(0, str(ROOT / "examples"))

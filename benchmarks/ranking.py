@@ -22,10 +22,10 @@ import report
 import torch
 from datasets import Dataset
 from machine import describe
-from models import default_model
+from models import default_model, movielens_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from dmpo_trl.data import MOVIELENS_100K, MOVIES, leave_one_out, ranking_dataset, read_recbole, sample_negatives
+from dmpo_trl.data import MOVIES, leave_one_out, ranking_dataset, read_recbole, sample_negatives
 from dmpo_trl.evaluation.ranking import rank_by_log_prob, score_candidates
 from dmpo_trl.evaluation.result import RankingResult
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
@@ -46,7 +46,7 @@ class Settings:
 
 
 def make_users(settings: Settings) -> Dataset:
-    data = read_recbole(MOVIELENS_100K.fetch()[0].parent, title_field="movie_title", year_field="release_year")
+    data = read_recbole(movielens_folder(), title_field="movie_title", year_field="release_year")
     examples = leave_one_out(data, min_rating=4.0, history_length=settings.history, min_history=settings.history).head(
         settings.users
     )

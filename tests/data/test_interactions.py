@@ -1,9 +1,13 @@
+import datetime
+from decimal import Decimal
+
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_trl.data import Interactions
+from dmpo_trl.data import Interactions, read_table
 
 ITEMS = pl.DataFrame({"item": ["i1", "i2"], "title": ["Alien", "Babe"]})
 INTERACTIONS = pl.DataFrame({"user": ["u1", "u1"], "item": ["i1", "i2"], "timestamp": [1, 2]})
@@ -113,6 +117,119 @@ def test_numbers_far_apart_are_identifiers_too():
     raw = pl.DataFrame({"user": [-5, 2**62], "item": [1, 1], "timestamp": [1.5, 0.5]})
     data = Interactions.from_raw(raw, pl.DataFrame({"item": [1], "title": ["Alien"]}))
     assert data.interactions.rows() == [("-5", "1", 1.5), (str(2**62), "1", 0.5)]
+
+
+SIZES = {
+    pl.Int8: (-(2**7), 2**7 - 1),
+    pl.Int16: (-(2**15), 2**15 - 1),
+    pl.Int32: (-(2**31), 2**31 - 1),
+    pl.Int64: (-(2**63), 2**63 - 1),
+    pl.Int128: (-(2**127), 2**127 - 1),
+    pl.UInt8: (0, 2**8 - 1),
+    pl.UInt16: (0, 2**16 - 1),
+    pl.UInt32: (0, 2**32 - 1),
+    pl.UInt64: (0, 2**64 - 1),
+    pl.Float16: (-(2**11), 2**11),
+    pl.Float32: (-(2**24), 2**24),
+    pl.Float64: (-(2**53), 2**53),
+    pl.Decimal(38, 0): (-(10**37), 10**37),
+    pl.Decimal(38, 2): (-(10**35), 10**35),
+    pl.String: (-(10**40), 10**40),
+    pl.Categorical: (-(10**40), 10**40),
+}
+EPOCH = datetime.datetime(1970, 1, 1)
+TIMES = {
+    **{kind: st.integers(*SIZES[kind]) for kind in SIZES if kind not in (pl.String, pl.Categorical, pl.Float16)},
+    pl.Float64: st.floats(allow_nan=False),
+    pl.Decimal(38, 0): st.integers(-(2**63), 2**63 - 1).map(Decimal),
+    pl.Decimal(38, 2): st.decimals(-(10**12), 10**12, places=2),
+    pl.Datetime("ms"): st.datetimes(EPOCH, datetime.datetime(2100, 1, 1)).map(lambda t: t.replace(microsecond=7000)),
+    pl.Datetime("us"): st.datetimes(EPOCH, datetime.datetime(2100, 1, 1)),
+}
+del TIMES[pl.Int128]  # as doubles some would be ties
+
+
+def numbers_of(kind):
+    low, high = SIZES[kind]
+    # Near each other, where numbers are looked up in a table, at the type's ends, and anywhere
+    near = st.integers(low, high - 8).flatmap(lambda start: st.integers(start, start + 8))
+    return st.one_of(near, st.sampled_from([low, high]), st.integers(low, high))
+
+
+def column(values, kind):
+    if kind in (pl.String, pl.Categorical) or isinstance(kind, pl.Decimal):
+        return pl.Series(values=[str(value) for value in values], dtype=pl.String).cast(kind)
+    return pl.Series(values=values, dtype=kind)
+
+
+@st.composite
+def tables(draw):
+    kinds = draw(st.tuples(st.sampled_from(list(SIZES)), st.sampled_from(list(SIZES)), st.sampled_from(list(TIMES))))
+    users = draw(st.lists(numbers_of(kinds[0]), min_size=1, max_size=12))
+    items = draw(st.lists(numbers_of(kinds[1]), min_size=1, max_size=6))
+    row = st.tuples(st.sampled_from(users), st.sampled_from(items), TIMES[kinds[2]])
+    return kinds, draw(st.lists(row, min_size=1, max_size=40)), draw(st.sampled_from([kinds[1], pl.String]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(tables())
+def test_columns_of_any_type_give_what_plain_python_gives(table):
+    (user_kind, item_kind, time_kind), rows, catalogue_kind = table
+    users, items, times = zip(*rows, strict=True)
+    known = list(dict.fromkeys(items))
+    data = read_table(
+        pl.DataFrame(
+            {"user": column(users, user_kind), "item": column(items, item_kind), "timestamp": column(times, time_kind)}
+        ),
+        pl.DataFrame({"item": column(known, catalogue_kind), "title": [f"title {item}" for item in known]}),
+    )
+    kept = {}  # The latest of each pair, of equally late ones the last
+    for number, (user, item, time) in enumerate(rows):
+        if (user, item) not in kept or kept[user, item][0] <= time:
+            kept[user, item] = time, number
+    expected = sorted((str(user), *kept[user, item], str(item)) for user, item in kept)
+    found = data.interactions.select(pl.col("user", "item").cast(pl.String)).rows()
+    assert found == [(user, item) for user, _, _, item in expected]
+    assert data.titles() == {str(item): f"title {item}" for item in known}
+
+
+def test_users_of_16_bits_stay_apart():
+    generator = np.random.default_rng(0)
+    users = generator.integers(-30_000, 30_000, 70_000).astype(np.int16)
+    items = generator.integers(0, 40, 70_000)
+    rows = pl.DataFrame({"user": users, "item": items, "timestamp": np.arange(70_000)})
+    data = read_table(rows, pl.DataFrame({"item": range(40), "title": [f"title {item}" for item in range(40)]}))
+    assert data.interactions["user"].n_unique() == len(set(users.tolist()))
+    assert data.interactions.height == len(set(zip(users.tolist(), items.tolist(), strict=True)))
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.Int16, pl.Int32])
+def test_narrow_times_are_sorted(kind):
+    high = SIZES[kind][1]
+    raw = INTERACTIONS.with_columns(timestamp=pl.Series([high, -high], dtype=kind))
+    assert Interactions(raw, ITEMS).interactions["timestamp"].to_list() == [-high, high]
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        (pl.Series([1.0, 1.5]), r"column 'user' must be text or whole numbers, it has: 1\.5; make it text\."),
+        (pl.Series(["1.5", "2"]).cast(pl.Decimal(5, 1)), r"must be text or whole numbers, it has: 1\.5;"),
+        (pl.Series([1.0, 2.0**53 + 2]), "has a Float64 too large to tell from its neighbour: 9007199254740994"),
+        (pl.Series([1, 2**24 + 2], dtype=pl.Float32), "has a Float32 too large to tell from its neighbour: 16777218"),
+        (pl.Series([True, False]), "must be text or whole numbers, it is Boolean; cast it"),
+    ],
+)
+def test_what_cannot_be_an_identifier_is_refused(users, message):
+    with pytest.raises(ValueError, match=message):
+        Interactions.from_raw(INTERACTIONS.with_columns(user=users), ITEMS)
+
+
+def test_gaps_in_whole_numbers_are_dropped():
+    raw = INTERACTIONS.with_columns(user=pl.Series([3.0, None]), timestamp=pl.Series([1, 2]))
+    data = Interactions.from_raw(pl.concat([raw, raw[:1].with_columns(user=float("nan"))]), ITEMS)
+    assert data.interactions.rows() == [("3", "i1", 1)]
+    assert data.dropped == {"interactions with an empty field": 2}
 
 
 def test_times_too_far_apart_for_one_number_are_sorted_too():

@@ -3,8 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmpo_trl.data import MOVIES, ranking_dataset
 from dmpo_trl.data.interactions import Interactions
-from dmpo_trl.data.splits import few_shot, leave_one_out, next_items, split_by_time, split_leave_one_out, split_users
+from dmpo_trl.data.splits import (
+    few_shot,
+    leave_one_out,
+    next_items,
+    seen_before,
+    split_by_time,
+    split_leave_one_out,
+    split_users,
+)
 
 
 def interactions(rows: list[tuple]) -> Interactions:
@@ -147,6 +156,48 @@ def test_no_training_target_is_later_than_the_cut(many):
         split_by_time(many, validation_from=0.5, test_from=999)
 
 
+@pytest.mark.parametrize(("validation", "test"), [(0.9, 0.5), (20, 10), (0.5, 0.5), (0.9, 3)])
+def test_cuts_in_the_wrong_order_are_refused_as_such(many, validation, test):
+    with pytest.raises(ValueError, match=r"test must begin after the validation.*raise test_from or lower validation"):
+        split_by_time(many, validation_from=validation, test_from=test)
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt8, pl.Int64, pl.Float32, pl.Decimal(5, 1)])
+@pytest.mark.parametrize("limit", [-1, 3, 3.5, 200, 300.5])
+def test_ratings_of_any_type_meet_the_limit_as_numbers_do(kind, limit):
+    rows = [("u1", f"i{rating}", rating, rating) for rating in range(1, 6)]
+    data = interactions(rows)
+    data = Interactions(data.interactions.cast({"rating": kind}), data.items)
+    expected = [f"i{rating}" for rating in range(2, 6) if rating >= limit and rating - 1 >= limit]
+    if expected:
+        assert next_items(data, min_rating=limit)["target"].to_list() == expected
+    else:
+        with pytest.raises(ValueError, match=r"No rating reaches|No user has"):
+            next_items(data, min_rating=limit)
+
+
+@pytest.mark.parametrize(
+    ("kind", "times", "cuts"),
+    [
+        (pl.Int8, [-128, -1, 0, 127], (0, 100)),
+        (pl.Int8, [-128, -1, 0, 127], (-0.5, 126.5)),
+        (pl.UInt64, [2**64 - 4, 2**64 - 3, 2**64 - 2, 2**64 - 1], (2**64 - 2, 2**64 - 1)),
+        (pl.Int64, [2**60 - 2, 2**60 - 1, 2**60, 2**60 + 1], (float(2**60), 2**60 + 1)),
+        (pl.Float32, [2.0**24 - 2, 2.0**24, 2.0**24 + 2, 2.0**24 + 4], (2.0**24 + 1, 2.0**24 + 3)),
+        (pl.Decimal(20, 2), [1, 2, 3, 4], (2.5, 3.5)),
+    ],
+)
+def test_cuts_fall_where_the_numbers_say_in_any_type(kind, times, cuts):
+    data = interactions([("u1", f"i{place}", place, 1) for place in range(4)])
+    data = Interactions(data.interactions.with_columns(timestamp=pl.Series(times, dtype=kind)), data.items)
+    parts = split_by_time(data, validation_from=cuts[0], test_from=cuts[1])
+    assert {name: part["target"].to_list() for name, part in parts.items()} == {
+        "train": ["i1"],
+        "validation": ["i2"],
+        "test": ["i3"],
+    }
+
+
 def test_leave_one_out_measures_its_leak(many, caplog):
     parts = split_leave_one_out(many)
     train, test = parts["train"]["timestamp"].to_list(), parts["test"]["timestamp"].to_list()
@@ -202,3 +253,33 @@ def test_groups_of_users_are_disjoint_whatever_the_order():
 def test_too_few_users_is_an_error():
     with pytest.raises(ValueError, match="need 3 users, there are 2"):
         split_users(pl.DataFrame({"user": ["a", "b"]}), {"train": 2, "test": 1}, seed=0)
+
+
+ITEMS = [f"i{number}" for number in range(9)]
+TIMES = st.dictionaries(st.tuples(st.sampled_from("abcd"), st.sampled_from(ITEMS)), st.integers(0, 6), min_size=1)
+
+
+@given(TIMES, st.data())
+def test_what_was_seen_is_every_item_before_the_target(times, draw):
+    frame = pl.DataFrame([(*pair, t) for pair, t in times.items()], schema=["user", "item", "timestamp"], orient="row")
+    data = Interactions(frame, pl.DataFrame({"item": ITEMS, "title": ITEMS}))
+    asked = draw.draw(st.lists(st.tuples(st.sampled_from("abcdx"), st.sampled_from(ITEMS)), max_size=9))
+    examples = pl.DataFrame(asked, schema={"user": pl.String, "target": pl.String}, orient="row")
+    story = {
+        user: [item for (owner, item), _ in sorted(times.items(), key=lambda kv: kv[1]) if owner == user]
+        for user in "abcdx"
+    }
+    expected = [
+        story[user][: story[user].index(target)] if target in story[user] else story[user] for user, target in asked
+    ]
+    assert seen_before(examples, data).to_list() == expected
+
+
+def test_a_ranking_row_tells_what_the_user_had_beyond_the_history():
+    ratings = [("a", f"i{time}", time, 1.0 if time in (1, 6) else 5.0) for time in range(8)]
+    frame = pl.DataFrame(ratings, schema=["user", "item", "timestamp", "rating"], orient="row")
+    data = Interactions(frame, pl.DataFrame({"item": ITEMS, "title": ITEMS}))
+    examples = next_items(data, min_rating=4, history_length=2, per_user=1)
+    row = ranking_dataset(examples.with_columns(negatives=pl.lit(["i8"])), data, MOVIES, seed=0)[0]
+    assert row["history"] == ["i4", "i5"]
+    assert row["seen"] == ["i0", "i1", "i2", "i3", "i4", "i5", "i6"]  # the disliked ones too

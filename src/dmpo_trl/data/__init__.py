@@ -11,7 +11,7 @@ from .prompts import GAMES, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
 from .published._splits import PublishedSplits, read_llara
 from .published.dmpo import read_dmpo
 from .published.sdpo import read_sdpo
-from .readers._download import MOVIELENS_100K, SMOLLM2_135M_INSTRUCT, DownloadError, RemoteFile, WheelFiles, cache_dir
+from .readers._download import DownloadError, RemoteFile, cache_dir
 from .readers._titles import natural_title
 from .readers.amazon import read_amazon
 from .readers.lastfm import read_lastfm
@@ -22,11 +22,9 @@ from .splits import few_shot, leave_one_out, next_items, split_by_time, split_le
 
 __all__ = [
     "GAMES",
-    "MOVIELENS_100K",
     "MOVIES",
     "MUSIC",
     "PRODUCTS",
-    "SMOLLM2_135M_INSTRUCT",
     "TEMPLATES",
     "DownloadError",
     "Interactions",
@@ -36,7 +34,6 @@ __all__ = [
     "PromptTemplate",
     "PublishedSplits",
     "RemoteFile",
-    "WheelFiles",
     "cache_dir",
     "few_shot",
     "hard_negatives",

@@ -29,11 +29,8 @@ def uniform(seed: int, users: np.ndarray | pl.Series, draw: np.ndarray, *, strea
         Doubles, of the shape of `draw`.
 
     Example:
-
-    ```python
-    >>> uniform(0, pl.Series(["ann", "bob"]), np.array([0, 0])).round(4)
-    array([0.2951, 0.3467])
-    ```
+        >>> uniform(0, pl.Series(["ann", "bob"]), np.array([0, 0])).round(4)
+        array([0.2951, 0.3467])
     """
     users = pl.Series(users).cast(pl.String)
     if draw.shape[:1] != (len(users),):

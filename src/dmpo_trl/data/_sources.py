@@ -92,11 +92,8 @@ def open_source(path: str | Path) -> Iterator[SourceFiles]:
     for, so no path or link inside the archive can lead anywhere.
 
     Example:
-
-    ```python
-    with open_source("ml-latest-small.zip") as files:
-        ratings = pl.read_csv(files.need("ratings.csv"))
-    ```
+        with open_source("ml-latest-small.zip") as files:
+            ratings = pl.read_csv(files.need("ratings.csv"))
 
     Raises:
         FileNotFoundError: where `path` does not exist.

@@ -1,4 +1,4 @@
-"""Who had what, and when: the one form that every reader of raw files returns."""
+"""Interactions of users with items: the one form that every reader of raw files returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ._columns import positions
+from ._columns import above, identifiers, numbers, positions
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +27,28 @@ class Interactions:
     codes, 25 million interactions take half a gigabyte.
 
     Args:
-        interactions: one row for each item that a user had. Columns `user` and `item` (String or Categorical),
+        interactions: One row for each item that a user had. Columns `user` and `item` (String or Categorical),
             `timestamp` (any numeric type, any unit) and, where the source has it, `rating` (numeric). The attribute
             has the rows sorted by `user` (as text) and `timestamp`; equal timestamps keep the order of the rows.
-        items: one row an item. Columns `item` (String), `title` (String), any others are kept as they are.
-        dropped: rows that were left out, counted by reason.
-        read: rows read, `{"interactions": n, "items": m}`.
-        order: what `timestamp` orders by: "time", or "plays" (the source has no times), or "position" (only the order
+        items: One row per item. Columns `item` (String), `title` (String), any others are kept as they are.
+        dropped: Rows that were left out, counted by reason.
+        read: Rows read, `{"interactions": n, "items": m}`.
+        order: What `timestamp` orders by: "time", or "plays" (the source has no times), or "position" (only the order
             is known).
-        files: paths of the files that were read.
+        files: Paths of the files that were read.
 
     Raises:
-        ValueError: for a column that is missing or of another type, a null, a repeated user-item pair, item or title,
+        ValueError: For a column that is missing or of another type, a null, a repeated user-item pair, item or title,
             an interaction with an item that `items` does not hold, and another `order`.
+
+    Example:
+        >>> interactions = pl.DataFrame({"user": ["ann", "ann"], "item": ["i1", "i2"], "timestamp": [20, 10]})
+        >>> items = pl.DataFrame({"item": ["i1", "i2"], "title": ["Alien", "Babe"]})
+        >>> data = Interactions(interactions, items)
+        >>> data.interactions["item"].to_list()
+        ['i2', 'i1']
+        >>> data.titles()
+        {'i1': 'Alien', 'i2': 'Babe'}
     """
 
     interactions: pl.DataFrame
@@ -50,16 +59,16 @@ class Interactions:
     files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the invariants and brings the interactions into their form."""
+        """Check the invariants and bring the interactions into their form."""
         if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, it is {self.order!r}")
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, it is {self.order!r}.")
         _check_columns("interactions", self.interactions, text=("user", "item"), numeric=("timestamp",))
         if "rating" in self.interactions.columns:
             _check_columns("interactions", self.interactions, numeric=("rating",))
         _check_columns("items", self.items, text=("item", "title"))
         _check_unique("items", self.items, ["item"])
         _check_unique("items", self.items, ["title"])
-        interactions = _with_codes(self.interactions)
+        interactions = _in_form(self.interactions)
         if _has_repeats(_pairs(interactions)):
             _check_unique("interactions", interactions, ["user", "item"])
         had = interactions.select(pl.col("item").unique(maintain_order=True).cast(pl.String))
@@ -82,24 +91,33 @@ class Interactions:
         files: Iterable[str | Path] = (),
         read: Mapping[str, int] | None = None,
     ) -> Interactions:
-        """Makes the two tables clean, and counts and logs every row that it drops on the way.
+        """Clean the two tables, and count and log every row that is dropped on the way.
 
         Rows with a null in a column that is needed go, and so do interactions with unknown items. Items with the same
         title become one item, under the identifier that comes first in `items`. Where a user then has an item several
         times, the latest interaction stays.
 
         Args:
-            interactions: as in the constructor, but nulls, unknown items and repeated pairs are allowed, and `user`
-                and `item` may also be integers.
-            items: as in the constructor, but nulls, repeated items and repeated titles are allowed, and `item` may
-                also be an integer.
-            dropped: what the reader itself dropped before, by reason.
-            order: as in the constructor.
-            files: as in the constructor.
-            read: as in the constructor; by default the heights of the two tables.
+            interactions: As in the constructor, but nulls, unknown items and repeated pairs are allowed, and `user`
+                and `item` may also be whole numbers of any type.
+            items: As in the constructor, but nulls, repeated items and repeated titles are allowed, and `item` may
+                also be whole numbers of any type.
+            dropped: What the reader itself dropped before, by reason.
+            order: As in the constructor.
+            files: As in the constructor.
+            read: As in the constructor; by default the heights of the two tables.
+
+        Returns:
+            The interactions; `dropped` has what was left out.
 
         Raises:
-            ValueError: for a column that is missing or of another type, or where no interaction is left.
+            ValueError: For a column that is missing or of another type, or where no interaction is left.
+
+        Example:
+            >>> interactions = pl.DataFrame({"user": [7, 7, 7], "item": [1, 2, 3], "timestamp": [10, 20, 30]})
+            >>> items = pl.DataFrame({"item": [1, 2, 3], "title": ["Alien", "Babe", None]})
+            >>> Interactions.from_raw(interactions, items).dropped
+            {'items without a title': 1, 'interactions with an unknown item': 1}
         """
         counts = dict(dropped or {})
 
@@ -108,12 +126,10 @@ class Interactions:
                 counts[reason] = counts.get(reason, 0) + before.height - after.height
             return after
 
-        if "item" in items.columns and items.schema["item"].is_integer():
-            items = items.cast({"item": pl.String})
-        _check_columns(
-            "interactions", interactions, text=("user", "item"), numeric=("timestamp",), nulls=True, integers=True
-        )
-        _check_columns("items", items, text=("item", "title"), nulls=True)
+        _check_columns("interactions", interactions, "user", "item", numeric=("timestamp",), nulls=True)
+        _check_columns("items", items, "item", text=("title",), nulls=True)
+        interactions = _with_identifiers("interactions", interactions, "user", "item")
+        items = _with_identifiers("items", items, "item").cast({"item": pl.String})
         read = dict(read or {"interactions": interactions.height, "items": items.height})
 
         needed = [name for name in ("user", "item", "timestamp", "rating") if name in interactions.columns]
@@ -129,7 +145,7 @@ class Interactions:
             items,
             items.unique("title", keep="first", maintain_order=True),
         )
-        interactions = _with_codes(interactions)
+        interactions = _in_form(interactions)
         place = positions(interactions["item"], listed["item"])
         if len(place) and place.min() < 0:
             known = pl.Series(place >= 0)
@@ -141,37 +157,41 @@ class Interactions:
             "earlier interactions of a user with the same item", interactions, _latest_of_pairs(interactions)
         )
         if interactions.is_empty():
-            raise ValueError(f"No interaction is left of {read['interactions']} read. Dropped: {counts}")
+            raise ValueError(f"No interaction is left of {read['interactions']} read. Dropped: {counts}.")
         logger.info(
             "Read %s interactions and %s items; dropped: %s", *(read.get(t) for t in ("interactions", "items")), counts
         )
         return cls(interactions, items, dropped=counts, read=read, order=order, files=tuple(map(str, files)))
 
     def titles(self) -> dict[str, str]:
-        """Title by item."""
+        """Return the title of each item."""
         return dict(self.items.select("item", "title").iter_rows())
 
 
-def _with_codes(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(_categorical(frame["user"]), _categorical(frame["item"]))
+def _with_identifiers(table: str, frame: pl.DataFrame, *names: str) -> pl.DataFrame:
+    return frame.with_columns(identifiers(frame[name], f"{table}: column {name!r}") for name in names)
+
+
+def _in_form(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(_categorical(frame["user"]), _categorical(frame["item"]), numbers(frame["timestamp"]))
 
 
 def _categorical(values: pl.Series) -> pl.Series:
     if not values.dtype.is_integer():
         return values.cast(pl.Categorical)
-    numbers = values.unique().to_numpy()
-    low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+    distinct = values.unique().to_numpy()
+    low, high = (int(distinct.min()), int(distinct.max())) if len(distinct) else (0, 0)
     if high - low > 2 * len(values):
         return values.cast(pl.String).cast(pl.Categorical)
     # Text for each number once instead of for each row
     table = np.zeros(high - low + 1, np.uint32)
-    table[numbers - low] = np.arange(len(numbers))
-    text = pl.Series(values.name, numbers).cast(pl.String).cast(pl.Categorical)
-    return text.gather(table[values.to_numpy() - low])
+    table[above(distinct, low)] = np.arange(len(distinct))
+    text = pl.Series(values.name, distinct).cast(pl.String).cast(pl.Categorical)
+    return text.gather(table[above(values.to_numpy(), low)])
 
 
 def _pairs(frame: pl.DataFrame) -> np.ndarray:
-    """User and item as one number."""
+    """Return user and item as one number."""
     pairs = frame["user"].to_physical().to_numpy().astype(np.uint64) << np.uint64(32)
     pairs |= frame["item"].to_physical().to_numpy()
     return pairs
@@ -184,7 +204,7 @@ def _has_repeats(values: np.ndarray) -> bool:
 
 
 def _latest_of_pairs(frame: pl.DataFrame) -> pl.DataFrame:
-    """The last row of each user-item pair by time, in the order of the rows."""
+    """Return the last row of each user-item pair by time, in the order of the rows."""
     pairs = _pairs(frame)
     if not _has_repeats(pairs):
         return frame
@@ -196,15 +216,15 @@ def _latest_of_pairs(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
-    """By user, as text because codes depend on what the process has read before, and by time; ties stay in order."""
+    """Sort by user, as text because codes depend on what the process has read, and by time; ties stay in order."""
     users = frame["user"].unique().cast(pl.String).sort()
     rank, time = positions(frame["user"], users), frame["timestamp"].to_numpy()
     if np.where(rank[1:] == rank[:-1], time[1:] >= time[:-1], rank[1:] > rank[:-1]).all():
         return frame
     low, high = time.min(), time.max()
-    if time.dtype.kind in "iu" and (int(high) - int(low) + 1) * len(users) < 2**63:
+    if time.dtype.kind in "iu" and (span := int(high) - int(low) + 1) * len(users) < 2**63:
         # One number to sort by, four times as fast as two columns
-        order = np.argsort(rank * (np.int64(high) - np.int64(low) + 1) + (time - low), kind="stable")
+        order = np.argsort(rank.astype(np.int64) * span + above(time, int(low)), kind="stable")
     else:
         order = np.lexsort((time, rank))
     return frame[pl.Series(order)]
@@ -213,20 +233,20 @@ def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
 def _check_columns(
     table: str,
     frame: pl.DataFrame,
+    *names: str,
     text: tuple[str, ...] = (),
     numeric: tuple[str, ...] = (),
     nulls: bool = False,
-    integers: bool = False,
 ) -> None:
-    for name in (*text, *numeric):
+    """Raise ValueError where a column is missing, of another type, or has nulls that are not allowed."""
+    for name in (*names, *text, *numeric):
         if name not in frame.columns:
-            raise ValueError(f"{table}: column {name!r} is missing; the columns are {frame.columns}")
+            raise ValueError(f"{table}: column {name!r} is missing; the columns are {frame.columns}.")
         kind = frame.schema[name]
-        is_text = isinstance(kind, pl.String | pl.Categorical) or (integers and kind.is_integer())
-        if name in text and not is_text:
-            raise ValueError(f"{table}: column {name!r} must be text (String), it is {kind}; cast it")
+        if name in text and not isinstance(kind, pl.String | pl.Categorical):
+            raise ValueError(f"{table}: column {name!r} must be text (String), it is {kind}; cast it.")
         if name in numeric and not kind.is_numeric():
-            raise ValueError(f"{table}: column {name!r} must be numeric, it is {kind}; cast it")
+            raise ValueError(f"{table}: column {name!r} must be numeric, it is {kind}; cast it.")
         empty = frame[name].is_nan().fill_null(True).sum() if kind.is_float() else frame[name].null_count()
         if not nulls and empty:
             raise ValueError(

@@ -1,8 +1,9 @@
-"""From interactions to examples: a user's history and the item that came next."""
+"""Splits: examples to train, validate and test on, each a history of a user and the item that came next."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,22 +23,31 @@ def next_items(
     min_history: int = 1,
     per_user: int | None = None,
 ) -> pl.DataFrame:
-    """Every item that a user liked, with the items liked before it as history.
+    """Make an example of every item that a user liked, with the items liked before it as history.
 
     Args:
-        data: the interactions.
-        min_rating: an item counts as liked from this rating on; `None` counts every interaction.
-        history_length: at most so many items before the target, the latest ones.
-        min_history: items with fewer liked items before them are no targets.
-        per_user: at most so many examples a user, the latest ones; `None` takes all.
+        data: The interactions.
+        min_rating: An item counts as liked from this rating on; `None` counts every interaction.
+        history_length: At most so many items before the target, the latest ones.
+        min_history: Items with fewer liked items before them are not targets.
+        per_user: At most so many examples per user, the latest ones; `None` takes all.
 
     Returns:
-        One row an example, by user and time: `user` (String), `history` (List[String], items from old to new),
+        One row per example, by user and time: `user` (String), `history` (List[String], items from old to new),
         `target` (String, an item) and `timestamp` (the target's).
 
     Raises:
-        ValueError: where `min_rating` is given and there are no ratings, no user has enough items, or a number is
+        ValueError: Where `min_rating` is given and there are no ratings, no user has enough items, or a number is
             below 1.
+
+    Example:
+        >>> rows = [("ann", "alien", 1), ("ann", "babe", 2), ("ann", "fargo", 3)]
+        >>> rows += [("bob", "fargo", 4), ("bob", "alien", 5)]
+        >>> interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+        >>> items = pl.DataFrame({"item": ["alien", "babe", "fargo"], "title": ["Alien", "Babe", "Fargo"]})
+        >>> data = Interactions(interactions, items)
+        >>> next_items(data).select("user", "history", "target").rows()
+        [('ann', ['alien'], 'babe'), ('ann', ['alien', 'babe'], 'fargo'), ('bob', ['fargo'], 'alien')]
     """
     _check_positive(history_length=history_length, min_history=min_history, per_user=per_user)
     liked = _liked(data, min_rating)
@@ -48,20 +58,29 @@ def next_items(
 def leave_one_out(
     data: Interactions, *, min_rating: float | None = None, history_length: int = 10, min_history: int = 1
 ) -> pl.DataFrame:
-    """Holds out the last item that each user liked; the items liked before it are the history.
+    """Hold out the last item that each user liked; the items liked before it are the history.
 
     Args:
-        data: the interactions.
-        min_rating: an item counts as liked from this rating on; `None` counts every interaction.
-        history_length: at most so many items before the target, the latest ones.
-        min_history: users with fewer items than this before the target are left out, counted and logged.
+        data: The interactions.
+        min_rating: An item counts as liked from this rating on; `None` counts every interaction.
+        history_length: At most so many items before the target, the latest ones.
+        min_history: Users with fewer items than this before the target are left out, counted and logged.
 
     Returns:
-        One row a user, sorted by user: `user` (String), `history` (List[String], items from old to new) and `target`
-        (String, an item).
+        One row per user, sorted by user: `user` (String), `history` (List[String], items from old to new) and
+        `target` (String, an item).
 
     Raises:
-        ValueError: where `min_rating` is given and there are no ratings, or no user has enough items.
+        ValueError: Where `min_rating` is given and there are no ratings, or no user has enough items.
+
+    Example:
+        >>> rows = [("ann", "alien", 1), ("ann", "babe", 2), ("ann", "fargo", 3)]
+        >>> rows += [("bob", "fargo", 4), ("bob", "alien", 5)]
+        >>> interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+        >>> items = pl.DataFrame({"item": ["alien", "babe", "fargo"], "title": ["Alien", "Babe", "Fargo"]})
+        >>> data = Interactions(interactions, items)
+        >>> leave_one_out(data).rows()
+        [('ann', ['alien', 'babe'], 'fargo'), ('bob', ['fargo'], 'alien')]
     """
     examples = next_items(
         data, min_rating=min_rating, history_length=history_length, min_history=min_history, per_user=1
@@ -79,24 +98,31 @@ def split_leave_one_out(
     min_history: int = 1,
     per_user: int | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """Tests on the last item of each user, validates on the one before, trains on the earlier ones.
+    """Test on the last item of each user, validate on the one before, train on the earlier ones.
 
     Users with fewer than three examples only train. Times differ from user to user, so a model trains on what others
     liked after a test target, which it could not know when it matters; how much of that there is, is measured and
     logged as a warning. [`split_by_time`] has none of it.
 
     Args:
-        data: the interactions.
-        min_rating: as in [`next_items`].
-        history_length: as in [`next_items`].
-        min_history: as in [`next_items`].
-        per_user: at most so many training examples a user, the latest ones; `None` takes all.
+        data: The interactions.
+        min_rating: As in [`next_items`].
+        history_length: As in [`next_items`].
+        min_history: As in [`next_items`].
+        per_user: At most so many training examples per user, the latest ones; `None` takes all.
 
     Returns:
         `{"train": ..., "validation": ..., "test": ...}`, each as [`next_items`] returns it.
 
     Raises:
-        ValueError: as in [`next_items`], and where no user has three examples.
+        ValueError: As in [`next_items`], and where no user has three examples.
+
+    Example:
+        >>> films = ["alien", "babe", "fargo", "heat"]
+        >>> interactions = pl.DataFrame({"user": ["ann"] * 4, "item": films, "timestamp": [1, 2, 3, 4]})
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": films}))
+        >>> {name: part["target"].to_list() for name, part in split_leave_one_out(data).items()}
+        {'train': ['babe'], 'validation': ['fargo'], 'test': ['heat']}
     """
     _check_positive(history_length=history_length, min_history=min_history, per_user=per_user)
     liked = _liked(data, min_rating)
@@ -123,36 +149,52 @@ def split_by_time(
     min_history: int = 1,
     per_user: int | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """Trains before one point in time, validates from there on, tests from a later one on, for all users alike.
+    """Train before one point in time, validate from there on, test from a later one on, for all users alike.
 
     A history holds whatever its user liked before the target, also after a cut.
 
     Args:
-        data: the interactions; their `order` must be "time".
-        validation_from: where the validation targets begin: a time in the unit of `timestamp`, or between 0 and 1 the
+        data: The interactions; their `order` must be "time".
+        validation_from: Where the validation targets begin: a time in the unit of `timestamp`, or between 0 and 1 the
             share of the interactions (liked or not) that are earlier.
-        test_from: likewise for the test targets.
-        min_rating: as in [`next_items`].
-        history_length: as in [`next_items`].
-        min_history: as in [`next_items`].
-        per_user: at most so many examples a user in each part, the latest ones; `None` takes all.
+        test_from: Where the test targets begin, likewise; later than `validation_from`.
+        min_rating: As in [`next_items`].
+        history_length: As in [`next_items`].
+        min_history: As in [`next_items`].
+        per_user: At most so many examples per user in each part, the latest ones; `None` takes all.
 
     Returns:
         `{"train": ..., "validation": ..., "test": ...}`, each as [`next_items`] returns it.
 
     Raises:
-        ValueError: as in [`next_items`], for interactions without times, and for a part without examples.
+        ValueError: As in [`next_items`], for interactions without times, for a test that does not begin after the
+            validation, and for a part without examples.
+
+    Example:
+        >>> films = ["alien", "babe", "fargo", "heat"]
+        >>> interactions = pl.DataFrame({"user": ["ann"] * 4, "item": films, "timestamp": [2001, 2002, 2003, 2004]})
+        >>> data = Interactions(interactions, pl.DataFrame({"item": films, "title": films}))
+        >>> parts = split_by_time(data, validation_from=2003, test_from=2004)
+        >>> {name: part["target"].to_list() for name, part in parts.items()}
+        {'train': ['babe'], 'validation': ['fargo'], 'test': ['heat']}
     """
     if data.order != "time":
         raise ValueError(
             f"The interactions have no times: their timestamp orders by {data.order!r}, which cannot be compared "
-            "between users; use split_leave_one_out or split_users"
+            "between users; use split_leave_one_out or split_users."
         )
     _check_positive(history_length=history_length, min_history=min_history, per_user=per_user)
     liked = _liked(data, min_rating)
     before, _ = _places(liked)
-    time = liked["timestamp"].to_numpy()
     first, second = (_as_time(cut, data.interactions["timestamp"]) for cut in (validation_from, test_from))
+    if first >= second:
+        raise ValueError(
+            f"The test must begin after the validation, but validation_from is the time {first} and test_from "
+            f"the time {second}; raise test_from or lower validation_from."
+        )
+    time = liked["timestamp"].to_numpy()
+    if time.dtype.kind == "f":  # in the type's own precision a cut could move
+        time = time.astype(np.float64)
     targets = {"train": time < first, "validation": (time >= first) & (time < second), "test": time >= second}
     parts = {
         name: _examples(liked, before, which, history_length, min_history, per_user, name)
@@ -165,22 +207,28 @@ def split_by_time(
 
 
 def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) -> dict[str, pl.DataFrame]:
-    """Divides the users of `examples` at random into disjoint groups.
+    """Divide the users of `examples` at random into disjoint groups.
 
     Args:
-        examples: rows with a column `user`, any number a user.
-        sizes: number of users in each group, by its name, e.g. `{"train": 600, "test": 200}`.
-        seed: of the random order of the users. It does not depend on the order of the rows.
+        examples: Rows with a column `user`, any number per user.
+        sizes: Number of users in each group, by its name, e.g. `{"train": 600, "test": 200}`.
+        seed: Of the random order of the users. It does not depend on the order of the rows.
 
     Returns:
         The rows of each group's users.
 
     Raises:
-        ValueError: where there are fewer users than the sizes add up to.
+        ValueError: Where there are fewer users than the sizes add up to.
+
+    Example:
+        >>> examples = pl.DataFrame({"user": ["ann", "bob", "cid", "ann"]})
+        >>> groups = split_users(examples, {"train": 2, "test": 1}, seed=0)
+        >>> {name: rows["user"].to_list() for name, rows in groups.items()}
+        {'train': ['ann', 'cid', 'ann'], 'test': ['bob']}
     """
     users = examples["user"].unique().sort().to_numpy()
     if sum(sizes.values()) > len(users):
-        raise ValueError(f"The groups {dict(sizes)} need {sum(sizes.values())} users, there are {len(users)}")
+        raise ValueError(f"The groups {dict(sizes)} need {sum(sizes.values())} users, there are {len(users)}.")
     users = np.random.default_rng(seed).permutation(users)
     groups, start = {}, 0
     for name, size in sizes.items():
@@ -190,15 +238,22 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
 
 
 def few_shot(examples: pl.DataFrame, users: int, *, seed: int) -> pl.DataFrame:
-    """All examples of `users` users drawn at random.
+    """Keep all examples of `users` users drawn at random.
 
     Args:
-        examples: rows with a column `user`, any number a user.
-        users: how many users.
-        seed: of the draw. It does not depend on the order of the rows.
+        examples: Rows with a column `user`, any number per user.
+        users: How many users.
+        seed: Of the draw. It does not depend on the order of the rows.
+
+    Returns:
+        The rows of the users drawn, in their order.
 
     Raises:
-        ValueError: where there are fewer users.
+        ValueError: Where there are fewer users.
+
+    Example:
+        >>> few_shot(pl.DataFrame({"user": ["ann", "bob", "ann"]}), 1, seed=0)["user"].to_list()
+        ['ann', 'ann']
     """
     return split_users(examples, {"few": users}, seed=seed)["few"]
 
@@ -206,30 +261,30 @@ def few_shot(examples: pl.DataFrame, users: int, *, seed: int) -> pl.DataFrame:
 def _check_positive(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, it is {number}")
+            raise ValueError(f"{name} must be at least 1, it is {number}.")
 
 
 def _liked(data: Interactions, min_rating: float | None) -> pl.DataFrame:
     if min_rating is None:
         return data.interactions
     if "rating" not in data.interactions.columns:
-        raise ValueError("min_rating is given, but the interactions have no column 'rating'; pass min_rating=None")
-    liked = data.interactions.filter(pl.col("rating") >= min_rating)
+        raise ValueError("min_rating is given, but the interactions have no column 'rating'; pass min_rating=None.")
+    liked = data.interactions.filter(pl.col("rating") >= float(min_rating))
     if liked.is_empty():
         highest = data.interactions["rating"].max()
-        raise ValueError(f"No rating reaches min_rating={min_rating}; the highest is {highest!r}")
+        raise ValueError(f"No rating reaches min_rating={min_rating}; the highest is {highest!r}.")
     return liked
 
 
 def _places(liked: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """How many rows of its user each row has before and after it; the rows of a user stand together."""
+    """Return how many rows of its user each row has before and after it; the rows of a user stand together."""
     lengths = liked["user"].rle().struct.field("len").to_numpy().astype(np.int32)
     before = np.arange(liked.height, dtype=np.int32) - np.repeat(np.cumsum(lengths, dtype=np.int32) - lengths, lengths)
     return before, np.repeat(lengths, lengths) - 1 - before
 
 
 def _latest(targets: np.ndarray, before: np.ndarray, per_user: int | None) -> np.ndarray:
-    """Of the rows marked as targets, the last `per_user` of each user."""
+    """Of the rows marked as targets, mark the last `per_user` of each user."""
     if per_user is None:
         return targets
     upto = np.cumsum(targets, dtype=np.int32)
@@ -247,13 +302,13 @@ def _examples(
     per_user: int | None,
     part: str = "",
 ) -> pl.DataFrame:
-    """An example for each row of `liked` that is marked as a target and has enough before it."""
+    """Make an example of each row of `liked` that is marked as a target and has enough before it."""
     rows = np.flatnonzero(_latest(targets & (before >= min_history), before, per_user))
     if not len(rows):
         where = f" for the {part} part" if part else ""
         raise ValueError(
             f"No user has {min_history} liked items and one more{where}; lower min_history or min_rating, or choose "
-            "another split"
+            "another split."
         )
     lengths = np.minimum(before[rows], history_length).astype(np.int64)
     ends = np.cumsum(lengths)
@@ -267,10 +322,11 @@ def _examples(
 
 
 def _as_time(cut: float, timestamps: pl.Series) -> float:
-    if not 0 < cut < 1:
-        return cut
-    # The first of the later interactions: the cut itself belongs to the part that begins with it
-    return timestamps.sort()[int(cut * len(timestamps))]
+    if 0 < cut < 1:
+        # The first of the later interactions: the cut itself belongs to the part that begins with it
+        return timestamps.sort()[int(cut * len(timestamps))]
+    # Whole numbers are compared as such: as a float, a time in nanoseconds is off by up to 128
+    return math.ceil(cut) if timestamps.dtype.is_integer() and math.isfinite(cut) else cut
 
 
 def _warn_of_leak(train: pl.Series, test: pl.Series, order: str) -> None:
@@ -291,11 +347,11 @@ def _warn_of_leak(train: pl.Series, test: pl.Series, order: str) -> None:
 
 
 def seen_before(examples: pl.DataFrame, data: Interactions) -> pl.Series:
-    """Every item that the user had before the target, liked or not: what must not be recommended again.
+    """Return every item that the user had before the target, liked or not: what must not be recommended again.
 
     Args:
-        examples: columns `user` and `target`.
-        data: the interactions.
+        examples: Columns `user` and `target`.
+        data: The interactions.
 
     Returns:
         A column `seen` (List[String], from old to new). Where `data` does not hold the target of the user, all the

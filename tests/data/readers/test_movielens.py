@@ -188,7 +188,7 @@ def test_other_files_are_refused(tmp_path):
     [
         ({}, "Give either the path"),
         ({"path": "x", "download": True, "version": "1m"}, "Give either the path"),
-        ({"path": "x", "version": "1m"}, "its files tell"),
+        ({"path": "x", "version": "1m"}, "files of a local copy tell"),
         ({"download": True}, "one of 100k, 1m, 10m, 20m, 25m, 32m, latest-small; it is None"),
         ({"download": True, "version": "2m"}, "it is '2m'"),
     ],

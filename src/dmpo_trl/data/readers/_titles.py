@@ -17,13 +17,10 @@ def natural_title(title: str) -> str:
     """Puts an article that a catalogue moved to the end back to the front, also within parentheses.
 
     Example:
-
-    ```python
-    >>> natural_title("Bug's Life, A")
-    "A Bug's Life"
-    >>> natural_title("Postman, The (Postino, Il)")
-    'The Postman (Il Postino)'
-    ```
+        >>> natural_title("Bug's Life, A")
+        "A Bug's Life"
+        >>> natural_title("Postman, The (Postino, Il)")
+        'The Postman (Il Postino)'
     """
 
     def front(match: re.Match[str]) -> str:
