@@ -25,6 +25,7 @@ from ..evaluation import RankingCallback
 from ..modeling.loading import is_adapter, load_model, load_tokenizer
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
+from ._splits import choose_split
 
 if TYPE_CHECKING:
     from .train import RankingArguments
@@ -49,10 +50,10 @@ def train(
         ranking: Users to rank at each evaluation.
     """
     data = _load_data(script, mixture)
-    train_data = _split(data, script.dataset_train_split, "--dataset_train_split")
+    train_data = choose_split(data, script.dataset_train_split, "--dataset_train_split")
     eval_data = None
     if config.eval_strategy != "no":
-        eval_data = _split(data, script.dataset_test_split, "--dataset_test_split")
+        eval_data = choose_split(data, script.dataset_test_split, "--dataset_test_split")
     trainer = _make_trainer(config, model, train_data, eval_data)
     if ranking.ranking_data is not None:
         trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, trainer))
@@ -78,12 +79,6 @@ def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:
     if script.dataset_name is None:
         raise ValueError("Name the data to train on: --dataset_name, or a list `datasets` in the file of --config.")
     return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
-
-
-def _split(data: Any, name: str, option: str) -> Any:
-    if name not in data:
-        raise ValueError(f"The data have no split {name!r}; set {option} to one of {', '.join(data)}.")
-    return data[name]
 
 
 def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_data: Any) -> DMPOTrainer:
@@ -128,7 +123,7 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
 
 
 def _ranking_callback(data: str, ranking: RankingArguments, trainer: DMPOTrainer) -> RankingCallback:
-    users = Prepared.load(data).ranking[ranking.ranking_split]
+    users = choose_split(Prepared.load(data).ranking, ranking.ranking_split, "--ranking_split")
     if ranking.ranking_users is not None:
         users = users.select(range(min(ranking.ranking_users, len(users))))
     return RankingCallback(users, score=ranking.ranking_score, trainer=trainer)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._splits import choose_split
 from .options import Parser
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def _measure(
     tokenizer = load_tokenizer(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
     )
-    data = load_dataset(script.dataset_name, name=script.dataset_config)[script.dataset_train_split]
+    splits = load_dataset(script.dataset_name, name=script.dataset_config)
+    data = choose_split(splits, script.dataset_train_split, "--dataset_train_split")
     rows = data.shuffle(config.seed).select(range(min(options.sample_rows, len(data))))
     rows = rows.map(
         tokenize_row,

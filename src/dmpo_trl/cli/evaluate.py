@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .options import ModelArguments, Parser, ranking_users
+from ._splits import choose_split
+from .options import ModelArguments, Parser
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..data import Prepared
 
 
 @dataclass
@@ -70,7 +76,7 @@ def run(arguments: list[str]) -> None:
 
     model, options = make_parser().parse(arguments)
     prepared = Prepared.load(options.data)
-    users = ranking_users(prepared, options.split, options.users)
+    users = _first_users(prepared, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
     popularity = dict(prepared.items.select("item", "popularity").iter_rows())
     if options.whole_catalogue:
@@ -114,3 +120,15 @@ def run(arguments: list[str]) -> None:
         for name, result in results.items():
             result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
         print(f"\nWritten to {folder}.")
+
+
+def _first_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:
+    """Return the users of a split of a prepared folder, all of them or the first `limit`, but at least two."""
+    users = choose_split(prepared.ranking, split, "--split")
+    first = users if limit is None else users.select(range(min(limit, len(users))))
+    if len(first) < 2:
+        raise ValueError(
+            f"{len(first)} {split} users (of {len(users)}): an interval over users needs two or more. "
+            "Raise `--users`, or prepare the data with more users held out."
+        )
+    return first

@@ -7,15 +7,10 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from trl import TrlParser
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from ..data import Prepared
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -179,19 +174,3 @@ class ModelArguments:
         """Return the options that were set, for `from_pretrained` of model and tokenizer."""
         options = {"dtype": self.dtype, "revision": self.revision, "trust_remote_code": self.trust_remote_code or None}
         return {name: value for name, value in options.items() if value is not None}
-
-
-def ranking_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:
-    """Return the users of a split of a prepared folder, all of them or the first `limit`.
-
-    Raises:
-        ValueError: There are fewer than two.
-    """
-    users = prepared.ranking[split]
-    users = users if limit is None else users.select(range(min(limit, len(users))))
-    if len(users) < 2:
-        raise ValueError(
-            f"{len(users)} {split} users (of {len(prepared.ranking[split])}): an interval over users needs two or "
-            "more. Raise `--users`, or prepare the data with more users held out."
-        )
-    return users

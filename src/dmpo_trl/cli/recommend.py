@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..recommend.batch import UserHistory
+from ._splits import choose_split
 from .options import ModelArguments, Parser
 
 
@@ -101,7 +102,8 @@ def run(arguments: list[str]) -> None:
 def _users_of(data: str, split: str) -> Iterator[UserHistory]:
     from ..data import Prepared
 
-    for row in Prepared.load(data).ranking[split].select_columns(["user", "history", "seen"]):
+    users = choose_split(Prepared.load(data).ranking, split, "--split")
+    for row in users.select_columns(["user", "history", "seen"]):
         yield UserHistory(row["user"], row["history"], row["seen"])
 
 
