@@ -10,13 +10,13 @@ import sys
 from .. import __version__
 
 COMMANDS = {
-    "prepare": "raw files -> a folder of datasets for training and evaluation",
+    "prepare": "turn raw files into a folder of datasets for training and evaluation",
     "leaks": "look for shortcuts and for test rows in the training data",
     "estimate": "estimate tokens, FLOPs and memory of a training step, from a model's config alone",
-    "train": "train with DMPO; takes what `trl dpo` takes",
+    "train": "train with DMPO, with the options of `trl dpo`",
     "evaluate": "rank the candidates of held-out users with a model",
     "recommend": "recommend from the whole catalogue, for one user or a file of them",
-    "explain": "which items of a history carry a recommendation",
+    "explain": "show which items of a history carry a recommendation",
     "env": "print versions and hardware, for a bug report",
     "completion": "print a script that completes commands and options in a shell",
 }
@@ -44,15 +44,15 @@ def main(argv: list[str] | None = None) -> None:
         usage="%(prog)s [--verbose] COMMAND [options]",
         description="Turn language models into recommenders.",
         epilog="commands, in the order of a project:\n"
-        + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+        + "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
         + "\n\n`dmpo-trl COMMAND --help` lists the command's options. They can also be given in a YAML\n"
         "file: `dmpo-trl COMMAND --config FILE`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dmpo-trl {__version__}")
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="options", help="of the command")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="options", help="options of the command")
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
