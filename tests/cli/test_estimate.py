@@ -122,3 +122,12 @@ def test_mistakes_are_named(config_folder, arguments, message):
 def test_a_model_is_needed():
     with pytest.raises(SystemExit, match="--model_name_or_path names the model"):
         main(["estimate", *LENGTHS])
+
+
+def test_a_split_that_is_not_there_is_named(config_folder, tmp_path):
+    Dataset.from_list([{"prompt": "Next:", "chosen": " Aliens", "rejected": [" Babe"]}]).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    arguments = ["--model_name_or_path", str(config_folder), "--dataset_name", str(tmp_path)]
+    with pytest.raises(SystemExit, match="no split 'training'; set --dataset_train_split to one of train"):
+        main(["estimate", *arguments, "--dataset_train_split", "training"])
