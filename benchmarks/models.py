@@ -67,9 +67,9 @@ def movielens_folder() -> Path:
 def default_model() -> str:
     """Return the folder of the quickstart's SmolLM2-135M."""
     sys.path.insert(0, str(ROOT / "examples"))
-    from quickstart import model_folder
+    from _pretrained import model_folder
 
-    return str(model_folder(None))
+    return model_folder(None)
 
 
 @dataclass

@@ -8,46 +8,28 @@ those played less. Both multi-negative losses start from the same SFT adapter: D
 negatives, S-DPO (`softmax`) mostly the one that the model likes best.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from stages import Training, compare, train_dmpo, train_sft
-from trl import TrlParser
-
-from dmpo_trl.data import PrepareConfig, leak_report, prepare
-
-
-@dataclass
-class Data(PrepareConfig):
-    """What is read, and how it is split."""
-
-    dataset: str = "lastfm"
-    output_dir: str = "outputs/lastfm/data"
-    split: str = "users"
-    train_users: int | None = 300
-    validation_users: int | None = 100
-    test_users: int | None = 150
-
-
-@dataclass
-class Settings(Training):
-    """Model and training."""
-
-    results: str = "outputs/lastfm"
+from stages import compare, prepare_data, train_dmpo, train_sft
 
 
 def main() -> None:
-    """From raw files to the table."""
-    data, settings = TrlParser((Data, Settings)).parse_args_and_config()
-    prepared = prepare(data)
-    print(leak_report(prepared.preference["train"], prepared.ranking["test"]))
+    """Go from raw files to the table."""
+    prepared, settings = prepare_data(
+        dataset="lastfm",
+        output_dir="outputs/lastfm/data",
+        results="outputs/lastfm",
+        split="users",
+        train_users=300,
+        validation_users=100,
+        test_users=150,
+    )
     sft = train_sft(prepared.sft["train"], settings)
     models = {"zero-shot": settings.model, "SFT": sft}
     for name, loss_type in (("S-DPO", "softmax"), ("DMPO", "dmpo")):
-        results = str(Path(settings.results) / loss_type)
-        models[name] = train_dmpo(
-            prepared.preference["train"], sft, replace(settings, loss_type=loss_type, results=results)
-        )
+        own = replace(settings, loss_type=loss_type, results=str(Path(settings.results) / loss_type))
+        models[name] = train_dmpo(prepared.preference["train"], sft, own)
     print(compare(prepared, models, settings))
 
 

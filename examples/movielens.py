@@ -7,42 +7,23 @@ Some users train the model, others test it. A film counts as liked from four sta
 that a test user liked, among films that the user never rated. `--help` lists the options of preparation and training.
 """
 
-from dataclasses import dataclass
+from stages import compare, prepare_data, train_dmpo, train_sft
 
-from stages import Training, compare, train_dmpo, train_sft
-from trl import TrlParser
-
-from dmpo_trl.data import PrepareConfig, leak_report, prepare
 from dmpo_trl.recommend import Recommender
 
 
-@dataclass
-class Data(PrepareConfig):
-    """What is read, and how it is split."""
-
-    dataset: str = "movielens"
-    output_dir: str = "outputs/movielens/data"
-    min_rating: float | None = 4.0
-    split: str = "users"
-    train_users: int | None = 300
-    validation_users: int | None = 100
-    test_users: int | None = 150
-
-
-@dataclass
-class Settings(Training):
-    """Model and training."""
-
-    results: str = "outputs/movielens"
-
-
 def main() -> None:
-    """From raw files to the table, a recommendation and its explanation."""
-    data, settings = TrlParser((Data, Settings)).parse_args_and_config()
-
-    # Raw files -> datasets, with a manifest of what was read, dropped and drawn
-    prepared = prepare(data)
-    print(leak_report(prepared.preference["train"], prepared.ranking["test"]))
+    """Go from raw files to the table, a recommendation and its explanation."""
+    prepared, settings = prepare_data(
+        dataset="movielens",
+        output_dir="outputs/movielens/data",
+        results="outputs/movielens",
+        min_rating=4.0,
+        split="users",
+        train_users=300,
+        validation_users=100,
+        test_users=150,
+    )
 
     # SFT teaches the task, DMPO the preference for the chosen film over seven rejected ones
     sft = train_sft(prepared.sft["train"], settings)

@@ -1,17 +1,18 @@
-"""What the examples have in common: two training stages in plain TRL, with one adapter, and the table at the end."""
+"""What the examples have in common: data, two training stages in plain TRL with one adapter, and the table."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from trl import SFTConfig, SFTTrainer, TrlParser
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
-from dmpo_trl.data import Prepared
+from dmpo_trl.data import PrepareConfig, Prepared, leak_report, prepare
 from dmpo_trl.evaluation import evaluate_model, markdown_table
 
 
@@ -32,18 +33,46 @@ class Training:
     epochs: float = field(default=1, metadata={"help": "Of each stage."})
 
 
-def load(model: str) -> AutoModelForCausalLM:
-    """The base model; in float32, since CPUs without bf16 instructions are many times slower in half precision."""
+def prepare_data(**defaults: Any) -> tuple[Prepared, Training]:
+    """Read the command line, prepare the raw files as it says, and look for leaks.
+
+    Args:
+        **defaults: An example's own defaults for options of [`PrepareConfig`] and [`Training`].
+
+    Returns:
+        The datasets, with a manifest of what was read, dropped and drawn, and the settings of the training.
+    """
+    parser = TrlParser((PrepareConfig, Training))
+    parser.set_defaults_with_config(**defaults)
+    config, settings = parser.parse_args_and_config()
+    prepared = prepare(config)
+    print(leak_report(prepared.preference["train"], prepared.ranking["test"]))
+    return prepared, settings
+
+
+def load(model: str) -> PreTrainedModel:
+    """Load the base model; on a CPU in float32, as half precision is slow without bf16 instructions."""
     return AutoModelForCausalLM.from_pretrained(model, dtype="auto" if torch.cuda.is_available() else torch.float32)
 
 
-def train_sft(train: Dataset, settings: Training) -> str:
-    """Teaches the task and its format. Returns the adapter's folder."""
+def train_sft(train: Dataset, settings: Training, **options: Any) -> str:
+    """Teach the task and its format: the chosen item after each history.
+
+    Args:
+        train: Columns `prompt` and `completion`.
+        settings: Model and training.
+        **options: More options of `SFTConfig`.
+
+    Returns:
+        The adapter's folder.
+    """
     folder = str(Path(settings.results) / "sft")
     trainer = SFTTrainer(
         model=load(settings.model),
         # The titles of the history are as good a lesson as the one that came next, and cost nothing more
-        args=SFTConfig(**_arguments(settings, folder, settings.sft_learning_rate), completion_only_loss=False),
+        args=SFTConfig(
+            **_arguments(settings, folder, settings.sft_learning_rate) | options, completion_only_loss=False
+        ),
         train_dataset=train,
         processing_class=AutoTokenizer.from_pretrained(settings.model),
         peft_config=LoraConfig(
@@ -55,14 +84,24 @@ def train_sft(train: Dataset, settings: Training) -> str:
     return folder
 
 
-def train_dmpo(train: Dataset, sft: str, settings: Training) -> str:
-    """Continues the SFT adapter against the rejected items. Returns the adapter's folder."""
+def train_dmpo(train: Dataset, sft: str, settings: Training, **options: Any) -> str:
+    """Continue the SFT adapter against the rejected items.
+
+    Args:
+        train: Columns `prompt`, `chosen` and `rejected`.
+        sft: Folder of the adapter.
+        settings: Model and training.
+        **options: More options of `DMPOConfig`.
+
+    Returns:
+        The new adapter's folder, with what was logged in `trainer_state.json`.
+    """
     folder = str(Path(settings.results) / "dmpo")
     trainer = DMPOTrainer(
         # A model that comes with an adapter: TRL keeps a frozen copy of it, named "ref", as the reference
         model=PeftModel.from_pretrained(load(settings.model), sft, is_trainable=True),
         args=DMPOConfig(
-            **_arguments(settings, folder, settings.dmpo_learning_rate),
+            **_arguments(settings, folder, settings.dmpo_learning_rate) | options,
             beta=settings.beta,
             loss_type=[settings.loss_type],
         ),
@@ -70,12 +109,15 @@ def train_dmpo(train: Dataset, sft: str, settings: Training) -> str:
         processing_class=AutoTokenizer.from_pretrained(settings.model),
     )
     trainer.train()
-    trainer.save_model(folder)
+    # One adapter, without the reference's, so that plain peft loads the recommender and nothing else
+    trainer.model.save_pretrained(folder, selected_adapters=["default"])
+    trainer.processing_class.save_pretrained(folder)
+    trainer.save_state()
     return folder
 
 
 def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> str:
-    """Ranks the test users' candidates with each model and with the baselines.
+    """Rank the test users' candidates with each model and with the baselines.
 
     Returns a Markdown table: means with 95% bootstrap intervals over users, then differences paired by user. It is
     also written to `table.md` in the results' folder.
@@ -85,7 +127,7 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
     results = {}
     for name, model in models.items():
         ranked = evaluate_model(model, users, popularity)
-        # Ranked by the mean log-prob a token: the sum favours short titles
+        # Ranked by the mean log-prob per token: the sum favours short titles
         results |= {"random": ranked["random"], "popularity": ranked["popularity"], name: ranked["mean"]}
     rows = {name: result.intervals() for name, result in results.items()}
     for before, after in [*pairwise(models), ("popularity", list(models)[-1])]:
@@ -95,7 +137,7 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
     return table
 
 
-def _arguments(settings: Training, folder: str, learning_rate: float) -> dict:
+def _arguments(settings: Training, folder: str, learning_rate: float) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "num_train_epochs": settings.epochs,
@@ -107,6 +149,7 @@ def _arguments(settings: Training, folder: str, learning_rate: float) -> dict:
         "gradient_checkpointing": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 5,
+        "logging_first_step": True,  # so that the shortest run has something to show
         "save_strategy": "no",
         "report_to": "none",
     }

@@ -20,8 +20,8 @@ TITLES = [["The Empire Strikes Back", "The English Patient", "The Rock", "Fargo"
 
 @pytest.fixture(scope="module")
 def folder():
-    with load_script("examples/quickstart.py") as quickstart:
-        yield quickstart.model_folder(None)
+    with load_script("examples/_pretrained.py") as pretrained:
+        yield pretrained.model_folder(None)
 
 
 def loss_and_gradients(model, logps):

@@ -187,6 +187,82 @@ def test_every_commands_help_says_what_it_does_and_how(command, capsys):
     assert "(default: None)" not in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "module", "loader"),
+    [
+        (["evaluate"], "dmpo_trl.evaluation", "load_for_ranking"),
+        (["recommend", "--history", "10"], "dmpo_trl.recommend.Recommender", "from_pretrained"),
+        (["explain", "--history", "10"], "dmpo_trl.recommend.Recommender", "from_pretrained"),
+    ],
+)
+def test_options_of_loading_are_handed_on(arguments, module, loader, prepared, monkeypatch):
+    calls = []
+
+    def load(*_, data=None, **options):
+        calls.append(options)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(f"{module}.{loader}", load)
+    for options, expected in [
+        ([], {}),
+        (["--revision", "v2"], {"revision": "v2"}),
+        (["--trust_remote_code", "--dtype", "bfloat16"], {"trust_remote_code": True, "dtype": "bfloat16"}),
+    ]:
+        with pytest.raises(SystemExit, match="stopped"):
+            main([*arguments, "--model", "m", "--data", str(prepared), *options])
+        assert calls.pop() == expected
+
+
+def test_the_revision_of_a_model_is_not_that_of_its_baseline(folders, prepared, monkeypatch):
+    calls = []
+
+    def evaluate(*_, **options):
+        calls.append(options)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr("dmpo_trl.evaluation.evaluate_model", evaluate)
+    model = ["--model", str(folders / "model"), "--baseline", "other", "--data", str(prepared), "--users", "2"]
+    with pytest.raises(SystemExit, match="stopped"):
+        main(["evaluate", *model, "--revision", "main", "--dtype", "float32"])
+    assert "revision" not in calls[0]
+    assert calls[0]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("Wrong."), FileNotFoundError("Not there."), ConnectionError("No."), FloatingPointError("Not finite.")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_speaks_to_the_user_ends_a_command_with_its_message_alone(error, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("dmpo_trl.cli.env.run", fail)
+    with pytest.raises(SystemExit) as stop:
+        main(["env"])
+    assert stop.value.code == f"dmpo-trl env: {error}"
+    with pytest.raises(type(error)):
+        main(["--verbose", "env"])
+
+
+def test_training_that_diverges_ends_with_its_message_alone(folders, prepared, tmp_path):
+    arguments = ["--model_name_or_path", str(folders / "model"), "--dataset_name", str(prepared)]
+    on_a_cpu = ["--bf16", "False", "--report_to", "none", "--max_steps", "3", "--save_strategy", "no"]
+    diverging = ["--learning_rate", "1e30", "--lr_scheduler_type", "constant"]
+    with pytest.raises(SystemExit, match="dmpo-trl train: The log-probs of a batch are not finite after"):
+        main(["train", *arguments, *on_a_cpu, *diverging, "--output_dir", str(tmp_path / "out")])
+
+
+def test_a_failed_download_ends_a_command_with_its_message_alone(tmp_path, monkeypatch):
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("DMPO_TRL_CACHE", str(tmp_path / "cache"))
+    arguments = ["--dataset", "movielens", "--version", "100k", "--download", "--output_dir", str(tmp_path / "data")]
+    with pytest.raises(SystemExit, match="dmpo-trl prepare: Could not download"):
+        main(["prepare", *arguments])
+
+
 def test_a_command_that_is_none_is_answered_with_the_closest(capsys):
     for word, answer in [("trian", "did you mean train?"), ("xyzzy", "`dmpo-trl --help` lists them")]:
         with pytest.raises(SystemExit) as stop:

@@ -106,9 +106,9 @@ def test_lengths_are_measured_on_a_dataset(capsys, config_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one of --prompt_tokens"),
+        ([], "Give one of --prompt_tokens"),
         (["--prompt_tokens", "5"], "needs --completion_tokens"),
-        (["--prompt_tokens", "5", "--completion_tokens", "0"], "are at least 1"),
+        (["--prompt_tokens", "5", "--completion_tokens", "0"], "must be at least 1"),
         (["--prompt_tokens", "2000", "--completion_tokens", "5"], "exceed max_length=1024"),
         ([*LENGTHS, "--load_in_4bit"], "add --use_peft"),
         ([*LENGTHS, "--load_in_8bit"], "no estimate for --load_in_8bit"),
@@ -122,3 +122,12 @@ def test_mistakes_are_named(config_folder, arguments, message):
 def test_a_model_is_needed():
     with pytest.raises(SystemExit, match="--model_name_or_path names the model"):
         main(["estimate", *LENGTHS])
+
+
+def test_a_split_that_is_not_there_is_named(config_folder, tmp_path):
+    Dataset.from_list([{"prompt": "Next:", "chosen": " Aliens", "rejected": [" Babe"]}]).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    arguments = ["--model_name_or_path", str(config_folder), "--dataset_name", str(tmp_path)]
+    with pytest.raises(SystemExit, match="no split 'training'; set --dataset_train_split to one of train"):
+        main(["estimate", *arguments, "--dataset_train_split", "training"])

@@ -1,5 +1,6 @@
 """What a newcomer gets wrong, and what the parser says to it."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,7 +57,7 @@ def test_items_in_the_file_are_texts_as_on_the_command_line(config):
         (["--model", "m", "--xyzzy"], "there is no option --xyzzy\n"),
         (["--model", "m", "stray"], "'stray' belongs to no option"),
         (["--model", "m", "--split", "tset"], "invalid choice: 'tset'"),
-        (["--model", "m", "--config"], "--config needs a file"),
+        (["--model", "m", "--config"], "argument --config: expected one argument"),
         (["--model", "m", "--conf", "x"], "write --config in full"),
         ([], "the following arguments are required: --model"),
     ],
@@ -82,22 +83,38 @@ def test_what_is_wrong_in_the_file_is_named_with_the_closest(text, message, conf
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_yaml_is_an_error_without_a_traceback(config):
-    with pytest.raises(ValueError, match="is no YAML"):
-        parse(config("model: [m\n"))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [m\n", "is not YAML"),
+        ("- model\n", "must hold options as `name: value`"),
+        ("env: [A]\nmodel: m\n", "env must hold variables"),
+    ],
+)
+def test_a_file_that_holds_no_options_is_an_error_without_a_traceback(text, message, config):
+    with pytest.raises(ValueError, match=message):
+        parse(config(text))
+
+
+def test_variables_in_the_file_go_into_the_environment(config, monkeypatch):
+    monkeypatch.setenv("DMPO_TRL_TEST", "before")
+    assert parse(config("env: {DMPO_TRL_TEST: 1}\nmodel: m\n")).model == "m"
+    assert os.environ["DMPO_TRL_TEST"] == "1"
 
 
 def test_options_of_somebody_else_are_handed_back_in_order(config):
     file = config("model: m\nport: 1\n")
     others = {"--port", "--cpu", "--num_processes"}
     arguments = [file, "--num_processes", "2", "--split", "validation", "--cpu"]
-    assert make_parser().foreign(arguments, others) == (["--port", "1"], ["--num_processes", "2", "--cpu"])
-    assert make_parser().parse(arguments, others) == [Options("m", "validation")]
+    parsed = make_parser().parse_values(arguments, others)
+    assert parsed.foreign_from_file == ["--port", "1"]
+    assert parsed.foreign_from_flags == ["--num_processes", "2", "--cpu"]
+    assert make_parser().parse(arguments, others) == (Options("m", "validation"),)
 
 
 def test_an_option_of_nobody_is_compared_with_both(config, capsys):
     with pytest.raises(SystemExit):
-        make_parser().foreign(["--model", "m", "--num_proceses", "2"], {"--num_processes"})
+        make_parser().parse_values(["--model", "m", "--num_proceses", "2"], {"--num_processes"})
     assert "did you mean --num_processes?" in capsys.readouterr().err
 
 
@@ -112,6 +129,7 @@ def test_whose_options_they_are_is_found_before_any_is_acted_on():
             raise AssertionError
 
     parser = Parser("train", Acting, example="none")
-    assert parser.foreign(["--model", "x", "--cpu"], {"--cpu"}) == ([], ["--cpu"])
+    parsed = parser.parse_values(["--model", "x", "--cpu"], {"--cpu"})
+    assert (parsed.values.model, parsed.foreign_from_flags) == ("x", ["--cpu"])
     with pytest.raises(AssertionError):
-        parser.parse(["--model", "x"])
+        parser.instances(parsed)

@@ -11,8 +11,11 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from support import make_model, make_tokenizer
+from transformers import Trainer
 
-from dmpo_trl.cli import main
+import dmpo_trl
+from dmpo_trl import DMPOTrainer
+from dmpo_trl.cli import _training, main
 from dmpo_trl.modeling.loading import is_adapter, load_model, load_tokenizer
 
 ON_A_CPU = ["--bf16", "False", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "2"]
@@ -133,6 +136,80 @@ def test_train_trains_an_adapter_on_a_4_bit_model(model_folder, data_folder, tmp
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 4
     # The adapter starts as nothing
     assert log_of(out)[0]["loss"] == pytest.approx(float(torch.tensor(2.0).log()), abs=1e-3)
+
+
+def test_trls_own_trainer_can_never_be_what_runs(model_folder, data_folder, tmp_path, monkeypatch):
+    """One loss that TRL has too: with TRL's trainer it would run without a word."""
+
+    class NeverMade:
+        def __init__(self, *_, **__):
+            raise AssertionError
+
+    ran = []
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self, *args: ran.append(type(self)) or train(self, *args))
+    monkeypatch.setattr("trl.DPOTrainer", NeverMade)
+    monkeypatch.setattr("trl.scripts.dpo.main", NeverMade)
+    main(["train", *paths(model_folder, data_folder, tmp_path / "out"), *ON_A_CPU, "--loss_type", "sigmoid"])
+    assert ran == [DMPOTrainer]
+
+
+def test_nothing_in_the_package_patches():
+    package = Path(dmpo_trl.__file__).parent
+    assert not [file for file in package.rglob("*.py") if "unittest" in file.read_text()]
+
+
+def test_train_evaluates_only_where_asked_to_and_names_the_splits(model_folder, data_folder, tmp_path):
+    arguments = ["train", *paths(model_folder, data_folder, tmp_path / "out"), *ON_A_CPU]
+    with pytest.raises(SystemExit, match="have no split 'test'; set --dataset_test_split to one of train"):
+        main([*arguments, "--eval_strategy", "steps", "--eval_steps", "1"])
+    main([*arguments, "--eval_strategy", "steps", "--eval_steps", "1", "--dataset_test_split", "train"])
+    assert any("eval_loss" in entry for entry in log_of(tmp_path / "out"))
+
+
+def test_train_says_what_is_missing(model_folder, data_folder, tmp_path):
+    out = ["--output_dir", str(tmp_path / "out"), *ON_A_CPU]
+    with pytest.raises(SystemExit, match="Name the data to train on: --dataset_name"):
+        main(["train", "--model_name_or_path", str(model_folder), *out])
+    with pytest.raises(SystemExit, match="--model_name_or_path names the model to train"):
+        main(["train", "--dataset_name", str(data_folder), *out])
+
+
+def test_train_pushes_to_the_hub_only_what_it_is_asked_to(model_folder, data_folder, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(DMPOTrainer, "init_hf_repo", lambda self, **_: setattr(self, "hub_model_id", "me/mine"))
+    monkeypatch.setattr(DMPOTrainer, "push_to_hub", lambda self, **options: pushed.append(options))
+    arguments = ["train", *paths(model_folder, data_folder, tmp_path / "out"), *ON_A_CPU, "--save_strategy", "no"]
+    main(arguments)
+    assert pushed == []
+    main([*arguments, "--push_to_hub"])
+    assert pushed[-1] == {"dataset_name": str(data_folder)}
+
+
+def test_revision_and_remote_code_reach_model_and_tokenizer(model_folder, data_folder, tmp_path, monkeypatch):
+    start = tmp_path / "sft"
+    get_peft_model(load_model(str(model_folder)), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(start)
+    make_tokenizer().save_pretrained(start)
+    calls = recorded(monkeypatch, ["load_model", "load_tokenizer"], _training)
+    monkeypatch.setattr(_training, "DMPOTrainer", stop_at_the_trainer)
+    options = ["--model_revision", "v2", "--trust_remote_code"]
+    with pytest.raises(SystemExit, match="stopped"):
+        main(["train", *paths(start, data_folder, tmp_path), *ON_A_CPU, *options])
+    for name in ("load_model", "load_tokenizer"):
+        assert calls[name]["revision"] == "v2"
+        assert calls[name]["trust_remote_code"] is True
+
+
+def stop_at_the_trainer(*_, **__):
+    raise ValueError("stopped")
+
+
+def recorded(monkeypatch, names, module):
+    """The options that each of a module's functions is called with; they return nothing."""
+    calls = {}
+    for name in names:
+        monkeypatch.setattr(module, name, lambda path, name=name, **options: calls.update({name: options}))
+    return calls
 
 
 def launched_with(monkeypatch):

@@ -95,6 +95,6 @@ def test_configs_are_understood_and_fit_together(name):
     assert model.model_name_or_path == sft.output_dir != dmpo.output_dir
 
 
-@pytest.mark.parametrize("name", ["movielens", "amazon", "lastfm"])
+@pytest.mark.parametrize("name", ["movielens", "amazon", "lastfm", "quickstart"])
 def test_examples_are_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 120

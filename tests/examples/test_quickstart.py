@@ -13,6 +13,7 @@ from support import load_script
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -33,8 +34,10 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def quickstart():
-    with load_script("examples/quickstart.py") as module:
-        yield module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        with load_script("examples/quickstart.py") as module:
+            yield module
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +182,10 @@ def test_groups_of_users_share_nobody_and_sft_sees_no_target(quickstart, data_fo
     # Histories of seven films out of thirty in random order hardly ever repeat
     assert len({str(prompt) for part in (dmpo, validation, test) for prompt in part["prompt"]}) == 60
     for earlier, last in zip(sft, dmpo, strict=True):
-        seen = [*films(earlier, "prompt"), *films(earlier, "chosen")]
+        seen = [*films(earlier, "prompt"), *films(earlier, "completion")]
         assert set(films(last, "chosen")).isdisjoint(seen)
         # The last film of the history is what SFT is taught to name
-        assert films(last, "prompt")[-2:-1] == films(earlier, "chosen")
+        assert films(last, "prompt")[-2:-1] == films(earlier, "completion")
 
 
 def test_without_matplotlib_it_says_what_to_install(quickstart, monkeypatch):

@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         logprobs.MAX_KEPT_SOFTMAX = 0 if options.pop("recompute_logits", False) else 2**25
         found[name] = train(folder, name, **options)
     (folder / f"found{os.environ['RANK']}.json").write_text(json.dumps(found))
-    gc.collect()  # models before the group: `distributed.process_group_outlives` says why
+    gc.collect()  # models before the group: `distributed.end_process_group` says why
     torch.distributed.destroy_process_group()
 
 

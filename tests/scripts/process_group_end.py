@@ -1,35 +1,39 @@
 """A script that uses DDP, destroys the process group and ends, several times over; test_ending.py runs it.
 
-With `--unheld` nobody holds the group, and it never ends:
+With `--unheld` the group is destroyed while the model holds it, as TRL's scripts do, and the script never ends:
 `timeout 60 python tests/scripts/process_group_end.py --unheld`.
 """
 
+import gc
 import sys
-from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from dmpo_trl.training.distributed import process_group_outlives
+from dmpo_trl.training.distributed import end_process_group
 
 
-def script() -> None:
-    """Like TRL's, which destroys the group before its trainer, often part of a cycle, is freed."""
+def script(*, unheld: bool) -> None:
+    """Like a training script, whose trainer is often part of a cycle and is freed after the function returned."""
     model = DistributedDataParallel(torch.nn.Linear(2, 2))
     model.cycle = [model]
     # Not waited for, and large: gloo's thread frees these tensors after everybody else has let go of them
     dist.all_gather([torch.zeros(1_000_000)], torch.ones(1_000_000), async_op=True)
-    dist.destroy_process_group()
+    if unheld:
+        dist.destroy_process_group()
 
 
 def main() -> None:
-    group_held = nullcontext if "--unheld" in sys.argv else process_group_outlives
+    unheld = "--unheld" in sys.argv
     sys.setswitchinterval(1000)  # seconds: a thread gets the GIL only where it is released
     for _ in range(10):
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        with group_held():
-            script()
+        script(unheld=unheld)
+        if unheld:
+            gc.collect()  # frees the model, the last that holds the group
+        else:
+            end_process_group()
     print("the end")
 
 

@@ -64,7 +64,7 @@ def main(folder):
         "trained": train(folder),
     }
     Path(folder, f"{state.process_index}.json").write_text(json.dumps(found))
-    gc.collect()  # models before the group: `distributed.process_group_outlives` says why
+    gc.collect()  # models before the group: `distributed.end_process_group` says why
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""The `dmpo-trl` command: one module a subcommand, imported when it is called."""
+"""The `dmpo-trl` command: one module per subcommand, imported when it is called."""
 
 from __future__ import annotations
 
@@ -10,38 +10,49 @@ import sys
 from .. import __version__
 
 COMMANDS = {
-    "prepare": "raw files -> a folder of datasets for training and evaluation",
+    "prepare": "turn raw files into a folder of datasets for training and evaluation",
     "leaks": "look for shortcuts and for test rows in the training data",
-    "estimate": "tokens, FLOPs and memory of a training step, from a model's config alone",
-    "train": "train with DMPO; takes what `trl dpo` takes",
+    "estimate": "estimate tokens, FLOPs and memory of a training step, from a model's config alone",
+    "train": "train with DMPO, with the options of `trl dpo`",
     "evaluate": "rank the candidates of held-out users with a model",
     "recommend": "recommend from the whole catalogue, for one user or a file of them",
-    "explain": "which items of a history carry a recommendation",
+    "explain": "show which items of a history carry a recommendation",
     "env": "print versions and hardware, for a bug report",
     "completion": "print a script that completes commands and options in a shell",
 }
 
+# Errors that speak to the user: ValueError of a check, OSError of files and downloads, FloatingPointError of training
+_REPORTED = (ValueError, OSError, FloatingPointError)
+
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a subcommand. Its options are flags or keys of the YAML file given with `--config`.
+    """Run a subcommand. Its options are flags or keys of the YAML file given with `--config`.
 
-    A user's mistake (`ValueError`, a file that is not there, a failed download) ends the command with its message
-    alone; `--verbose` before the subcommand adds the traceback.
+    A mistake in what the user gave, a missing file, a failed download and a loss that is not finite end the command
+    with their message alone; `--verbose` before the subcommand adds the traceback.
+
+    Args:
+        argv: The command line without the program's name. Default: that of the process.
+
+    Example:
+        >>> main([])  # doctest: +ELLIPSIS
+        usage: dmpo-trl [--verbose] COMMAND [options]
+        ...
     """
     parser = argparse.ArgumentParser(
         prog="dmpo-trl",
         usage="%(prog)s [--verbose] COMMAND [options]",
         description="Turn language models into recommenders.",
         epilog="commands, in the order of a project:\n"
-        + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-        + "\n\n`dmpo-trl COMMAND --help` lists the command's options; each may also stand in a YAML file, which\n"
-        "`dmpo-trl COMMAND --config FILE` reads.",
+        + "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
+        + "\n\n`dmpo-trl COMMAND --help` lists the command's options. They can also be given in a YAML\n"
+        "file: `dmpo-trl COMMAND --config FILE`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dmpo-trl {__version__}")
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="see below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="options", help="of the command")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="options", help="options of the command")
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
@@ -56,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     run = importlib.import_module(f"{__name__}.{options.command}").run
     try:
         run(options.arguments)
-    except (ValueError, OSError) as error:
+    except _REPORTED as error:
         if options.verbose:
             raise
         sys.exit(f"dmpo-trl {options.command}: {error}")

@@ -1,4 +1,4 @@
-"""`dmpo-trl completion`: a script that completes commands and options in a shell."""
+"""`dmpo-trl completion`: script that completes commands and options in a shell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ install it, once and after an update:
 
 
 def run(arguments: list[str]) -> None:
-    """Prints the script. It is made of all commands' options, so that completing needs no Python."""
+    """Print the script. It is made of all commands' options, so that completing needs no Python."""
     parser = argparse.ArgumentParser(
         "dmpo-trl completion",
         description=f"{COMMANDS['completion']}.",
@@ -28,12 +28,12 @@ def run(arguments: list[str]) -> None:
     try:
         import shtab
     except ImportError as error:
-        raise ValueError("completion needs the package shtab: pip install 'dmpo-trl[completion]'") from error
+        raise ValueError("Completion needs the package shtab: pip install 'dmpo-trl[completion]'") from error
     print(shtab.complete(_whole_parser(), shell))
 
 
 def _whole_parser() -> argparse.ArgumentParser:
-    """All commands with all their options in one parser, as shtab wants it."""
+    """Return one parser with all commands and all their options, as shtab wants it."""
     import shtab
 
     parser = argparse.ArgumentParser("dmpo-trl")
@@ -45,7 +45,7 @@ def _whole_parser() -> argparse.ArgumentParser:
             commands.add_parser(name, help=text).add_argument("shell", choices=SHELLS)
             continue
         own = importlib.import_module(f"..{name}", __name__).make_parser()
-        for action in own._actions:
+        for action in own.options:
             if action.choices is None and action.type in (None, str) and action.nargs != 0:
                 action.complete = shtab.FILE  # may be a path
         commands.add_parser(name, help=text, parents=[own], add_help=False)

@@ -1,4 +1,4 @@
-"""`dmpo-trl env`: what a bug report needs."""
+"""`dmpo-trl env`: versions and hardware for a bug report."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .options import Parser
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     return Parser("env", example="dmpo-trl env")
 
 
 def run(arguments: list[str]) -> None:
-    """Prints TRL's list of versions and devices, and below it what TRL does not ask for."""
+    """Print TRL's list of versions and devices, and what TRL does not ask for below it."""
     make_parser().parse(arguments)
 
     import torch
@@ -49,7 +49,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """`+` and the commit, where the package is imported from a checkout."""
+    """Return `+` and the commit, where the package is imported from a checkout."""
     package = Path(__file__).parents[1]
     if not (package.parents[1] / ".git").exists():  # that of src/dmpo_trl, not one that an environment lies in
         return ""

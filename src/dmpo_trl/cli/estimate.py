@@ -1,4 +1,4 @@
-"""`dmpo-trl estimate`: what a training step costs, before a weight is downloaded."""
+"""`dmpo-trl estimate`: tokens, FLOPs and memory of a training step, computed from a model's config."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._splits import choose_split
 from .options import Parser
 
 if TYPE_CHECKING:
@@ -17,20 +18,24 @@ if TYPE_CHECKING:
 class EstimateArguments:
     """Lengths of the examples, unless `--dataset_name` names some to measure."""
 
-    prompt_tokens: int | None = field(default=None, metadata={"help": "Tokens of a prompt."})
-    completion_tokens: int | None = field(default=None, metadata={"help": "Tokens of a completion, its end included."})
-    negatives: int = field(default=1, metadata={"help": "Rejected completions an example."})
+    prompt_tokens: int | None = field(default=None, metadata={"help": "Tokens in a prompt."})
+    completion_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens in a completion, including the end-of-sequence token."}
+    )
+    negatives: int = field(default=1, metadata={"help": "Rejected completions per example."})
     sample_rows: int = field(
-        default=256, metadata={"help": "Rows of --dataset_name to tokenise, drawn at random, instead of the lengths."}
+        default=256,
+        metadata={"help": "Number of rows of --dataset_name, drawn at random, whose lengths are measured."},
     )
     memory_gb: float | None = field(
-        default=None, metadata={"help": "Memory of a device, 10^9 bytes; prints the largest N that fits into it."}
+        default=None,
+        metadata={"help": "Memory of a device in 10^9 bytes; the largest N that fits into it is then printed."},
     )
 
 
 @dataclass
 class Sample:
-    """Layouts of the batches, and one example's lengths: of its prompt and of a completion."""
+    """Layouts of the batches, and the lengths of one example's prompt and completions."""
 
     layouts: dict[str, list[Layout]]
     prompt_tokens: int
@@ -40,7 +45,7 @@ class Sample:
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     from .train import argument_types
 
     example = (
@@ -52,10 +57,11 @@ def make_parser() -> Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Prints the table. The options and the YAML file of `dmpo-trl train` do; of the model only the config is read."""
+    """Print the table. The options and the YAML file are those of `dmpo-trl train`; no weights are read."""
     from transformers import AutoConfig
     from trl import get_peft_config
 
+    from ..modeling.attention import attention_balance
     from ..training.cost import Layout, ModelSize, TrainingOptions, largest, step_cost
     from .launch import accelerate_options
 
@@ -63,11 +69,11 @@ def run(arguments: list[str]) -> None:
     arguments = [*arguments, "--use_cpu", "True"]
     script, config, model, *_, options = make_parser().parse(arguments, accelerate_options())
     if model.model_name_or_path is None:
-        raise ValueError("--model_name_or_path names the model to train: a folder or a hub id")
+        raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:
-        raise ValueError("there is no estimate for --load_in_8bit; --load_in_4bit has one")
+        raise ValueError("There is no estimate for --load_in_8bit; --load_in_4bit has one.")
     if model.load_in_4bit and not model.use_peft:
-        raise ValueError("--load_in_4bit trains an adapter on a quantized model: add --use_peft")
+        raise ValueError("--load_in_4bit trains an adapter on a quantized model: add --use_peft.")
     loaded = AutoConfig.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
     )
@@ -81,9 +87,9 @@ def run(arguments: list[str]) -> None:
         precomputed_reference=config.precompute_ref_log_probs,
         load_in_4bit=model.load_in_4bit,
     )
-    balance = 6.0 * size.hidden  # the trainer's
+    balance = attention_balance(loaded)
     batch_size = config.per_device_train_batch_size
-    sample = _measure(script, config, model.model_name_or_path, options, balance, batch_size)
+    sample = _measure(script, config, model, options, balance, batch_size)
 
     def largest_negatives(layout: Callable[[Lengths], Layout]) -> int:
         def fits(negatives: int) -> bool:
@@ -111,21 +117,21 @@ def run(arguments: list[str]) -> None:
 
 
 def _measure(
-    script: Any, config: Any, model: str, options: EstimateArguments, balance: float, batch_size: int
+    script: Any, config: Any, model: Any, options: EstimateArguments, balance: float, batch_size: int
 ) -> Sample:
     from ..training.cost import Layout
 
     if (options.prompt_tokens is None) == (script.dataset_name is None):
-        raise ValueError("give one of --prompt_tokens (with --completion_tokens) and --dataset_name")
+        raise ValueError("Give one of --prompt_tokens (with --completion_tokens) and --dataset_name.")
     if options.prompt_tokens is not None:
         if options.completion_tokens is None:
-            raise ValueError("--prompt_tokens needs --completion_tokens")
+            raise ValueError("--prompt_tokens needs --completion_tokens.")
         if min(options.prompt_tokens, options.completion_tokens, options.negatives) < 1:
-            raise ValueError("--prompt_tokens, --completion_tokens and --negatives are at least 1")
+            raise ValueError("--prompt_tokens, --completion_tokens and --negatives must be at least 1.")
         prompt, completion, negatives = options.prompt_tokens, options.completion_tokens, options.negatives
         if config.max_length is not None and prompt + completion > config.max_length:
             raise ValueError(
-                f"a prompt of {prompt} and a completion of {completion} tokens exceed max_length={config.max_length}"
+                f"A prompt of {prompt} and a completion of {completion} tokens exceed max_length={config.max_length}."
             )
         lengths: Lengths = [(prompt, [completion] * (negatives + 1))] * batch_size
         layouts = {"trie": [Layout.trie(lengths, attention_balance=balance)], "copies": [Layout.copies(lengths)]}
@@ -140,8 +146,11 @@ def _measure(
     from ..modeling.loading import load_tokenizer
     from ..preprocessing.dataset import tokenize_dataset
 
-    tokenizer = load_tokenizer(model)
-    data = load_dataset(script.dataset_name, name=script.dataset_config)[script.dataset_train_split]
+    tokenizer = load_tokenizer(
+        model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    splits = load_dataset(script.dataset_name, name=script.dataset_config)
+    data = choose_split(splits, script.dataset_train_split, "--dataset_train_split")
     rows = data.shuffle(config.seed).select(range(min(options.sample_rows, len(data))))
     examples = tokenize_dataset(
         rows,
@@ -176,7 +185,7 @@ def _measure(
 
 
 def _column(costs: list[StepCost]) -> dict[str, float]:
-    """Tokens and FLOPs of the mean batch, memory of the one that needs most."""
+    """Return tokens and FLOPs of the mean batch, and the memory of the batch that needs most."""
     worst = max(costs, key=lambda cost: cost.memory)
 
     def mean(value: Callable[[StepCost], float]) -> float:

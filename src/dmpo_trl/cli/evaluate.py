@@ -1,12 +1,18 @@
-"""`dmpo-trl evaluate`: a model's ranking of held-out users, beside what it has to beat."""
+"""`dmpo-trl evaluate`: ranking of held-out users by a model and by the baselines that it has to beat."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .options import ModelArguments, Parser, ranking_users
+from ._splits import choose_split
+from .options import ModelArguments, Parser
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..data import Prepared
 
 
 @dataclass
@@ -16,7 +22,7 @@ class EvaluateArguments:
     data: str = field(metadata={"help": "Folder that `dmpo-trl prepare` wrote."})
     split: str = field(default="test", metadata={"help": "Users to rank.", "choices": ["validation", "test"]})
     users: int | None = field(
-        default=None, metadata={"help": "Rank only so many of them, the first ones. Default: all."}
+        default=None, metadata={"help": "Rank only this many of them, the first ones. Default: all."}
     )
     baseline: str | None = field(
         default=None,
@@ -29,21 +35,23 @@ class EvaluateArguments:
     generate: bool = field(
         default=False, metadata={"help": "Also let the model generate freely, and count how much of it is an item."}
     )
-    top_k: int = field(default=5, metadata={"help": "Length of a recommendation, for coverage and popularity bias."})
+    top_k: int = field(
+        default=5, metadata={"help": "Length of a list of recommendations, for coverage and popularity bias."}
+    )
     tokens_per_batch: int = field(
-        default=4096, metadata={"help": "Bound on the tokens of a forward; lower it when memory runs out."}
+        default=4096, metadata={"help": "Most tokens in one forward pass; lower it when memory runs out."}
     )
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for the table and for every user's scores (Parquet, one file a ranker). "
+            "help": "Folder for the table and for every user's scores (one Parquet file per ranker). "
             "Default: the table is printed only."
         },
     )
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     example = (
         "dmpo-trl evaluate --model outputs/dmpo --baseline outputs/sft --data data\n"
         "accelerate launch --num_processes 2 -m dmpo_trl.cli evaluate --model outputs/dmpo --data data"
@@ -52,7 +60,7 @@ def make_parser() -> Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Evaluates as the arguments say. Under `accelerate launch` the processes share the users out."""
+    """Evaluate as the arguments say. Under `accelerate launch` the users are divided among the processes."""
     from accelerate import PartialState
 
     from ..data import Prepared
@@ -68,7 +76,7 @@ def run(arguments: list[str]) -> None:
 
     model, options = make_parser().parse(arguments)
     prepared = Prepared.load(options.data)
-    users = ranking_users(prepared, options.split, options.users)
+    users = _first_users(prepared, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
     popularity = dict(prepared.items.select("item", "popularity").iter_rows())
     if options.whole_catalogue:
@@ -81,8 +89,9 @@ def run(arguments: list[str]) -> None:
     )
     del loaded  # leaves its memory to the baseline
     if options.baseline is not None:
+        loading = replace(model, revision=None).from_pretrained()  # the revision is that of --model
         baseline = evaluate_model(
-            options.baseline, users, popularity, tokens_per_batch=options.tokens_per_batch, **model.from_pretrained()
+            options.baseline, users, popularity, tokens_per_batch=options.tokens_per_batch, **loading
         )
         for score in ("sum", "mean"):
             results[f"baseline {score}"] = baseline[score]
@@ -95,7 +104,7 @@ def run(arguments: list[str]) -> None:
                 rows[f"{score} - {other}"] = results[score].minus(results[other])
     report = [
         f"{len(users)} {options.split} users, {'the whole catalogue' if options.whole_catalogue else 'candidates'} "
-        f"ranked by the sum of log-probs or their mean a token; mean [95% bootstrap interval over users].",
+        f"ranked by the sum of log-probs or their mean per token; mean [95% bootstrap interval over users].",
         markdown_table(rows),
         f"The first {options.top_k}:",
         markdown_table({name: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()}),
@@ -111,3 +120,15 @@ def run(arguments: list[str]) -> None:
         for name, result in results.items():
             result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
         print(f"\nWritten to {folder}.")
+
+
+def _first_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:
+    """Return the users of a split of a prepared folder, all of them or the first `limit`, but at least two."""
+    users = choose_split(prepared.ranking, split, "--split")
+    first = users if limit is None else users.select(range(min(limit, len(users))))
+    if len(first) < 2:
+        raise ValueError(
+            f"{len(first)} {split} users (of {len(users)}): an interval over users needs two or more. "
+            "Raise `--users`, or prepare the data with more users held out."
+        )
+    return first

@@ -1,4 +1,4 @@
-"""`dmpo-trl explain`: which items of a history carry a recommendation."""
+"""`dmpo-trl explain`: influence of each item of a history on a recommendation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ class ExplainArguments:
         },
     )
     picture: str | None = field(default=None, metadata={"help": "Also draw it to this file (.png, .svg, .pdf)."})
-    max_new_tokens: int = field(default=60, metadata={"help": "Length of the model's own words; 0 for none."})
+    max_new_tokens: int = field(
+        default=60, metadata={"help": "Most tokens of the explanation in the model's own words; 0 for none."}
+    )
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     example = 'dmpo-trl explain --model outputs/dmpo --data data --history "Toy Story (1995)" 50 --picture why.png'
     return Parser("explain", ModelArguments, ExplainArguments, example=example)
 
 
 def run(arguments: list[str]) -> None:
-    """Explains as the arguments say; prints, and draws where asked to."""
+    """Explain as the arguments say: print the explanation, and draw it where asked to."""
     from ..recommend import Recommender
 
     model, options = make_parser().parse(arguments)

@@ -1,4 +1,4 @@
-"""Several processes from one command line: the options of `accelerate launch` among those of a subcommand."""
+"""Launch of several processes, by options of `accelerate launch` among those of a subcommand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 def accelerate_options() -> set[str]:
-    """Names of the options of `accelerate launch`, and `--accelerate_config`, which is TRL's."""
+    """Return the names of the options of `accelerate launch`, and `--accelerate_config`, which is TRL's."""
     from accelerate.commands.launch import launch_command_parser
 
     return {name for action in launch_command_parser()._actions for name in action.option_strings} | {
@@ -18,18 +18,18 @@ def accelerate_options() -> set[str]:
 
 
 def is_launched() -> bool:
-    """Whether `accelerate launch` or `torchrun` started this process."""
+    """Return whether `accelerate launch` or `torchrun` started this process."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
 
 
 def launch(command: str, arguments: Sequence[str], from_file: Sequence[str], from_flags: Sequence[str]) -> None:
-    """Runs a subcommand in the processes that `accelerate launch` makes of its options.
+    """Run a subcommand in the processes that `accelerate launch` makes of its options.
 
     Args:
         command: The subcommand.
         arguments: All of its arguments.
-        from_file: Those of accelerate that stand in the YAML file.
-        from_flags: Those of accelerate among `arguments`, in their order. The rest goes to the processes.
+        from_file: Arguments for accelerate from the YAML file.
+        from_flags: Arguments for accelerate among `arguments`, in their order. The rest goes to the processes.
 
     Raises:
         SystemExit: A process failed; what went wrong is on its standard error.

@@ -1,4 +1,4 @@
-"""`dmpo-trl leaks`: what gives the answers of a test set away."""
+"""`dmpo-trl leaks`: report on leaks from the test set into the training data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class LeaksArguments:
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     example = "dmpo-trl leaks --train data\ndmpo-trl leaks --train train.jsonl --test test.jsonl"
     return Parser("leaks", LeaksArguments, example=example)
 
 
 def run(arguments: list[str]) -> None:
-    """Prints the report; the exit status is 1 where it found a problem."""
+    """Print the report; the exit status is 1 where it found a problem."""
     from ..data import leak_report_of_files
 
     (options,) = make_parser().parse(arguments)

@@ -1,20 +1,16 @@
-"""How subcommands read their options, and those that several share."""
+"""Options of the subcommands, from flags and from a YAML file."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from trl import TrlParser
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from ..data import Prepared
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -27,18 +23,37 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help or ''}{' (default: %(default)s)' if shown else ''}"
 
 
+@dataclass
+class ParsedArguments:
+    """A command line after parsing, before anything is made of it.
+
+    Args:
+        values: Value of each option of the subcommand.
+        foreign_from_file: Arguments for somebody else's options, from the YAML file.
+        foreign_from_flags: Arguments for somebody else's options, from the command line, in their order.
+    """
+
+    values: argparse.Namespace
+    foreign_from_file: list[str]
+    foreign_from_flags: list[str]
+
+
 class Parser(TrlParser):
-    """Reads a subcommand's options from flags and from the YAML file of `--config`; what is wrong ends the program.
+    """Parser of a subcommand's options. A mistake ends the program with a message.
 
     Args:
         command: Name of the subcommand.
         *types: Dataclasses of the options.
-        example: A command line or several, shown by `--help`.
+        example: One or more command lines, shown by `--help`.
+
+    Attributes:
+        options: Each option, as argparse describes it.
     """
 
     def __init__(self, command: str, *types: Any, example: str) -> None:
         from . import COMMANDS
 
+        self.options: list[argparse.Action] = []
         super().__init__(
             types,
             prog=f"dmpo-trl {command}",
@@ -54,76 +69,90 @@ class Parser(TrlParser):
             help="YAML file with any of these options, `name: value`. Flags have precedence over it.",
         )
 
-    def parse(self, arguments: Sequence[str], others: Collection[str] = ()) -> Any:
-        """An instance of each type; what `foreign` finds is left out."""
-        self.foreign(arguments, others)
-        *options, _, _ = self._parse(arguments)
-        return options
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Add an option, as argparse does, and remember it."""
+        self.options.append(super().add_argument(*names, **settings))
+        return self.options[-1]
 
-    def foreign(self, arguments: Sequence[str], others: Collection[str]) -> tuple[list[str], list[str]]:
-        """Which arguments belong to options of somebody else; any that are nobody's end the program.
+    def parse(self, arguments: Sequence[str], others: Collection[str] = ()) -> tuple[Any, ...]:
+        """Return an instance of each dataclass; arguments for the options `others` are left out."""
+        return self.instances(self.parse_values(arguments, others))
+
+    def parse_values(self, arguments: Sequence[str], others: Collection[str] = ()) -> ParsedArguments:
+        """Parse a command line without acting on it: a training config sets devices and processes up.
 
         Args:
             arguments: The command line after the subcommand.
-            others: Names of those options, with their dashes.
+            others: Names of options that belong to somebody else, with their dashes.
 
-        Returns:
-            The others' arguments from the YAML file, and those from the command line.
+        Raises:
+            ValueError: The file of `--config` is not a YAML mapping.
+            SystemExit: An option is unknown or its value is not allowed.
         """
-        types, self.dataclass_types = self.dataclass_types, []  # no instance: a training config sets up devices
-        try:
-            *found, from_file, from_flags = self._parse(arguments)
-        finally:
-            self.dataclass_types = types
-        if found and hasattr(found[0], "config"):
+        first = argparse.ArgumentParser(self.prog, usage=self.usage, add_help=False, allow_abbrev=False)
+        first.add_argument("--config", metavar="FILE")
+        known, rest = first.parse_known_args(arguments)
+        from_file = [] if known.config is None else self.set_defaults_with_config(**_read_config(known.config))
+        values, from_flags = self.parse_known_args(rest)
+        if hasattr(values, "config"):
             self.error("write --config in full")
         for unknown in (*from_file, *from_flags):
             if unknown.startswith("--") and unknown.split("=")[0] not in others:
                 self.error(f"there is no option {unknown}{self._closest(unknown, others)}")
         if not others and from_flags:
             self.error(f"{from_flags[0]!r} belongs to no option; values follow their option's name")
-        return from_file, from_flags
+        return ParsedArguments(values, from_file, from_flags)
 
-    def _parse(self, arguments: Sequence[str]) -> Any:
-        arguments = [part for argument in arguments for part in _config_apart(argument)]
-        if arguments[-1:] == ["--config"]:
-            self.error("--config needs a file")
-        try:
-            return self.parse_args_and_config(
-                arguments, return_remaining_strings=True, separate_remaining_strings=True
-            )
-        except yaml.YAMLError as error:
-            raise ValueError(f"the file of --config is no YAML: {error}") from error
+    def instances(self, parsed: ParsedArguments) -> tuple[Any, ...]:
+        """Return an instance of each dataclass, in the order in which the parser got them."""
+        return self.parse_dict(vars(parsed.values), allow_extra_keys=True)
 
     def set_defaults_with_config(self, **values: Any) -> list[str]:
-        """As in the parent, but the file's values are held to what the command line's are."""
-        for action in self._actions:
-            value = values.get(action.dest)
+        """Take defaults from a file, as the parent does; its values are checked like the command line's."""
+        for option in self.options:
+            value = values.get(option.dest)
             if value is None:
                 continue
             listed = value if isinstance(value, list) else [value]
-            if action.nargs == "+":
-                values[action.dest] = [str(one) for one in listed] if action.type is str else listed
-            if action.choices is not None and not set(listed) <= set(action.choices):
-                known = ", ".join(map(str, action.choices))
-                self.error(f"{action.dest} in the file of --config must be one of {known}, it is {value!r}")
+            if option.nargs == "+":
+                values[option.dest] = [str(one) for one in listed] if option.type is str else listed
+            if option.choices is not None and not set(listed) <= set(option.choices):
+                known = ", ".join(map(str, option.choices))
+                self.error(f"{option.dest} in the file of --config must be one of {known}, it is {value!r}")
         return super().set_defaults_with_config(**values)
 
     def _closest(self, unknown: str, others: Collection[str]) -> str:
         name = unknown.split("=")[0].replace("-", "_").strip("_")
-        known = {action.dest for action in self._actions} | {own.strip("-").replace("-", "_") for own in others}
+        known = {option.dest for option in self.options} | {other.strip("-").replace("-", "_") for other in others}
         return suggestion(name, known, "--")
 
 
 def suggestion(unknown: str, known: Collection[str], dashes: str = "") -> str:
-    """The end of an error message about an unknown name: the closest that are known, or nothing."""
+    """Return the end of an error message about an unknown name: the closest that are known, or nothing.
+
+    Example:
+        >>> suggestion("modle", ["model", "data"], "--")
+        '; did you mean --model?'
+    """
     begin_alike = sorted(name for name in known if unknown and name.startswith(unknown))
     found = (begin_alike + get_close_matches(unknown, sorted(known)))[:3]
     return f"; did you mean {' or '.join(dashes + name for name in dict.fromkeys(found))}?" if found else ""
 
 
-def _config_apart(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
+def _read_config(path: str) -> dict[str, Any]:
+    """Read the file of `--config`; variables under its key `env` go into the environment, as with TRL's parser."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            config = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The file of --config, {path}, is not YAML: {error}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"The file of --config, {path}, must hold options as `name: value`.")
+    variables = config.pop("env", {})
+    if not isinstance(variables, dict):
+        raise ValueError(f"In the file of --config, {path}, env must hold variables as `NAME: value`.")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return config
 
 
 @dataclass
@@ -133,23 +162,15 @@ class ModelArguments:
     model: str = field(metadata={"help": "Folder or hub id of a model or of an adapter."})
     dtype: str | None = field(
         default=None,
-        metadata={"help": "Precision of the weights, for instance bfloat16. Default: as saved; on a CPU float32."},
+        metadata={"help": "Precision of the weights, for instance bfloat16. Default: as saved; float32 on a CPU."},
+    )
+    revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag or commit of --model and its tokenizer on the hub. Default: main."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
     def from_pretrained(self) -> dict[str, Any]:
-        """What `from_pretrained` gets."""
-        options: dict[str, Any] = {} if self.dtype is None else {"dtype": self.dtype}
-        return options | ({"trust_remote_code": True} if self.trust_remote_code else {})
-
-
-def ranking_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:
-    """The users of a split of a prepared folder, all or the first ones. Refuses a single one."""
-    users = prepared.ranking[split]
-    users = users if limit is None else users.select(range(min(limit, len(users))))
-    if len(users) < 2:
-        raise ValueError(
-            f"{len(users)} {split} users (of {len(prepared.ranking[split])}): an interval over users needs two or "
-            "more. Raise `--users`, or prepare the data with more users held out."
-        )
-    return users
+        """Return the options that were set, for `from_pretrained` of model and tokenizer."""
+        options = {"dtype": self.dtype, "revision": self.revision, "trust_remote_code": self.trust_remote_code or None}
+        return {name: value for name, value in options.items() if value is not None}

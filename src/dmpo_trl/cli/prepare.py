@@ -6,7 +6,7 @@ from .options import Parser
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     from ..data import PrepareConfig
 
     example = (
@@ -17,7 +17,7 @@ def make_parser() -> Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Prepares as the arguments say, and prints how many rows each dataset got."""
+    """Prepare as the arguments say, and print how many rows each dataset has."""
     from ..data import prepare
 
     (config,) = make_parser().parse(arguments)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..recommend import UserHistory
+from ._splits import choose_split
 from .options import ModelArguments, Parser
 
 
 @dataclass
 class RecommendArguments:
-    """Whom to recommend to, and what."""
+    """Users to recommend to, and how items are searched for."""
 
     data: str | None = field(
         default=None,
@@ -28,23 +29,26 @@ class RecommendArguments:
     users: str | None = field(
         default=None,
         metadata={
-            "help": 'File of users, a JSON object a line: {"user": "7", "history": ["1", "50"]}; with "seen", a list '
-            "of items, these are not recommended either."
+            "help": 'File of users, one JSON object per line: {"user": "7", "history": ["1", "50"]}. The items of '
+            'a list "seen", where there is one, are not recommended either.'
         },
     )
     split: str | None = field(
         default=None,
         metadata={
-            "help": "Users of this split of --data instead of a file; nothing that they had is recommended.",
+            "help": "Recommend to the users of this split of --data. Nothing they had is recommended.",
             "choices": ["validation", "test"],
         },
     )
     output: str | None = field(
-        default=None, metadata={"help": "Parquet file for many users: user, rank, item, title, score."}
+        default=None,
+        metadata={"help": "Parquet file to write for many users, with the columns user, rank, item, title, score."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace --output where it exists."})
-    k: int = field(default=10, metadata={"help": "Number of items a user."})
-    num_beams: int = field(default=100, metadata={"help": "Beginnings of titles followed at a time."})
+    k: int = field(default=10, metadata={"help": "Number of items per user."})
+    num_beams: int = field(
+        default=100, metadata={"help": "Number of title prefixes that the search follows at a time."}
+    )
     exact: bool = field(
         default=False,
         metadata={"help": "Search on until the outcome is proven to be the best of the whole catalogue."},
@@ -53,7 +57,7 @@ class RecommendArguments:
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     example = (
         'dmpo-trl recommend --model outputs/dmpo --data data --history "Toy Story (1995)" 50\n'
         "dmpo-trl recommend --model outputs/dmpo --data data --users users.jsonl --output recommendations.parquet"
@@ -62,17 +66,19 @@ def make_parser() -> Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Recommends as the arguments say; prints, or writes to a file."""
+    """Recommend as the arguments say: print the items of one user, write those of many to a file."""
     model, options = make_parser().parse(arguments)
     if [options.history, options.users, options.split].count(None) != 2:
-        raise ValueError("give one of --history, for one user, --users, a file of them, and --split, those of --data")
+        raise ValueError(
+            "Give one of --history, for one user, --users, for a file of users, and --split, for the users of --data."
+        )
     if options.split is not None and options.data is None:
-        raise ValueError("--split needs --data, the prepared folder whose users it means")
+        raise ValueError("--split needs --data, the prepared folder whose users it means.")
     if options.history is None:
         if options.output is None:
-            raise ValueError("many users need --output, the Parquet file to write")
+            raise ValueError("Many users need --output, the Parquet file to write.")
         if Path(options.output).exists() and not options.overwrite:
-            raise ValueError(f"{options.output} exists already; choose another file, or set --overwrite")
+            raise ValueError(f"{options.output} exists already; choose another file, or set --overwrite.")
 
     from ..recommend import Recommender
 
@@ -96,7 +102,8 @@ def run(arguments: list[str]) -> None:
 def _users_of(data: str, split: str) -> Iterator[UserHistory]:
     from ..data import Prepared
 
-    for row in Prepared.load(data).ranking[split].select_columns(["user", "history", "seen"]):
+    users = choose_split(Prepared.load(data).ranking, split, "--split")
+    for row in users.select_columns(["user", "history", "seen"]):
         yield UserHistory(row["user"], row["history"], row["seen"])
 
 
@@ -110,6 +117,6 @@ def _read_users(path: str) -> Iterator[UserHistory]:
                     raise TypeError("history and seen must be lists")
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
-                    f'{path}, line {number}: expected {{"user": ..., "history": [items]}} ({error})'
+                    f'{path}, line {number}: expected {{"user": ..., "history": [items]}} ({error}).'
                 ) from error
             yield UserHistory(user, *([str(item) for item in items] for items in lists))

@@ -1,12 +1,11 @@
-"""`dmpo-trl train`: TRL's own DPO script, with our classes in the place of TRL's."""
+"""`dmpo-trl train`: training with the options of `trl dpo`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
+from .launch import accelerate_options, is_launched, launch
 from .options import Parser
 
 
@@ -26,10 +25,10 @@ class RankingArguments:
         default="validation", metadata={"help": "Which users of the folder."}
     )
     ranking_users: int | None = field(
-        default=None, metadata={"help": "Rank only so many of them, the first ones. Default: all."}
+        default=None, metadata={"help": "Rank only this many of them, the first ones. Default: all."}
     )
     ranking_score: Literal["sum", "mean"] = field(
-        default="mean", metadata={"help": "Rank by log-prob: its sum or its mean a token."}
+        default="mean", metadata={"help": "Rank by log-prob: its sum or its mean per token."}
     )
 
 
@@ -48,7 +47,7 @@ class ResumeArguments:
 
 
 def argument_types() -> tuple[Any, ...]:
-    """Dataclasses of the options: those of `trl dpo`, with our config, and ours."""
+    """Return the dataclasses of the options: those of `trl dpo`, with our config, and ours."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from ..config import DMPOConfig
@@ -57,7 +56,7 @@ def argument_types() -> tuple[Any, ...]:
 
 
 def make_parser() -> Parser:
-    """The command's parser."""
+    """Return the command's parser."""
     example = (
         "dmpo-trl train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name data --output_dir outputs/dmpo\n"
         "dmpo-trl train --config dmpo.yaml --use_peft --lora_r 16 --load_in_4bit\n"
@@ -71,22 +70,18 @@ def make_parser() -> Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Trains as the arguments say. Options of `accelerate launch` among them launch the processes, as in `trl dpo`."""
-    from .launch import accelerate_options, is_launched, launch
-
-    parser, others = make_parser(), accelerate_options()
-    for_accelerate = parser.foreign(arguments, others)
-    if any(for_accelerate) and not is_launched():
-        launch("train", arguments, *for_accelerate)
+    """Train as the arguments say. Options of `accelerate launch` among them launch the processes, as in `trl dpo`."""
+    parser = make_parser()
+    parsed = parser.parse_values(arguments, accelerate_options())
+    if (parsed.foreign_from_file or parsed.foreign_from_flags) and not is_launched():
+        launch("train", arguments, parsed.foreign_from_file, parsed.foreign_from_flags)
         return
 
-    from trl.scripts import dpo
-
-    from ..trainer import DMPOTrainer  # a subclass of the original, so before that is replaced
     from ..training.checkpoints import last_whole_checkpoint
-    from ..training.distributed import process_group_outlives
+    from ..training.distributed import end_process_group
+    from ._training import train
 
-    script, config, *more, ranking, resume = parser.parse(arguments, others)
+    script, config, model, mixture, ranking, resume = parser.instances(parsed)
     if resume.resume:
         if config.resume_from_checkpoint is not None:
             raise ValueError(
@@ -94,53 +89,5 @@ def run(arguments: list[str]) -> None:
                 "names: pass one of the two."
             )
         config.resume_from_checkpoint = last_whole_checkpoint(config.output_dir)
-
-    def make_trainer(model: str, **kwargs: Any) -> Any:
-        trainer = _make_trainer(DMPOTrainer, model, ranking, **kwargs)
-        _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, ranking.ranking_score)
-        return trainer
-
-    # The script looks the trainer's class up when it runs. All that it does around it stays TRL's. It destroys the
-    # process group while it has the trainer.
-    with patch("trl.DPOTrainer", make_trainer), process_group_outlives():
-        dpo.main(script, config, *more)
-
-
-def _make_trainer(trainer_class: Any, model: str, ranking: RankingArguments, *, args: Any, **kwargs: Any) -> Any:
-    """The trainer, started from a model or, as after `trl sft --use_peft`, from an adapter."""
-    from ..modeling.loading import is_adapter, load_model, load_tokenizer
-
-    if is_adapter(model):
-        if kwargs.get("peft_config") is not None:
-            raise ValueError(
-                f"--model_name_or_path {model} is an adapter, which goes on training: leave --use_peft out. To train "
-                "a new adapter instead, merge this one into its base model first."
-            )
-        kwargs["processing_class"] = load_tokenizer(model)
-        options = {**(args.model_init_kwargs or {}), "quantization_config": kwargs.pop("quantization_config", None)}
-        args.model_init_kwargs = None  # they are for a model that the trainer loads itself
-        trainer = trainer_class(load_model(model, is_trainable=True, **options), args=args, **kwargs)
-    else:
-        trainer = trainer_class(model, args=args, **kwargs)
-    if ranking.ranking_data is not None:
-        from ..data import Prepared
-        from ..evaluation import RankingCallback
-
-        users = Prepared.load(ranking.ranking_data).ranking[ranking.ranking_split]
-        if ranking.ranking_users is not None:
-            users = users.select(range(min(ranking.ranking_users, len(users))))
-        trainer.add_callback(RankingCallback(users, score=ranking.ranking_score, trainer=trainer))
-    return trainer
-
-
-def _save_catalogue(trainer: Any, data: str | None, score: Literal["sum", "mean"]) -> None:
-    """Puts catalogue and template of prepared data beside the model, so that a `Recommender` needs nothing else."""
-    from ..data import Prepared
-    from ..data.preparation.folder import read_manifest
-    from ..recommend import Recommender
-
-    if data is None or read_manifest(Path(data)) is None or not trainer.is_world_process_zero():
-        return
-    prepared = Prepared.load(data)
-    recommender = Recommender(trainer.model, trainer.processing_class, prepared.items, prepared.template, score=score)
-    recommender.save_catalogue(trainer.args.output_dir)
+    train(script, config, model, mixture, ranking)  # its trainer is gone when it returns
+    end_process_group()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from datasets.fingerprint import get_temporary_cache_files_directory
@@ -131,15 +131,13 @@ def gathered_parameters(model: torch.nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-@contextmanager
-def process_group_outlives() -> Iterator[None]:
-    """Keep the default process group, also if destroyed, until everything made in the context is freed.
+def end_process_group() -> None:
+    """Destroy the default process group, if there is one, after everything unreachable that holds it is freed.
 
-    A `DistributedDataParallel` that is the last to hold its group frees it without releasing the GIL, and waits for
-    gloo's threads. One that still has to free a tensor waits for the GIL: the process never ends
-    (https://github.com/pytorch/pytorch/issues/56297). The group's own Python object releases it.
+    Call it at the end of a script, when no name refers to a trainer any more. A `DistributedDataParallel` that is the
+    last to hold its group frees it without releasing the GIL, and waits for gloo's threads. One that still has to free
+    a tensor waits for the GIL: the process never ends (https://github.com/pytorch/pytorch/issues/56297). Destroyed
+    after the model, the group is freed by its own Python object, which releases the GIL.
     """
-    group = torch.distributed.group.WORLD if torch.distributed.is_available() else None
-    yield
     gc.collect()  # trainers are often part of a cycle
-    del group
+    PartialState().destroy_process_group()

@@ -1,0 +1,138 @@
+"""A training run: data, trainer, training, and what is saved."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from datasets import load_dataset
+from torch.nn.parallel import DistributedDataParallel
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from ..config import DMPOConfig
+from ..data import Prepared
+from ..data.preparation.folder import read_manifest
+from ..evaluation import RankingCallback
+from ..modeling.loading import is_adapter, load_model, load_tokenizer
+from ..recommend import Recommender
+from ..trainer import DMPOTrainer
+from ._splits import choose_split
+
+if TYPE_CHECKING:
+    from .train import RankingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    script: ScriptArguments,
+    config: DMPOConfig,
+    model: ModelConfig,
+    mixture: DatasetMixtureConfig,
+    ranking: RankingArguments,
+) -> None:
+    """Train, save, and push to the hub where asked to.
+
+    Args:
+        script: Name and splits of the data set.
+        config: Of the trainer.
+        model: Model, adapter and quantisation.
+        mixture: Data sets to train on instead of the one of `script`.
+        ranking: Users to rank at each evaluation.
+    """
+    data = _load_data(script, mixture)
+    train_data = choose_split(data, script.dataset_train_split, "--dataset_train_split")
+    eval_data = None
+    if config.eval_strategy != "no":
+        eval_data = choose_split(data, script.dataset_test_split, "--dataset_test_split")
+    trainer = _make_trainer(config, model, train_data, eval_data)
+    if ranking.ranking_data is not None:
+        trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, trainer))
+    if script.ignore_bias_buffers:  # torch's own switch: DDP then leaves these buffers out of its broadcasts
+        masks = [name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainer.model, masks)
+    _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, ranking.ranking_score)
+
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(config.output_dir)
+    trainer.accelerator.print(f"The model is in {config.output_dir}.")
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+        trainer.accelerator.print(f"It is on the hub too: https://huggingface.co/{trainer.hub_model_id}")
+
+
+def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:
+    """Load the mixture of the YAML file, or the one data set that is named, with all its splits."""
+    if mixture.datasets:
+        if script.dataset_name is not None:
+            logger.warning("The mixture `datasets` is trained on; --dataset_name %s is ignored.", script.dataset_name)
+        return get_dataset(mixture)
+    if script.dataset_name is None:
+        raise ValueError("Name the data to train on: --dataset_name, or a list `datasets` in the file of --config.")
+    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+
+
+def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_data: Any) -> DMPOTrainer:
+    """Make the trainer, started from a model or, as after `trl sft --use_peft`, from an adapter."""
+    path = model.model_name_or_path
+    if path is None:
+        raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
+    peft_config, quantization_config = get_peft_config(model), get_quantization_config(model)
+    more: Any = config.model_init_kwargs or {}
+    model_options = {
+        "revision": model.model_revision,
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **more,
+    }
+    if not is_adapter(path, revision=model_options["revision"]):
+        config.model_init_kwargs = model_options
+        return DMPOTrainer(
+            path,
+            args=config,
+            train_dataset=train_data,
+            eval_dataset=eval_data,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+    if peft_config is not None:
+        raise ValueError(
+            f"--model_name_or_path {path} is an adapter, which goes on training: leave --use_peft out. To train a new "
+            "adapter instead, merge this one into its base model first."
+        )
+    config.model_init_kwargs = None  # they are for a model that the trainer loads itself
+    return DMPOTrainer(
+        load_model(path, is_trainable=True, quantization_config=quantization_config, **model_options),
+        args=config,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=load_tokenizer(
+            path, revision=model_options["revision"], trust_remote_code=model_options["trust_remote_code"]
+        ),
+    )
+
+
+def _ranking_callback(data: str, ranking: RankingArguments, trainer: DMPOTrainer) -> RankingCallback:
+    users = choose_split(Prepared.load(data).ranking, ranking.ranking_split, "--ranking_split")
+    if ranking.ranking_users is not None:
+        users = users.select(range(min(ranking.ranking_users, len(users))))
+    return RankingCallback(users, score=ranking.ranking_score, trainer=trainer)
+
+
+def _save_catalogue(trainer: Any, data: str | None, score: Literal["sum", "mean"]) -> None:
+    """Put catalogue and template of prepared data beside the model, so that a `Recommender` needs nothing else."""
+    if data is None or read_manifest(Path(data)) is None or not trainer.is_world_process_zero():
+        return
+    prepared = Prepared.load(data)
+    recommender = Recommender(trainer.model, trainer.processing_class, prepared.items, prepared.template, score=score)
+    recommender.save_catalogue(trainer.args.output_dir)
