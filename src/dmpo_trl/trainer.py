@@ -184,9 +184,11 @@ class DMPOTrainer(DPOTrainer):
             share = prepare_for_scoring(self.model, base_model, mode)
         if self.ref_model is not None:
             ref_model = self._base_model(self.ref_model)
-            if type(ref_model) is type(base_model):  # computes as the policy does: no second probe
-                add_scoring_head(ref_model)
-                require_finite_logits(ref_model, ref_model)
+            add_scoring_head(ref_model)  # the class is then the policy's, if it was before
+            if type(ref_model) is type(base_model):  # computes as the policy does: no second probe of the trie
+                with whole_layers(ref_model):
+                    require_finite_logits(ref_model, ref_model)
+                    prepare_for_scoring(ref_model, ref_model, False)
                 if share:
                     use_trie_attention(ref_model)
             else:

@@ -12,7 +12,7 @@ from ._autograd import FrozenHeadLogProb, OneTileLogProb
 from ._scan import Head, scan, uses_triton
 from ._statistics import OPTIONAL_OUTPUTS, TokenLogProbs
 
-__all__ = ["TokenLogProbs", "gather_logprobs"]
+__all__ = ["TokenLogProbs", "gather_logprobs", "logprobs_of_logits"]
 
 # (tokens, vocabulary entries) of one tile. On a CPU a tile that fits the last-level cache is the fastest; on a GPU the
 # wide tiles of TRL's fused head keep the matrix products large.
@@ -93,6 +93,36 @@ def gather_logprobs(
     )
     entropy = None if entropy is None else entropy.detach()  # the one output TRL has a second gradient for
     return TokenLogProbs(log_probs, entropy, mean_logits, is_top1, log_sum_sq_probs)
+
+
+def logprobs_of_logits(logits: Tensor, targets: Tensor, *, outputs: Sequence[str] = ("log_probs",)) -> TokenLogProbs:
+    """Return the log-prob of one target token for each row of logits: `gather_logprobs` for logits that exist already.
+
+    Args:
+        logits: ``(S, V)`` logits of the positions that predict the targets; S may be 0.
+        targets: ``(S,)`` int64 vocabulary indices.
+        outputs: Fields of `TokenLogProbs` to compute; ``"log_probs"`` is always among them.
+
+    Returns:
+        `TokenLogProbs`, at least in float32. Only ``log_probs`` has a gradient.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
+        >>> logprobs_of_logits(logits, torch.tensor([0])).log_probs
+        tensor([-0.6931])
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logps = logits.log_softmax(dim=-1)
+    log_probs = logps.gather(1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        return TokenLogProbs(
+            log_probs,
+            entropy=torch.special.entr(logps.exp()).sum(dim=-1) if "entropy" in outputs else None,
+            mean_logits=logits.mean(dim=-1) if "mean_logits" in outputs else None,
+            is_top1=logits.argmax(dim=-1) == targets if "is_top1" in outputs else None,
+            log_sum_sq_probs=(2 * logps).logsumexp(dim=-1) if "log_sum_sq_probs" in outputs else None,
+        )
 
 
 def _recompute_slices(

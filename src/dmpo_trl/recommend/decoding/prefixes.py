@@ -123,8 +123,12 @@ def log_normalizer(logits: torch.Tensor) -> torch.Tensor:
 
 
 def accepted_arguments(base_model: Any) -> set[str]:
-    """Names of the arguments of the model's own forward, also where a scoring head stands before it."""
-    return set(inspect.signature(getattr(base_model, "_forward_without_scoring", base_model.forward)).parameters)
+    """Return the names of the arguments of the model's own forward.
+
+    Args:
+        base_model: A transformers model.
+    """
+    return set(inspect.signature(base_model.forward).parameters)
 
 
 def cache_argument(base_model: Any) -> str:
