@@ -18,7 +18,7 @@ from support import (
 from dmpo_trl.batching.collator import lay_out
 from dmpo_trl.data import MOVIES
 from dmpo_trl.modeling import probe as probe_module
-from dmpo_trl.modeling.probe import prepare_for_scoring, probe
+from dmpo_trl.modeling.probe import NonFiniteLogitsError, prepare_for_scoring, probe, require_finite_logits
 from dmpo_trl.recommend import Recommender
 
 
@@ -110,7 +110,9 @@ def probes(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize(("name", "shares"), [("llama", True), ("bloom", False), ("lfm2_hybrid", False), ("falcon_alibi", False)])
+@pytest.mark.parametrize(
+    ("name", "shares"), [("llama", True), ("bloom", False), ("lfm2_hybrid", False), ("falcon_alibi", False)]
+)
 def test_an_answer_is_remembered_yes_or_no(name, shares, probes, caplog):
     model = make_model(name)
     attention = model.config._attn_implementation
@@ -185,3 +187,17 @@ def test_the_model_stays_what_it_was_outside_of_the_layout(tmp_path):
     assert torch.equal(model.generate(ids, **options), twin.generate(ids, **options))
     model.save_pretrained(tmp_path)
     assert "trie" not in (tmp_path / "config.json").read_text()
+
+
+def nan_model():
+    model = make_model("llama")
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    return model
+
+
+@pytest.mark.parametrize("mode", ["auto", True, False])
+def test_logits_that_are_not_finite_are_refused(mode):
+    with pytest.raises(NonFiniteLogitsError, match="not finite"):
+        require_finite_logits(*[nan_model()] * 2)
+    with pytest.raises(NonFiniteLogitsError, match="not finite"):
+        prepare_for_scoring(*[nan_model()] * 2, mode)

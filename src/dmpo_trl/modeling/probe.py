@@ -180,6 +180,7 @@ def require_finite_logits(model: Any, base_model: PreTrainedModel) -> None:
     Raises:
         NonFiniteLogitsError: The logits are not finite.
     """
+    add_scoring_head(base_model)
     prompts, completions = _sequences(base_model.config.get_text_config().vocab_size)
     try:
         with evaluation_mode(model), unpacked_layers(base_model):
@@ -235,19 +236,21 @@ def head_difference(model: Any, base_model: PreTrainedModel) -> tuple[float, flo
     prompts, completions = _sequences(vocab_size)
     # One completion of each prompt, and of each position the targets of many tokens
     batch = lay_out(prompts, [options[:1] for options in completions], prefix_sharing=False, pad_token_id=0)
-    scored = [batch.pop(f"scored_{name}").repeat_interleave(_TARGETS).to(device) for name in ("rows", "columns")]
-    del batch["scored_targets"], batch["token_pairs"], batch["token_completions"]
-    inputs = {name: tensor.to(device) for name, tensor in batch.items()} | {"use_cache": False}
-    targets = torch.randint(vocab_size, scored[0].shape, generator=torch.Generator().manual_seed(0)).to(device)
+    del batch["token_pairs"], batch["token_completions"]
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    targets = torch.randint(
+        vocab_size, (len(batch["scored_targets"]), _TARGETS), generator=torch.Generator().manual_seed(0)
+    )
+    many = {name: batch[name].repeat_interleave(_TARGETS) for name in ("scored_rows", "scored_columns")}
+    many["scored_targets"] = targets.flatten().to(device)
     with evaluation_mode(model), unpacked_layers(base_model):
-        logits = model(**inputs).logits[tuple(scored)].float()
-        own = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
-        if own.isnan().any():
-            raise NonFiniteLogitsError(base_model)
+        logits = model(**batch, scored_outputs=("logits",), use_cache=False).logits.float()
         _score_own_logits(base_model, False)
-        rows, columns = scored
-        output = model(**inputs, scored_rows=rows, scored_columns=columns, scored_targets=targets)
-    found = output.log_probs.to(own)
+        found = model(**batch | many, use_cache=False).log_probs
+    own = logits.log_softmax(dim=-1).gather(1, targets.to(logits.device)).flatten()
+    if own.isnan().any():
+        raise NonFiniteLogitsError(base_model)
+    found = found.to(own)
     difference = _root_mean_square(torch.where(found == own, 0.0, found - own))
     finite = own.isfinite()  # a token that the model rules out has -inf
     # The rounding of float32 counts where logits are next to nothing, as those of a head that is still to be trained
@@ -325,10 +328,7 @@ def _sequences(vocab_size: int) -> tuple[list[list[int]], list[list[list[int]]]]
 
 
 def _own_logits(model: Any, prompt: list[int], completion: list[int], device: torch.device) -> torch.Tensor:
-    ids = torch.tensor([prompt + completion], device=device)
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
-    # Counted from the end: prompt-learning PEFT methods prepend virtual tokens
-    return logits[-len(completion) - 1 : -1].float()
+    return _layout_logits(model, [prompt], [[completion]], False, device)
 
 
 def _layout_logits(
@@ -338,9 +338,8 @@ def _layout_logits(
     batch = lay_out(prompts, completions, prefix_sharing=share, pad_token_id=0, attention_balance=float("inf"))
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     pairs = batch.pop("token_pairs")[batch.pop("token_completions").argsort(stable=True)]
-    rows, columns, _ = (batch.pop(f"scored_{name}")[pairs] for name in ("rows", "columns", "targets"))
-    logits: torch.Tensor = model(**batch, use_cache=False).logits
-    return logits[rows, columns].float()
+    logits: torch.Tensor = model(**batch, scored_outputs=("logits",), use_cache=False).logits
+    return logits[pairs].float()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ class ScoringOutput(ModelOutput):
         mean_logits: Mean of the logits over the vocabulary.
         is_top1: Whether the target is the most likely token.
         log_sum_sq_probs: `log sum_v p(v)^2`, which WPO's weights use.
+        logits: The model's own logits at the scored positions, (S, V): what everything else is tested against.
         aux_loss: Load-balancing loss of a mixture of experts, a scalar.
     """
 
@@ -34,6 +35,7 @@ class ScoringOutput(ModelOutput):
     mean_logits: torch.Tensor | None = None
     is_top1: torch.Tensor | None = None
     log_sum_sq_probs: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     aux_loss: torch.Tensor | None = None
 
 
@@ -105,6 +107,7 @@ class ScoringModel:
 
     scores_own_logits = False
     _instance_forward: Any = None
+    _forward_without_autocast: Any = None
 
 
 @functools.cache
@@ -114,7 +117,9 @@ def _scoring_class(cls: Any) -> type:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         own = functools.partial(own_forward, self) if self._instance_forward is None else self._instance_forward
-        return _forward(self, own, *args, **kwargs)
+        if kwargs.keys().isdisjoint(_SCORING_ARGUMENTS):
+            return own(*args, **kwargs)
+        return _forward(self, self._forward_without_autocast or own, *args, **kwargs)
 
     # `generate` reads in the signature what to prepare. Without `__wrapped__`, which accelerate follows to the end
     forward.__signature__ = inspect.signature(own_forward)  # type: ignore[attr-defined]
@@ -169,10 +174,14 @@ def _subclass(cls: type, mixin: type, namespace: dict[str, Any]) -> type:
 
 def _become(module: Any, cls: type) -> None:
     module.__class__ = cls
-    # accelerate (autocast, device maps) puts a forward on the instance, which would go before that of the class
+    # accelerate puts a forward on the instance, which would go before that of the class: for device maps, or one with
+    # autocast, and then it notes the one without. Scores are in the precision of the weights.
     if "forward" in vars(module):
         module._instance_forward = vars(module).pop("forward")
-        vars(module).pop("_original_forward", None)  # its note of what to restore, which is no longer true
+        module._forward_without_autocast = vars(module).pop("_original_forward", None)
+
+
+_SCORING_ARGUMENTS = {"scored_targets", "subtree_end", "num_copies", "scored_outputs", "scored_rows", "scored_columns"}
 
 
 def _forward(
@@ -187,19 +196,20 @@ def _forward(
     num_copies: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> Any:
-    layout = nullcontext() if subtree_end is None else trie_layout(kwargs["position_ids"], subtree_end)
+    by_own_logits = scored_targets is None or self.scores_own_logits or "logits" in scored_outputs
+    forward = own_forward if by_own_logits else self.base_model
+    if scored_targets is not None:
+        kwargs.pop("labels", None)  # PEFT passes `labels=None` on, and backbones do not know it
+    with nullcontext() if subtree_end is None else trie_layout(kwargs["position_ids"], subtree_end):
+        output = forward(*args, **kwargs)
     if scored_targets is None:
-        with layout:
-            return own_forward(*args, **kwargs)
-    kwargs.pop("labels", None)  # PEFT passes `labels=None` on, and backbones do not know it
-    if self.scores_own_logits:
-        with layout:
-            output = own_forward(*args, **kwargs)
+        return output
+
+    logits = None
+    if by_own_logits:
         logits = output.logits[scored_rows, scored_columns]  # (S, V)
         scores = logprobs_of_logits(logits, scored_targets.to(logits.device), outputs=scored_outputs)
     else:
-        with layout:
-            output = self.base_model(*args, **kwargs)
         hidden = output.last_hidden_state[scored_rows, scored_columns]  # (S, H)
         scale, softcap = logit_transform(self.config)
         options = {"logit_scale": scale, "softcap": softcap, "outputs": scored_outputs}
@@ -208,4 +218,4 @@ def _forward(
     if kwargs.get("output_router_logits"):
         token_weights = kwargs.get("attention_mask") if num_copies is None else num_copies
         aux_loss = load_balancing_loss(self.config, output.router_logits, token_weights)
-    return ScoringOutput(**vars(scores), aux_loss=aux_loss)
+    return ScoringOutput(**vars(scores), logits=logits if "logits" in scored_outputs else None, aux_loss=aux_loss)
