@@ -167,7 +167,6 @@ def test_hooks_of_the_head_run_in_a_scored_forward():
     model.lm_head.weight.data = weight[:0]
     model.lm_head.register_forward_pre_hook(gather, with_kwargs=True)
     model.lm_head.register_forward_hook(shard)
-    model.lm_head.register_full_backward_hook(lambda *_: ran.append("backward"))
     prompts, completions = prompts_and_completions(ragged_examples(0, [1, 3]))
     batch = lay_out(prompts, completions, prefix_sharing=True, pad_token_id=0)
     found = layout_logps(model, batch, sum(map(len, completions)))

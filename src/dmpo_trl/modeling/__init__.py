@@ -1,1 +1,1 @@
-"""How a transformers model computes a batch. Knows no training."""
+"""Modeling: how a transformers model computes a batch. Knows nothing of training."""

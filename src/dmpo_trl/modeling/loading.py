@@ -1,4 +1,4 @@
-"""Models and tokenizers: how they are loaded, unwrapped, and put into evaluation mode."""
+"""Models and tokenizers: loading, unwrapping, evaluation mode."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,6 +117,14 @@ def evaluation_mode(model: Any) -> Iterator[None]:
 
     Args:
         model: A `torch.nn.Module`.
+
+    Example:
+        >>> model = torch.nn.Dropout()
+        >>> with evaluation_mode(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

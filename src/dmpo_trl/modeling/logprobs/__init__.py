@@ -1,4 +1,4 @@
-"""Log-probs of target tokens straight from hidden states: the logits of all tokens never exist at once."""
+"""Log-probs of target tokens, straight from hidden states: the logits of all tokens never exist at once."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -38,7 +38,7 @@ def gather_logprobs(
     softcap: float | None = None,
     outputs: Sequence[str] = ("log_probs",),
 ) -> TokenLogProbs:
-    """Log-prob of one target token for each hidden state.
+    """Return the log-prob of one target token for each hidden state.
 
     With ``y = logit_scale * (hidden @ weight.T + bias)`` and ``z = softcap * tanh(y / softcap)`` (``z = y`` without a
     soft-cap), ``log_probs[s] = z[s, targets[s]] - logsumexp(z[s])``. The projection runs tile by tile with an online
@@ -58,17 +58,25 @@ def gather_logprobs(
         weight: ``(V, H)`` weight of the head, whole (gather sharded parameters first).
         targets: ``(S,)`` int64 vocabulary indices.
         bias: ``(V,)`` bias of the head.
-        logit_scale: factor of the logits, applied before the soft-cap.
-        softcap: soft-cap of the logits (Gemma's ``final_logit_softcapping``).
-        outputs: fields of `TokenLogProbs` to compute; ``"log_probs"`` is always among them.
+        logit_scale: Factor of the logits, applied before the soft-cap.
+        softcap: Soft-cap of the logits (Gemma's ``final_logit_softcapping``).
+        outputs: Fields of `TokenLogProbs` to compute; ``"log_probs"`` is always among them.
 
     Returns:
         `TokenLogProbs`, float32 (float64 for float64 inputs unless TRL's kernel computes them, which is float32). Only
         ``log_probs`` has a gradient.
 
     Raises:
-        ValueError: if shapes do not fit, a target is not a vocabulary index, an output is unknown, or the soft-cap is
+        ValueError: Shapes do not fit, a target is not a vocabulary index, an output is unknown, or the soft-cap is
             not positive.
+
+    Example:
+        >>> import torch
+        >>> hidden, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> gather_logprobs(hidden, weight, torch.tensor([1])).log_probs
+        tensor([-0.4076])
+        >>> gather_logprobs(hidden, weight, torch.tensor([1]), softcap=1.5).log_probs
+        tensor([-0.6529])
     """
     _check(hidden, weight, targets, bias, softcap, outputs)
     optional = tuple(name for name in OPTIONAL_OUTPUTS if name in outputs)

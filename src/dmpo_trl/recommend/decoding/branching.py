@@ -1,4 +1,4 @@
-"""Prefixes that branch inside one row: a user's prompt and all its beams, in one cache without a copy.
+"""Branching prefixes: a user's prompt and all its beams in one row of the cache, without a copy.
 
 Tokens are appended to their user's row, and a table says what each sees: the prompt and its own beginning. It reaches
 the model as a layout of `dmpo_trl.modeling.attention`.
@@ -34,7 +34,7 @@ class BranchingPrefixes(Prefixes):
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         self._model, base_model = model, base_model_of(model)
         if "position_ids" not in accepted_arguments(base_model):
-            raise ValueError(f"{type(base_model).__name__} takes no position_ids")
+            raise ValueError(f"{type(base_model).__name__} takes no `position_ids`.")
         self._device = base_model.get_input_embeddings().weight.device
         self._cache = DynamicCache()  # without the config: windows are the mask's, and no layer drops a token
         self._cache_argument = cache_argument(base_model)
@@ -56,7 +56,7 @@ class BranchingPrefixes(Prefixes):
         self._slot = self._user  # of each prefix, the row of its logits
 
     def log_probs(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """See `Prefixes`."""
+        """Return the log-probs of next tokens; see `Prefixes`."""
         known = [self._known[row] for row in rows]
         logps = np.array([ahead[0] if ahead else np.nan for ahead in known])
         unknown = np.isnan(logps)
@@ -64,7 +64,7 @@ class BranchingPrefixes(Prefixes):
         return logps
 
     def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
-        """See `Prefixes`."""
+        """Go on with some sequences; see `Prefixes`."""
         known = [self._known[parent] for parent in parents]
         self._known = [ahead[1:] for ahead in known]
         self._next_depth, self._sees = self._next_depth[parents], self._sees[parents]

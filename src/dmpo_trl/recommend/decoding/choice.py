@@ -1,4 +1,4 @@
-"""How a model computes prefixes: the fastest way that gives its own numbers, decided by numbers."""
+"""Choice of a cache: the fastest way to compute prefixes that gives the model's own numbers."""
 
 from __future__ import annotations
 
