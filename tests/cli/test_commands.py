@@ -92,8 +92,10 @@ def test_evaluate_refuses_a_single_user_before_it_loads_the_model(prepared):
 
 def test_evaluate_loads_the_model_once_for_ranking_and_generation(folders, prepared, monkeypatch):
     loaded = []
-    load = report.load_model
-    monkeypatch.setattr(report, "load_model", lambda path, **options: loaded.append(path) or load(path, **options))
+    load = report.load_model_and_tokenizer
+    monkeypatch.setattr(
+        report, "load_model_and_tokenizer", lambda path, **options: loaded.append(path) or load(path, **options)
+    )
     main(["evaluate", "--model", str(folders / "model"), "--data", str(prepared), "--generate", "--users", "2"])
     assert loaded == [str(folders / "model")]
 

@@ -8,6 +8,7 @@ from trl import SFTConfig, SFTTrainer
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.evaluation.callback import RankingCallback
 from dmpo_trl.evaluation.ranking import rank_with_model
+from dmpo_trl.modeling import probe
 
 USERS = make_users(12)
 # Trained to prefer the users' own targets, at a rate at which the ranking changes from step to step
@@ -111,6 +112,20 @@ def test_training_is_not_disturbed(tmp_path, kind):
         assert witness.attention == [attention] * 3
     assert len(losses[0]) == 6
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_model_is_probed_once_and_scored_by_its_head(tmp_path, bf16, monkeypatch, caplog):
+    """Not anew at each evaluation; and not by what autocast makes of its logits."""
+    probes = []
+    own = probe._trie_obstacle
+    monkeypatch.setattr(probe, "_trie_obstacle", lambda *models: probes.append(1) or own(*models))
+    trainer = make_trainer(SFTTrainer, tmp_path, [RankingCallback(USERS, score="mean")], bf16=bf16)
+    trainer.train()
+    assert len(logged(trainer, "eval_ndcg@5")) == 3
+    assert probes == [1]
+    assert "Prefix sharing is off" not in caplog.text
+    assert not trainer.model.scores_own_logits
 
 
 def test_an_adapter_is_ranked_with_its_adapter(tmp_path):

@@ -1,8 +1,11 @@
 """Attention tree by tree: what the mask of the whole row gives, values and gradients."""
 
+import gc
+
 import pytest
 import torch
 from support import layout_logps, make_model, naive_logps, prompts_and_completions, ragged_examples
+from transformers import DynamicCache
 
 from dmpo_trl.batching.collator import lay_out
 from dmpo_trl.modeling import attention
@@ -87,6 +90,48 @@ def test_checkpointing_gives_the_same_gradient(reentrant):
         layout_logps(model, batch, sum(map(len, completions))).sum().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_the_backward_pass_of_checkpointing_attends_tree_by_tree_too(reentrant, calls):
+    """It runs when no layout is active any more."""
+    model = scoring_model("llama").train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    _, completions, batch = batch_of(4096)
+    found = layout_logps(model, batch, sum(map(len, completions)))
+    forward = list(calls)
+    found.sum().backward()
+    assert max(forward) < batch["input_ids"].shape[1]
+    assert sorted(calls) == sorted(2 * forward)
+
+
+def test_masks_of_trees_go_with_their_mask():
+    model = scoring_model("llama")
+    _, completions, batch = batch_of(4096)
+    layout_logps(model, batch, sum(map(len, completions))).sum().backward()
+    gc.collect()
+    assert len(attention._masks_of_trees) == 0
+
+
+def test_branches_are_a_layout_of_the_same_registry():
+    """Two branches of one token each behind a cached prompt, on a model with windows shorter than the prompt."""
+    model = make_model("mistral_window")
+    prompt, branches = list(range(10, 22)), [30, 40]
+    before = model.config._attn_implementation
+    with torch.no_grad(), attention.branch_attention(model):
+        assert model.config._attn_implementation == f"trie_{before}"
+        cache = DynamicCache()
+        model(torch.tensor([prompt]), past_key_values=cache)
+        depth = torch.tensor([[*range(len(prompt)), len(prompt), len(prompt)]])
+        path = torch.ones(1, 2, len(prompt) + 2, dtype=torch.bool)
+        path[0, :, len(prompt) :] = torch.eye(2, dtype=torch.bool)
+        with attention.branch_layout(depth, path):
+            found = model(torch.tensor([branches]), position_ids=depth[:, -2:], past_key_values=cache).logits[0]
+    assert model.config._attn_implementation == before
+    for logits, token in zip(found, branches, strict=True):
+        expected = model(torch.tensor([[*prompt, token]])).logits[0, -1]
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
 
 
 def test_a_mask_that_is_another_tensor_is_attended_to_whole(monkeypatch, calls):

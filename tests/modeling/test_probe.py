@@ -1,12 +1,25 @@
 import logging
 
+import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from support import COPYING, SHARING, layout_logps, make_model, naive_logps, prompts_and_completions, ragged_examples
+from support import (
+    COPYING,
+    SHARING,
+    layout_logps,
+    make_model,
+    make_tokenizer,
+    naive_logps,
+    prompts_and_completions,
+    ragged_examples,
+)
 
 from dmpo_trl.batching.collator import lay_out
-from dmpo_trl.modeling.probe import ScoringHeadError, prepare_for_scoring, probe
+from dmpo_trl.data import MOVIES
+from dmpo_trl.modeling import probe as probe_module
+from dmpo_trl.modeling.probe import NonFiniteLogitsError, prepare_for_scoring, probe, require_finite_logits
+from dmpo_trl.recommend import Recommender
 
 
 def logps(model, examples, share):
@@ -61,37 +74,87 @@ def test_the_gap_between_right_and_wrong_is_wide(dtype, scale, monkeypatch):
 
     # Wrong: tokens see the other branches, as with a model that ignores the mask
     wrong = make_model("llama", initializer_range=scale).to(dtype)
-    monkeypatch.setattr("dmpo_trl.modeling.attention._ancestors_only", lambda mask_function, depth, end: mask_function)
+    monkeypatch.setattr("dmpo_trl.modeling.attention._by_depth", lambda mask_function, layout, device: mask_function)
     assert prepare_for_scoring(wrong, wrong, "auto") is False
 
 
 def test_windows_are_tested_however_long_they_are(monkeypatch):
     """A window measured in places of the row instead of depths is found, though the probe is shorter than it."""
 
-    def by_place(mask_function, depth, end):
+    def by_place(mask_function, layout, device):
         def sees(b, h, q, k):
-            return mask_function(b, h, q, k) & (q < end[b, k])
+            return mask_function(b, h, q, k) & (q < layout.subtree_end[b, k])
 
         return sees
 
-    monkeypatch.setattr("dmpo_trl.modeling.attention._ancestors_only", by_place)
+    monkeypatch.setattr("dmpo_trl.modeling.attention._by_depth", by_place)
     model = make_model("mistral_window", sliding_window=1000)
     assert prepare_for_scoring(model, model, "auto") is False
     assert model.config.sliding_window == 1000
 
 
-def test_a_model_whose_head_is_not_its_output_embeddings_is_refused():
+@pytest.fixture
+def probes(monkeypatch):
+    """How often a probe of the trie, and a check of the head, was made."""
+    counts = {"_trie_obstacle": 0, "_head_obstacle": 0}
+
+    def counted(name, ask):
+        def count(*args):
+            counts[name] += 1
+            return ask(*args)
+
+        return count
+
+    for name in counts:
+        monkeypatch.setattr(probe_module, name, counted(name, getattr(probe_module, name)))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"), [("llama", True), ("bloom", False), ("lfm2_hybrid", False), ("falcon_alibi", False)]
+)
+def test_an_answer_is_remembered_yes_or_no(name, shares, probes, caplog):
+    model = make_model(name)
+    attention = model.config._attn_implementation
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert prepare_for_scoring(model, model, "auto") is shares
+            model.set_attn_implementation(attention)  # as a `RankingCallback` does
+    assert probes == {"_trie_obstacle": 1, "_head_obstacle": 1}
+    assert caplog.text.count("Prefix sharing is off") == (0 if shares else 1)
+    # What is remembered does not turn an error into copies
+    if not shares:
+        with pytest.raises(ValueError, match=r"cannot share prefixes: its "):
+            prepare_for_scoring(model, model, True)
+
+
+def test_what_was_refused_warns_once_when_it_is_first_computed_on_copies(probes, caplog):
+    model = make_model("bloom")
+    with pytest.raises(ValueError, match="cannot share prefixes"):
+        prepare_for_scoring(model, model, True)
+    assert "Prefix sharing is off" not in caplog.text
+    for _ in range(2):
+        assert prepare_for_scoring(model, model, "auto") is False
+    assert caplog.text.count("Prefix sharing is off") == 1
+    assert probes["_trie_obstacle"] == 1
+
+
+def test_another_attention_is_another_question(probes):
     model = make_model("llama")
-    own_forward = model.forward
+    assert prepare_for_scoring(model, model, "auto") is True
+    model.set_attn_implementation("eager")
+    assert prepare_for_scoring(model, model, "auto") is True
+    assert model.config._attn_implementation == "trie_eager"
+    assert probes["_trie_obstacle"] == 2
 
-    def forward(*args, **kwargs):
-        output = own_forward(*args, **kwargs)
-        output.logits = -3 * output.logits
-        return output
 
-    model.forward = forward
-    with pytest.raises(ScoringHeadError, match="please open an issue"):
-        prepare_for_scoring(model, model, "auto")
+def test_a_recommender_asks_and_warns_once(probes, caplog):
+    items = pl.DataFrame({"item": ["1", "2"], "title": ["Alien", "Babe"]})
+    recommender = Recommender(make_model("bloom"), make_tokenizer(), items, MOVIES.plain())
+    for _ in range(3):
+        recommender.rank(["1"], ["1", "2"])
+    assert probes == {"_trie_obstacle": 1, "_head_obstacle": 1}
+    assert caplog.text.count("Prefix sharing is off") == 1
 
 
 def test_lora_shares_and_prompt_learning_copies():
@@ -124,3 +187,17 @@ def test_the_model_stays_what_it_was_outside_of_the_layout(tmp_path):
     assert torch.equal(model.generate(ids, **options), twin.generate(ids, **options))
     model.save_pretrained(tmp_path)
     assert "trie" not in (tmp_path / "config.json").read_text()
+
+
+def nan_model():
+    model = make_model("llama")
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    return model
+
+
+@pytest.mark.parametrize("mode", ["auto", True, False])
+def test_logits_that_are_not_finite_are_refused(mode):
+    with pytest.raises(NonFiniteLogitsError, match="not finite"):
+        require_finite_logits(*[nan_model()] * 2)
+    with pytest.raises(NonFiniteLogitsError, match="not finite"):
+        prepare_for_scoring(*[nan_model()] * 2, mode)

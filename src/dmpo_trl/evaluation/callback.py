@@ -15,6 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..modeling.attention import attention_restored
 from ..modeling.loading import base_model_of
 from .metrics import METRICS, check_metrics
 from .ranking import check_score, rank_by_log_prob, score_candidates
@@ -88,19 +89,16 @@ class RankingCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Rank the users and add the figures to `metrics`."""
-        base_model = base_model_of(model)
-        attention = base_model.config._attn_implementation
-        scored = score_candidates(
-            model,
-            processing_class,
-            self.dataset,
-            tokens_per_batch=self.tokens_per_batch,
-            progress=None if args.disable_tqdm else "Ranking",
-        )
+        # Training goes on as it began: with packed sequences FlashAttention cannot be exchanged for sdpa
+        with attention_restored(base_model_of(model)):
+            scored = score_candidates(
+                model,
+                processing_class,
+                self.dataset,
+                tokens_per_batch=self.tokens_per_batch,
+                progress=None if args.disable_tqdm else "Ranking",
+            )
         self.result = rank_by_log_prob(self.dataset, scored, score=self.score, name="model")
-        if base_model.config._attn_implementation != attention:
-            # Training goes on as it began: with packed sequences FlashAttention cannot be exchanged for sdpa
-            base_model.set_attn_implementation(attention)
         figures = {f"eval_{name}": value for name, value in self.result.metrics(self.metrics).items()}
         metrics |= figures
         if self.trainer is not None:

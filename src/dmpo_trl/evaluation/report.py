@@ -9,7 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.loading import load_model, load_tokenizer
+from ..modeling.loading import load_model_and_tokenizer
 from .intervals import Difference, Interval
 from .ranking import SCORES, rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
 from .result import RankingResult
@@ -46,18 +46,19 @@ def evaluate_model(
 
 
 def load_for_ranking(path: str, **model_options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Loads a model and its tokenizer, to this process's device.
+    """Load a model and its tokenizer, to this process's device.
 
     Args:
-        path: folder or hub id of a model or an adapter.
-        **model_options: for `from_pretrained`. By default the weights keep their `dtype` on a GPU and are float32 on a
-            CPU, where half precision is slow; `device_map` spreads the model over devices.
+        path: Folder or hub id of a model or an adapter.
+        **model_options: For `from_pretrained`, such as `revision`. By default the weights keep their `dtype` on a GPU
+            and are float32 on a CPU, where half precision is slow; `device_map` spreads the model over devices.
     """
     device = PartialState().device
-    model = load_model(path, **{"dtype": "float32" if device.type == "cpu" else "auto"} | model_options)
+    dtype = "float32" if device.type == "cpu" else "auto"
+    model, tokenizer = load_model_and_tokenizer(path, **{"dtype": dtype} | model_options)
     if "device_map" not in model_options:
         model.to(device)
-    return model, load_tokenizer(path)
+    return model, tokenizer
 
 
 def rank_beside_baselines(

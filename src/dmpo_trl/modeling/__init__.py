@@ -1,4 +1,4 @@
-"""How a transformers model computes a batch. Knows no training.
+"""Modeling: how a transformers model computes a batch. Knows nothing of training.
 
 Internal: what users need of it is exported by `dmpo_trl`.
 """

@@ -1,36 +1,63 @@
-"""How the ancestor mask reaches a transformers model.
+"""Attention masks by depth.
 
-transformers looks attention functions and mask functions up by name. We register both under names of our own
-(`trie_sdpa`, ...) that do what the plain ones do, except inside `trie_layout(...)`, where the mask lets a token see
-its ancestors only. The model's own mask (causal, sliding window, chunked) keeps its meaning: it is evaluated on depths
-instead of places in the row. The names live in the model's config in memory only; transformers does not save them.
+Several sequences with common beginnings share one row of a batch: as a trie (training, scoring) or as branches behind
+a key-value cache (beam search). Either is a `Layout`: the depth of each token in its own sequence, and which tokens of
+the row belong to that sequence. The model's own mask (causal, sliding window, chunked) keeps its meaning: it is
+evaluated on depths instead of places in the row.
+
+transformers looks attention functions and mask functions up by name. Both are registered here under names of our own
+(`trie_sdpa`, ...) that do what the plain ones do, except while a layout is active. The names live in the model's
+config in memory only; transformers does not save them.
 """
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 logger = logging.getLogger(__name__)
 
-MaskFunction = Callable[[Any, Any, Any, Any], torch.Tensor]
+MaskFunction = Callable[[Any, Any, Any, Any], torch.Tensor]  # of batch, head, query and key indices
 
 _PREFIX = "trie_"
 _BASES = ("sdpa", "eager", "flex_attention")
 # Trees shorter than this are not worth an attention of their own
 _LEAST_LENGTH = 128
-# The mask of a row, built once a forward, has the square of so many values
+# The mask of a row, built once per forward, has the square of this many values
 PACKED_LENGTH = 4096
-# (depth, subtree_end), each (rows, length), while a forward runs in the trie layout
-_active_layout: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("trie_layout", default=None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sequences with common beginnings lie in the rows of a batch.
+
+    Attributes:
+        depth: Place of each token in its own sequence, (rows, columns).
+        table: What `sees` looks up, (rows, ...).
+        sees: Whether a token is on the path of another, by `table` and the indices of row, query and key.
+        subtree_end: Where a row consists of whole trees, the index just past each token's last descendant.
+    """
+
+    depth: torch.Tensor
+    table: torch.Tensor
+    sees: Callable[[torch.Tensor, Any, Any, Any], torch.Tensor]
+    subtree_end: torch.Tensor | None = None
+
+
+_active_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
+# Of the boolean mask of a forward, the additive masks of its trees. Keyed by the mask itself, which every layer gets:
+# a backward pass with gradient checkpointing runs the layers again when no layout is active any more.
+_masks_of_trees: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @contextmanager
@@ -44,17 +71,48 @@ def trie_layout(position_ids: torch.Tensor, subtree_end: torch.Tensor) -> Iterat
         position_ids: Depth of each token in its tree, (rows, length).
         subtree_end: Index just past each token's last descendant, (rows, length).
     """
-    token = _active_layout.set((position_ids, subtree_end))
+    with _active(Layout(position_ids, subtree_end, _is_ancestor, subtree_end)):
+        yield
+
+
+@contextmanager
+def branch_layout(depth: torch.Tensor, path: torch.Tensor) -> Iterator[None]:
+    """Let new tokens behind a key-value cache see the tokens of their own branch only.
+
+    The model must be inside `branch_attention`.
+
+    Args:
+        depth: Place of each token in its own sequence, cached and new ones, (rows, columns).
+        path: Which columns each new token sees, (rows, new, columns).
+    """
+    first = depth.size(1) - path.size(1)
+
+    def is_on_path(path: torch.Tensor, batch: Any, query: Any, key: Any) -> torch.Tensor:
+        return path[batch, query - first, key]
+
+    with _active(Layout(depth, path, is_on_path)):
+        yield
+
+
+@contextmanager
+def _active(layout: Layout) -> Iterator[None]:
+    token = _active_layout.set(layout)
     try:
         yield
     finally:
         _active_layout.reset(token)
 
 
-def _ancestors_only(mask_function: MaskFunction, depth: torch.Tensor, subtree_end: torch.Tensor) -> MaskFunction:
+def _is_ancestor(subtree_end: torch.Tensor, batch: Any, query: Any, key: Any) -> torch.Tensor:
+    return (key <= query) & (query < subtree_end[batch, key])
+
+
+def _by_depth(mask_function: MaskFunction, layout: Layout, device: torch.device) -> MaskFunction:
+    depth, table = layout.depth.to(device), layout.table.to(device)
+
     def sees(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> torch.Tensor:
         by_depth = mask_function(batch_idx, head_idx, depth[batch_idx, q_idx], depth[batch_idx, kv_idx])
-        return by_depth & (kv_idx <= q_idx) & (q_idx < subtree_end[batch_idx, kv_idx])
+        return by_depth & layout.sees(table, batch_idx, q_idx, kv_idx)
 
     return sees
 
@@ -62,25 +120,24 @@ def _ancestors_only(mask_function: MaskFunction, depth: torch.Tensor, subtree_en
 def _make_mask(base: str) -> Callable[..., Any]:
     plain = ALL_MASK_ATTENTION_FUNCTIONS[base]
 
-    def trie_mask(*, mask_function: MaskFunction, attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:
+    def mask_by_depth(*, mask_function: MaskFunction, attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:
         layout = _active_layout.get()
-        if layout is not None:
-            depth, subtree_end = (vector.to(kwargs["device"]) for vector in layout)
-            mask_function = _ancestors_only(mask_function, depth, subtree_end)
-            # Padding is a tree of its own: every token sees at least itself, and no row of the mask is empty
-            attention_mask = None
-            kwargs["allow_is_causal_skip"] = False
-        mask = plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
-        if layout is not None and base == "sdpa" and mask.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Layers that get another tensor, copied or changed, attend to the whole row: the same, but slower
-            mask.trees = _cut(mask, layout[1].tolist(), kwargs.get("dtype", torch.float32))
+        if layout is None:
+            return plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+        # Every token sees at least itself, padding too, so that no row of the mask is empty
+        mask_function = _by_depth(mask_function, layout, kwargs["device"])
+        kwargs["allow_is_causal_skip"] = False
+        mask = plain(mask_function=mask_function, attention_mask=None, **kwargs)
+        on_cpu = base == "sdpa" and mask.device.type == "cpu"
+        if on_cpu and layout.subtree_end is not None and not torch.compiler.is_compiling():
+            _masks_of_trees[mask] = _cut(mask, layout.subtree_end.tolist(), kwargs.get("dtype", torch.float32))
         return mask
 
-    return trie_mask
+    return mask_by_depth
 
 
 def _cut(mask: torch.Tensor, subtree_end: list[list[int]], dtype: torch.dtype) -> list[list[torch.Tensor]]:
-    """The masks of the trees of each row, or one of all rows where none has several; to be added to the scores.
+    """Masks of the trees of each row, or one for all rows where none has several; to be added to the scores.
 
     Sdpa would turn a boolean mask into such a one in every layer, and keep each for the backward pass.
     """
@@ -122,9 +179,14 @@ def _sdpa_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """Attention tree by tree where the mask says which there are: no pair of tokens of two trees sees each other."""
+    """Attend tree by tree where the trees of a mask are known: no pair of tokens of two trees sees each other.
+
+    A layer that gets another tensor, a copy or a changed mask, attends to the whole row: the same, but slower.
+    """
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    trees = getattr(attention_mask, "trees", None)
+    trees = None
+    if attention_mask is not None and not torch.compiler.is_compiling():
+        trees = _masks_of_trees.get(attention_mask)
     if trees is None or kwargs.get("position_bias") is not None:
         return plain(module, query, key, value, attention_mask, **kwargs)
     if len(trees) == len(trees[0]) == 1:
@@ -151,10 +213,24 @@ for _base in _BASES:
     AttentionMaskInterface.register(_PREFIX + _base, _make_mask(_base))
 
 
+def plain_attention(model: PreTrainedModel, bases: Sequence[str] = _BASES) -> str:
+    """Return the name of transformers' implementation that does the work inside of ours.
+
+    Args:
+        model: A transformers model, switched or not.
+        bases: Implementations to keep; for any other it is `"sdpa"`.
+    """
+    name = (model.config._attn_implementation or "sdpa").removeprefix(_PREFIX)
+    return name if name in bases else "sdpa"
+
+
 def use_trie_attention(model: PreTrainedModel) -> bool:
     """Switch `model` to the attention that `trie_layout` steers; outside of it nothing changes.
 
-    A model loaded with an attention that takes no such mask (FlashAttention) is switched to sdpa, with a log line.
+    A model loaded with an attention that takes no such mask (FlashAttention) is switched to sdpa, with a warning.
+
+    Args:
+        model: A transformers model.
 
     Returns:
         Whether the model could be switched: older architectures do not look their attention up in the registry.
@@ -162,7 +238,7 @@ def use_trie_attention(model: PreTrainedModel) -> bool:
     current = model.config._attn_implementation
     if current is not None and current.startswith(_PREFIX):
         return True
-    base = current if current in _BASES else "sdpa"
+    base = plain_attention(model)
     if base != current:
         logger.warning(
             "Attention implementation %r cannot take the mask of shared prefixes: the model is switched to 'sdpa'. "
@@ -174,27 +250,64 @@ def use_trie_attention(model: PreTrainedModel) -> bool:
     return model.config._attn_implementation == _PREFIX + base
 
 
-def attention_balance(config: PretrainedConfig) -> float:
-    """Length of a row, in tokens, at which attention costs as much as the rest of the model; see `plan_trees`.
-
-    Of a layer with hidden size H, attention over a row of L tokens takes about 4 L H FLOPs per token, and the matrices
-    24 H^2 (4 H^2 parameters of attention, 8 H^2 of the MLP, two FLOPs each): they are equal at L = 6 H.
+@contextmanager
+def attention_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Give `model` back the attention implementation that it has now, whatever happens inside the block.
 
     Args:
-        config: Of the model.
+        model: A transformers model.
+    """
+    before = model.config._attn_implementation
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
+
+
+@contextmanager
+def branch_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let `branch_layout` steer the attention of `model` inside the block.
+
+    Args:
+        model: A transformers model.
+    """
+    with attention_restored(model):
+        name = _PREFIX + plain_attention(model, bases=("sdpa", "eager"))
+        if model.config._attn_implementation != name:
+            model.set_attn_implementation(name)
+        yield
+
+
+def attention_balance(config: PretrainedConfig) -> float:
+    """Return the length of a row, in tokens, at which attention costs as much as the rest of the model.
+
+    Of a layer with hidden size H, attention over a row of L tokens takes about 4 L H FLOPs per token, and the matrices
+    24 H^2 (4 H^2 parameters of attention, 8 H^2 of the MLP, two FLOPs each): they are equal at L = 6 H. `plan_trees`
+    uses it.
+
+    Args:
+        config: Config of the model.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> attention_balance(LlamaConfig(hidden_size=64))
+        384.0
     """
     return 6.0 * float(config.get_text_config().hidden_size)
 
 
 def packed_length(device: torch.device, *models: PreTrainedModel) -> int | None:
-    """Tokens of a row that trees may be packed into for `models`, which were switched; see `lay_out`.
+    """Return the tokens of a row that trees may be packed into for `models`, which were switched; see `lay_out`.
 
-    Sdpa on a CPU attends tree by tree. On a GPU, where that was not measured, rows are attended to whole: None, as for
-    the other implementations.
+    Sdpa on a CPU attends tree by tree. On a GPU, where that was not measured, rows are attended to whole.
 
     Args:
         device: Where the models will compute; FSDP and DeepSpeed move them there late.
         models: Policy and reference.
+
+    Returns:
+        The length, or None where trees should not be packed.
     """
     by_tree = all(model.config._attn_implementation == _PREFIX + "sdpa" for model in models)
     return PACKED_LENGTH if device.type == "cpu" and by_tree else None

@@ -1,4 +1,4 @@
-"""The load-balancing loss of a mixture of experts, the same number in the trie layout as over copies of the prompt."""
+"""Load-balancing loss of a mixture of experts: the same number in the trie layout as over copies of the prompt."""
 
 from typing import Any, cast
 
@@ -9,13 +9,25 @@ from transformers import PretrainedConfig
 def load_balancing_loss(
     config: PretrainedConfig, router_logits: Any, token_weights: torch.Tensor | None
 ) -> torch.Tensor:
-    """Number of experts times `sum_e f_e p_e` (Switch Transformer, arXiv 2101.03961, Eq. 4), as in transformers.
+    """Return the number of experts times `sum_e f_e p_e` (Switch Transformer, arXiv 2101.03961, Eq. 4).
+
+    As in transformers, `f_e` and `p_e` are means over the tokens of all layers.
 
     Args:
-        config: Of the model.
-        router_logits: One tensor a layer, each (tokens, experts).
+        config: Config of the model.
+        router_logits: One tensor per layer, each (tokens, experts).
         token_weights: How much each token counts in the shares of tokens `f_e` and the mean probabilities `p_e`,
             (rows, length): the attention mask, or `num_copies`. None for one each.
+
+    Returns:
+        The loss, a scalar.
+
+    Example:
+        >>> from transformers import MixtralConfig
+        >>> config = MixtralConfig(num_local_experts=2, num_experts_per_tok=1)
+        >>> evenly = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])  # one token for each expert
+        >>> load_balancing_loss(config, (evenly,), None)
+        tensor(1.)
     """
     # Every mixture of experts in transformers takes Mixtral's
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -26,12 +38,21 @@ def load_balancing_loss(
 
 
 def num_copies(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """How many copies of each token the layout of copies would hold, (rows, length); 0 for padding.
+    """Return how many copies of each token the layout of copies would hold.
 
     In the trie layout a token stands for every completion whose path goes through it.
 
     Args:
-        batch: Of the trie layout, as `DataCollatorForMultiPreference` returns it.
+        batch: A batch in the trie layout, as `DataCollatorForMultiPreference` returns it.
+
+    Returns:
+        The numbers, (rows, length); 0 for padding.
+
+    Example:
+        >>> from dmpo_trl import DataCollatorForMultiPreference
+        >>> collator = DataCollatorForMultiPreference(pad_token_id=0, prefix_sharing=True)
+        >>> num_copies(collator([{"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [[5, 6], [7]]}]))
+        tensor([[3, 3, 1, 1]])
     """
     rows, length = batch["input_ids"].shape
     nodes = batch["scored_rows"] * length + batch["scored_columns"] + length

@@ -1,6 +1,6 @@
-"""Models and tokenizers: how they are loaded, unwrapped, and put into evaluation mode."""
+"""Models and tokenizers: loading, unwrapping, evaluation mode."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,14 +10,43 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
+# Of the options for `from_pretrained`, those that say which files are read and from where
+_HUB_OPTIONS = (
+    "revision",
+    "subfolder",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "proxies",
+)
 
-def is_adapter(path: str, *, revision: str | None = None) -> bool:
-    """Whether a folder or hub id holds an adapter of peft instead of a whole model."""
-    return find_adapter_config_file(path, revision=revision) is not None
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that say which files are read and from where: the same for all that lies beside a model.
+
+    Args:
+        options: For a model's `from_pretrained`.
+
+    Example:
+        >>> hub_options({"revision": "v2", "dtype": "auto"})
+        {'revision': 'v2'}
+    """
+    return {name: options[name] for name in _HUB_OPTIONS if name in options}
+
+
+def is_adapter(path: str, **kwargs: Any) -> bool:
+    """Return whether a folder or hub id holds an adapter of peft instead of a whole model.
+
+    Args:
+        path: Folder or hub id.
+        **kwargs: For `from_pretrained`; see `hub_options` for those that count.
+    """
+    return find_adapter_config_file(path, **hub_options(kwargs)) is not None
 
 
 def load_model(path: str, **kwargs: Any) -> Any:
-    """Loads a causal language model, in evaluation mode; an adapter on the base model that it names.
+    """Load a causal language model, in evaluation mode; an adapter on the base model that it names.
 
     Args:
         path: Folder or hub id.
@@ -28,29 +57,58 @@ def load_model(path: str, **kwargs: Any) -> Any:
         A `PreTrainedModel`, or a `PeftModel` around one.
     """
     kwargs = {"dtype": "auto" if torch.cuda.is_available() else torch.float32} | kwargs
-    loader = AutoPeftModelForCausalLM if is_adapter(path, revision=kwargs.get("revision")) else AutoModelForCausalLM
+    loader = AutoPeftModelForCausalLM if is_adapter(path, **kwargs) else AutoModelForCausalLM
     return loader.from_pretrained(path, **kwargs)
 
 
 def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer beside a model; where an adapter comes without one, its base model's.
+    """Load the tokenizer beside a model; where an adapter comes without one, its base model's.
 
     Args:
         path: Folder or hub id.
-        **kwargs: For transformers' `from_pretrained`, such as `revision`.
+        **kwargs: For transformers' `from_pretrained`, such as `trust_remote_code`. `revision` and `subfolder` are
+            those of the adapter's repository; the base model's revision stands in the adapter's config.
     """
     try:
         return AutoTokenizer.from_pretrained(path, **kwargs)
     except (OSError, ValueError):
-        if not is_adapter(path, revision=kwargs.get("revision")):
+        if not is_adapter(path, **kwargs):
             raise
-        return AutoTokenizer.from_pretrained(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    adapter = PeftConfig.from_pretrained(path, **hub_options(kwargs))
+    options = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+    return AutoTokenizer.from_pretrained(adapter.base_model_name_or_path, revision=adapter.revision, **options)
+
+
+def load_model_and_tokenizer(path: str, **kwargs: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer from the same revision of the same place.
+
+    Args:
+        path: Folder or hub id of a model or an adapter.
+        **kwargs: See `load_model`. The tokenizer gets `hub_options` and `trust_remote_code` of them.
+    """
+    shared = hub_options(kwargs)
+    if "trust_remote_code" in kwargs:
+        shared["trust_remote_code"] = kwargs["trust_remote_code"]
+    return load_model(path, **kwargs), load_tokenizer(path, **shared)
 
 
 def base_model_of(model: Any) -> Any:
-    """The transformers model inside of what peft and accelerate wrap around it."""
+    """Return the transformers model inside of what peft and accelerate wrap around it.
+
+    Args:
+        model: A transformers model, or a wrapper around one.
+    """
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def learns_prompt(model: Any) -> bool:
+    """Return whether a prompt-learning adapter puts virtual tokens before the input.
+
+    Args:
+        model: A transformers model, or a `PeftModel` around one.
+    """
+    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
 
 
 @contextmanager
@@ -59,6 +117,14 @@ def evaluation_mode(model: Any) -> Iterator[None]:
 
     Args:
         model: A `torch.nn.Module`.
+
+    Example:
+        >>> model = torch.nn.Dropout()
+        >>> with evaluation_mode(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

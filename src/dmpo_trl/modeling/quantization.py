@@ -1,8 +1,8 @@
-"""bitsandbytes' 4-bit layers on a CPU with AVX512-BF16, which one evaluation would spoil for training.
+"""4-bit quantization: layers of bitsandbytes that one evaluation on a CPU would spoil for training.
 
-There a `Linear4bit` in evaluation mode packs its weights anew for an inference kernel that computes in bfloat16 and
-has no derivative, and never goes back: after the first evaluation no gradient passes the layer any more (bitsandbytes
-0.50). The layers have a flag for it, which is off on every other machine.
+With AVX512-BF16 a `Linear4bit` in evaluation mode packs its weights anew for an inference kernel that computes in
+bfloat16 and has no derivative, and never goes back: after the first evaluation no gradient passes the layer any more
+(bitsandbytes 0.50). The layers have a flag for it, which is off on every other machine.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,13 @@ _FLAG = "support_avx512bf16_for_cpu"
 
 
 def keep_trainable(model: Any) -> None:
-    """Let no evaluation change how the 4-bit layers of `model` compute. Does nothing to a model without such layers.
+    """Let no evaluation change how the 4-bit layers of a model compute.
+
+    Args:
+        model: A `torch.nn.Module`; without such layers nothing happens.
 
     Raises:
-        ValueError: An evaluation before has changed them.
+        ValueError: An earlier evaluation has changed them.
     """
     for name, layer in model.named_modules():
         if not hasattr(layer, _FLAG):
@@ -32,7 +35,11 @@ def keep_trainable(model: Any) -> None:
 
 @contextmanager
 def unpacked_layers(model: Any) -> Iterator[None]:
-    """Let no forward inside the block pack 4-bit layers; afterwards an evaluation may, as before."""
+    """Let no forward inside the block pack 4-bit layers; afterwards an evaluation may, as before.
+
+    Args:
+        model: A `torch.nn.Module`.
+    """
     layers = [(layer, getattr(layer, _FLAG)) for layer in model.modules() if hasattr(layer, _FLAG)]
     for layer, _ in layers:
         setattr(layer, _FLAG, False)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..data.prompts import PromptTemplate
-from ..modeling.loading import evaluation_mode, load_model, load_tokenizer
+from ..modeling.loading import evaluation_mode, hub_options, load_model_and_tokenizer
 from ..scoring import score_completions
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
@@ -124,7 +124,6 @@ class Recommender:
             >>> Recommender.from_pretrained("outputs/dmpo", data="data", dtype="bfloat16")  # doctest: +SKIP
         """
         path = str(path)
-        shared = {name: model_options[name] for name in ("revision", "trust_remote_code") if name in model_options}
         saved: dict[str, Any] = {}
         if data is not None:
             from ..data.preparation.folder import Prepared
@@ -134,7 +133,7 @@ class Recommender:
             template = template or prepared.template
         elif items is None or template is None:
             settings, stored = (
-                cached_file(path, name, _raise_exceptions_for_missing_entries=False, revision=shared.get("revision"))
+                cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_options(model_options))
                 for name in (_SETTINGS, _ITEMS)
             )
             if settings is None or stored is None:
@@ -146,7 +145,7 @@ class Recommender:
             items = pl.read_parquet(stored) if items is None else items
             template = template or PromptTemplate.from_dict(saved["template"])
 
-        model, tokenizer = load_model(path, **model_options), load_tokenizer(path, **shared)
+        model, tokenizer = load_model_and_tokenizer(path, **model_options)
         return cls(model.eval(), tokenizer, items, template, score=score or saved.get("score", "sum"))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

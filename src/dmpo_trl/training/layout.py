@@ -69,9 +69,11 @@ def choose_layout(
         require_finite_logits(model, policy)
         share = prepare_for_scoring(model, policy, mode)
     for reference in base_models[1:]:
-        if type(reference) is type(policy):  # computes as the policy does: no second probe
-            add_scoring_head(reference)
-            require_finite_logits(reference, reference)
+        add_scoring_head(reference)  # its class is then the policy's, if it was before
+        if type(reference) is type(policy):  # computes as the policy does: no second probe of the trie
+            with gathered_parameters(reference):
+                require_finite_logits(reference, reference)
+                prepare_for_scoring(reference, reference, False)
             if share:
                 use_trie_attention(reference)
         else:

@@ -58,7 +58,7 @@ def test_full_width_is_exhaustive_on_every_architecture(name):
     for search, *case in zip(searches, prompts, titles, excluded, strict=True):
         assert_same(search.found, exhaustive(model, *case), 6)
     assert model.config._attn_implementation == attention
-    assert choice._chosen[model].__name__ == WAYS.get(name, "BranchingPrefixes")
+    assert choice.chosen_prefixes(model).__name__ == WAYS.get(name, "BranchingPrefixes")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

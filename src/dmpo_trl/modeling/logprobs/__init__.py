@@ -1,4 +1,4 @@
-"""Log-probs of target tokens straight from hidden states: the logits of all tokens never exist at once."""
+"""Log-probs of target tokens, straight from hidden states: the logits of all tokens never exist at once."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from ._autograd import FrozenHeadLogProb, OneTileLogProb
 from ._scan import Head, scan, uses_triton
 from ._statistics import OPTIONAL_OUTPUTS, TokenLogProbs
 
-__all__ = ["TokenLogProbs", "gather_logprobs"]
+__all__ = ["TokenLogProbs", "gather_logprobs", "logprobs_of_logits"]
 
 # (tokens, vocabulary entries) of one tile. On a CPU a tile that fits the last-level cache is the fastest; on a GPU the
 # wide tiles of TRL's fused head keep the matrix products large.
@@ -38,7 +38,7 @@ def gather_logprobs(
     softcap: float | None = None,
     outputs: Sequence[str] = ("log_probs",),
 ) -> TokenLogProbs:
-    """Log-prob of one target token for each hidden state.
+    """Return the log-prob of one target token for each hidden state.
 
     With ``y = logit_scale * (hidden @ weight.T + bias)`` and ``z = softcap * tanh(y / softcap)`` (``z = y`` without a
     soft-cap), ``log_probs[s] = z[s, targets[s]] - logsumexp(z[s])``. The projection runs tile by tile with an online
@@ -58,17 +58,25 @@ def gather_logprobs(
         weight: ``(V, H)`` weight of the head, whole (gather sharded parameters first).
         targets: ``(S,)`` int64 vocabulary indices.
         bias: ``(V,)`` bias of the head.
-        logit_scale: factor of the logits, applied before the soft-cap.
-        softcap: soft-cap of the logits (Gemma's ``final_logit_softcapping``).
-        outputs: fields of `TokenLogProbs` to compute; ``"log_probs"`` is always among them.
+        logit_scale: Factor of the logits, applied before the soft-cap.
+        softcap: Soft-cap of the logits (Gemma's ``final_logit_softcapping``).
+        outputs: Fields of `TokenLogProbs` to compute; ``"log_probs"`` is always among them.
 
     Returns:
         `TokenLogProbs`, float32 (float64 for float64 inputs unless TRL's kernel computes them, which is float32). Only
         ``log_probs`` has a gradient.
 
     Raises:
-        ValueError: if shapes do not fit, a target is not a vocabulary index, an output is unknown, or the soft-cap is
+        ValueError: Shapes do not fit, a target is not a vocabulary index, an output is unknown, or the soft-cap is
             not positive.
+
+    Example:
+        >>> import torch
+        >>> hidden, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> gather_logprobs(hidden, weight, torch.tensor([1])).log_probs
+        tensor([-0.4076])
+        >>> gather_logprobs(hidden, weight, torch.tensor([1]), softcap=1.5).log_probs
+        tensor([-0.6529])
     """
     _check(hidden, weight, targets, bias, softcap, outputs)
     optional = tuple(name for name in OPTIONAL_OUTPUTS if name in outputs)
@@ -93,6 +101,36 @@ def gather_logprobs(
     )
     entropy = None if entropy is None else entropy.detach()  # the one output TRL has a second gradient for
     return TokenLogProbs(log_probs, entropy, mean_logits, is_top1, log_sum_sq_probs)
+
+
+def logprobs_of_logits(logits: Tensor, targets: Tensor, *, outputs: Sequence[str] = ("log_probs",)) -> TokenLogProbs:
+    """Return the log-prob of one target token for each row of logits: `gather_logprobs` for logits that exist already.
+
+    Args:
+        logits: ``(S, V)`` logits of the positions that predict the targets; S may be 0.
+        targets: ``(S,)`` int64 vocabulary indices.
+        outputs: Fields of `TokenLogProbs` to compute; ``"log_probs"`` is always among them.
+
+    Returns:
+        `TokenLogProbs`, at least in float32. Only ``log_probs`` has a gradient.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
+        >>> logprobs_of_logits(logits, torch.tensor([0])).log_probs
+        tensor([-0.6931])
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logps = logits.log_softmax(dim=-1)
+    log_probs = logps.gather(1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        return TokenLogProbs(
+            log_probs,
+            entropy=torch.special.entr(logps.exp()).sum(dim=-1) if "entropy" in outputs else None,
+            mean_logits=logits.mean(dim=-1) if "mean_logits" in outputs else None,
+            is_top1=logits.argmax(dim=-1) == targets if "is_top1" in outputs else None,
+            log_sum_sq_probs=(2 * logps).logsumexp(dim=-1) if "log_sum_sq_probs" in outputs else None,
+        )
 
 
 def _recompute_slices(

@@ -19,7 +19,7 @@ class FrozenHeadLogProb(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Head, targets: Tensor, outputs: tuple[str, ...], tile: tuple[int, int]
     ) -> tuple[Tensor | None, ...]:
-        """`scan`; returns the fields of `TokenLogProbs`."""
+        """Run `scan`; return the fields of `TokenLogProbs`."""
         result, _, jacobian, _ = scan(hidden, head, targets, outputs, tile, with_jacobian=True)
         ctx.save_for_backward(jacobian)
         ctx.hidden_dtype = hidden.dtype
@@ -30,7 +30,7 @@ class FrozenHeadLogProb(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradient by the hidden states."""
+        """Return the gradient by the hidden states."""
         (jacobian,) = ctx.saved_tensors
         return (grad.unsqueeze(1) * jacobian).to(ctx.hidden_dtype), None, None, None, None
 
@@ -49,7 +49,7 @@ class OneTileLogProb(torch.autograd.Function):
         targets: Tensor,
         outputs: tuple[str, ...],
     ) -> tuple[Tensor | None, ...]:
-        """`scan` with one tile; returns the fields of `TokenLogProbs`."""
+        """Run `scan` with one tile; return the fields of `TokenLogProbs`."""
         head = Head(weight, bias, logit_scale, softcap)
         tile = (max(len(hidden), 1), len(weight))
         result, statistics, jacobian, weights = scan(hidden, head, targets, outputs, tile, with_jacobian=True)
@@ -65,7 +65,7 @@ class OneTileLogProb(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients by the hidden states, the weight and the bias."""
+        """Return the gradients by the hidden states, the weight and the bias."""
         hidden, targets, jacobian, weights, softmax_factor, target_slope = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.head_dtypes
         grad_hidden = grad_weight = grad_bias = None

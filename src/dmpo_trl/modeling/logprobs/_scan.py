@@ -1,4 +1,4 @@
-"""One pass over the vocabulary that yields the log-probs and, if wanted, their derivatives by the hidden states."""
+"""Scan of the vocabulary: one pass that yields log-probs and, if wanted, their derivatives by the hidden states."""
 
 import importlib.util
 import math
@@ -40,16 +40,16 @@ class Head(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a pass over the vocabulary leaves behind."""
+    """Outcome of one pass over the vocabulary."""
 
     result: TokenLogProbs
     statistics: RunningStatistics
     jacobian: Tensor | None  # (S, H), d log_probs / d hidden
-    weights: Tensor  # of the last tile, see `fold`: those of every logit if there was one tile
+    weights: Tensor  # `fold`'s for the last tile: those of every logit if there was one tile
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype a linear layer would compute in: autocast's, else that of the hidden states."""
+    """Return the dtype that a linear layer would compute in: autocast's, else that of the hidden states."""
     device_type = hidden.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
@@ -64,12 +64,12 @@ def scan(
     moves, divided by the sum of exponentials at the end.
 
     Args:
-        hidden: ``(S, H)``.
-        head: the projection to V vocabulary entries.
-        targets: ``(S,)``.
-        outputs: optional outputs to compute.
-        tile: most tokens and vocabulary entries of one tile.
-        with_jacobian: whether to form the derivative.
+        hidden: ``(S, H)`` hidden states.
+        head: The projection to V vocabulary entries.
+        targets: ``(S,)`` vocabulary indices.
+        outputs: Optional outputs to compute.
+        tile: Most tokens and vocabulary entries of one tile.
+        with_jacobian: Whether to form the derivative.
     """
     dtype = compute_dtype(hidden)
     accumulate_dtype = torch.promote_types(dtype, torch.float32)

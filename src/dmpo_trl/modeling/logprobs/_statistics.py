@@ -1,4 +1,4 @@
-"""What a token knows of its logits after some of the vocabulary: the state of an online log-sum-exp."""
+"""Running statistics of logits: the state of an online log-sum-exp after part of the vocabulary."""
 
 import math
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class RunningStatistics:
 
     @classmethod
     def start(cls, targets: Tensor, dtype: torch.dtype, outputs: tuple[str, ...]) -> "RunningStatistics":
-        """Before any logit was seen: nothing summed, the maximum at minus infinity."""
+        """Return the state before any logit: nothing summed, the maximum at minus infinity."""
 
         def zeros() -> Tensor:
             return torch.zeros(targets.shape, device=targets.device, dtype=dtype)
@@ -60,12 +60,12 @@ class RunningStatistics:
         )
 
     def rows(self, rows: slice) -> "RunningStatistics":
-        """Views of some tokens, so that folding into them folds into these."""
+        """Return views of some tokens, so that folding into them folds into these."""
         views: dict[str, Any] = {name: None if x is None else x[rows] for name, x in vars(self).items()}
         return RunningStatistics(**views)
 
     def finish(self, targets: Tensor, vocabulary_size: int) -> TokenLogProbs:
-        """The outputs, once the whole vocabulary has been folded in."""
+        """Return the outputs, once the whole vocabulary has been folded in."""
         log_sum_exp = self.sum_exp.log()
         log_z = self.max + log_sum_exp
         return TokenLogProbs(
@@ -89,13 +89,13 @@ def fold(
     """Fold one vocabulary tile into the statistics of its tokens.
 
     Args:
-        tile: ``(n, v)``, projections y of vocabulary entries ``start`` to ``start + v``; overwritten.
-        start: vocabulary index of the tile's first column.
-        targets: ``(n,)``, vocabulary indices.
-        statistics: of these n tokens; updated in place.
+        tile: ``(n, v)`` projections y of vocabulary entries ``start`` to ``start + v``; overwritten.
+        start: Vocabulary index of the tile's first column.
+        targets: ``(n,)`` vocabulary indices.
+        statistics: Statistics of these n tokens; updated in place.
         logit_scale: ``z = logit_scale * y``, before the soft-cap.
         softcap: c in ``z = c * tanh(logit_scale * y / c)``; ``None`` for no cap.
-        with_weights: whether the first result will be used.
+        with_weights: Whether the first result will be used.
 
     Returns:
         ``(n, v)`` weights ``exp(z - max) * (1 - (z / c)^2)``, the softmax times its sum and the slope of the soft-cap,

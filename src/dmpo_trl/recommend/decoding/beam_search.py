@@ -53,7 +53,7 @@ class Search:
 
     @property
     def proven(self) -> bool:
-        """Whether what was found is what scoring every item would give.
+        """Return whether what was found is what scoring every item would give.
 
         A score only falls as tokens are added, so that nothing can come of a beginning that is below the k-th item.
         """
@@ -75,13 +75,13 @@ class Search:
         return remaining
 
     def children(self) -> tuple[np.ndarray, np.ndarray]:
-        """The nodes that the beams may go on to: for each the index of its beam, and its node."""
+        """Return the nodes that the beams may go on to: for each the index of its beam, and its node."""
         owner, children = self.trie.children(self.nodes)
         allowed = self._remaining(children) > 0
         return owner[allowed], children[allowed]
 
     def advance(self, owner: np.ndarray, children: np.ndarray, logps: np.ndarray, num_beams: int) -> np.ndarray:
-        """Take in the log-probs of the children and keep the best as the new beams; returns their parents' indices."""
+        """Take in the log-probs of the children and keep the best as the new beams; return their parents' indices."""
         scores = self.scores[owner] + logps
         remaining = self._remaining(children)
         for index in np.flatnonzero(self.trie.ends_item[children]):
@@ -115,7 +115,7 @@ def beam_search(model: Any, searches: Sequence[Search], num_beams: int) -> None:
 
     Args:
         model: A causal language model of transformers, or a `PeftModel` around one, in evaluation mode.
-        searches: One a user.
+        searches: One search per user.
         num_beams: Number of beginnings that each search follows.
     """
     searches = [search for search in searches if len(search.nodes)]
@@ -131,7 +131,7 @@ def exact_search(model: Any, searches: Sequence[Search], num_beams: int) -> None
 
     Args:
         model: See `beam_search`.
-        searches: One a user.
+        searches: One search per user.
         num_beams: Number of beams of the first run; each further one, of the searches that need it, has four times as
             many, and drops at once what the one before has shown to be too low.
     """
@@ -144,7 +144,7 @@ def exact_search(model: Any, searches: Sequence[Search], num_beams: int) -> None
 
 
 def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Search]:
-    """Add a token to the beams of all searches; returns the searches that have beams left."""
+    """Add a token to the beams of all searches; return the searches that have beams left."""
     proposals = [search.children() for search in searches]
     first_rows = np.cumsum([0, *(len(search.nodes) for search in searches[:-1])])
     rows = np.concatenate([first + owner for first, (owner, _) in zip(first_rows, proposals, strict=True)])

@@ -1,69 +1,25 @@
-"""Prefixes that branch inside one row: a user's prompt and all its beams, in one cache without a copy.
+"""Branching prefixes: a user's prompt and all its beams in one row of the cache, without a copy.
 
-Tokens are appended to their user's row, and a table says what each sees: the prompt and its own beginning. As in
-`dmpo_trl.modeling.attention`, mask functions under names of our own carry the table into the model, and the model's
-own mask (causal, sliding window) is evaluated on depths instead of places in the row.
+Tokens are appended to their user's row, and a table says what each sees: the prompt and its own beginning. It reaches
+the model as a layout of `dmpo_trl.modeling.attention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import DynamicCache
 
+from ...modeling.attention import branch_layout
 from ...modeling.loading import base_model_of
 from .prefixes import Prefixes, accepted_arguments, cache_argument, log_normalizer
 
-_PREFIX = "branch_"
-_BASES = ("sdpa", "eager")
-# (depth (users, columns), which columns each new token sees (users, new, columns)) while a forward appends branches
-_active: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("branches", default=None)
-
-
-def _make_mask(base: str) -> Callable[..., Any]:
-    plain = ALL_MASK_ATTENTION_FUNCTIONS[base]
-
-    def branch_mask(*, mask_function: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        branches = _active.get()
-        if branches is None:
-            return plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
-        depth, sees = (table.to(kwargs["device"]) for table in branches)
-        first = depth.size(1) - sees.size(1)
-
-        def sees_by_depth(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
-            return mask_function(batch, head, depth[batch, query], depth[batch, key]) & sees[batch, query - first, key]
-
-        return plain(mask_function=sees_by_depth, attention_mask=None, **kwargs | {"allow_is_causal_skip": False})
-
-    return branch_mask
-
-
-for _base in _BASES:
-    AttentionInterface.register(_PREFIX + _base, ALL_ATTENTION_FUNCTIONS[f"trie_{_base}"])
-    AttentionMaskInterface.register(_PREFIX + _base, _make_mask(_base))
-
-
-@contextmanager
-def branch_attention(base_model: Any) -> Iterator[None]:
-    """Let a model's attention heed the table inside the block; afterwards it has the implementation that it had."""
-    own = base_model.config._attn_implementation
-    base = (own or "sdpa").removeprefix("trie_")
-    base_model.set_attn_implementation(_PREFIX + (base if base in _BASES else "sdpa"))
-    try:
-        yield
-    finally:
-        base_model.set_attn_implementation(own)
-
 
 class BranchingPrefixes(Prefixes):
-    """Prefixes in one cache row a user, which nothing is copied into or out of.
+    """Prefixes in one cache row per user, which nothing is copied into or out of.
 
     Tokens that are forced to follow are computed ahead, in the forward of the token before them.
 
@@ -78,11 +34,9 @@ class BranchingPrefixes(Prefixes):
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         self._model, base_model = model, base_model_of(model)
         if "position_ids" not in accepted_arguments(base_model):
-            raise ValueError(f"{type(base_model).__name__} takes no position_ids")
+            raise ValueError(f"{type(base_model).__name__} takes no `position_ids`.")
         self._device = base_model.get_input_embeddings().weight.device
-        self._cache = (
-            DynamicCache()
-        )  # without the config, windows stay in the mask and no layer drops what it has seen
+        self._cache = DynamicCache()  # without the config: windows are the mask's, and no layer drops a token
         self._cache_argument = cache_argument(base_model)
         lengths = np.array([len(prompt) for prompt in prompts])
         ends, places = np.unique(lengths - 1, return_inverse=True)
@@ -102,7 +56,7 @@ class BranchingPrefixes(Prefixes):
         self._slot = self._user  # of each prefix, the row of its logits
 
     def log_probs(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """See `Prefixes`."""
+        """Return the log-probs of next tokens; see `Prefixes`."""
         known = [self._known[row] for row in rows]
         logps = np.array([ahead[0] if ahead else np.nan for ahead in known])
         unknown = np.isnan(logps)
@@ -110,7 +64,7 @@ class BranchingPrefixes(Prefixes):
         return logps
 
     def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
-        """See `Prefixes`."""
+        """Go on with some sequences; see `Prefixes`."""
         known = [self._known[parent] for parent in parents]
         self._known = [ahead[1:] for ahead in known]
         self._next_depth, self._sees = self._next_depth[parents], self._sees[parents]
@@ -145,11 +99,8 @@ class BranchingPrefixes(Prefixes):
                 self._sees[row, first + column] = True
                 sees[user, column] = self._sees[row]
         self._depth = np.concatenate([self._depth, depth], axis=1)
-        reset = _active.set((self._tensor(self._depth), self._tensor(sees)))
-        try:
+        with branch_layout(self._tensor(self._depth), self._tensor(sees)):
             logits = self._forward(ids, depth)
-        finally:
-            _active.reset(reset)
 
         owners = np.concatenate([[row] * (len(chain) - 1) for row, chain in new.items()]).astype(np.int64)
         columns = np.concatenate([starts[row] + np.arange(len(chain) - 1) for row, chain in new.items()])

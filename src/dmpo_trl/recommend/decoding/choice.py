@@ -1,4 +1,4 @@
-"""How a model computes prefixes: the fastest way that gives its own numbers, decided by numbers."""
+"""Choice of a cache: the fastest way to compute prefixes that gives the model's own numbers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
-from ...modeling.loading import base_model_of
-from ...modeling.probe import short_windows, tolerance
-from .branching import BranchingPrefixes, branch_attention
+from ...modeling.attention import branch_attention, plain_attention
+from ...modeling.loading import base_model_of, learns_prompt
+from ...modeling.probe import compared, obstacle, remembered, short_windows
+from .branching import BranchingPrefixes
 from .prefixes import CachedPrefixes, Prefixes, RecomputedPrefixes
 
 logger = logging.getLogger(__name__)
@@ -28,12 +26,10 @@ _PROMPT_LENGTHS = (9, 24)
 _STEPS = [([0, 1, 1, 1], [1, 2, 0, 0]), ([0, 1, 2, 3], [0] * 4), ([3, 0, 0, 1], [0] * 4), ([0, 3], [0] * 2)]
 _QUERIES = 32
 
-_chosen: WeakKeyDictionary[PreTrainedModel, type[Prefixes]] = WeakKeyDictionary()
-
 
 @contextmanager
 def open_prefixes(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Prefixes]:
-    """The prompts as prefixes to extend, in the fastest way that is right for the model.
+    """Yield the prompts as prefixes to extend, in the fastest way that is right for the model.
 
     Three ways, tried in this order the first time a model is seen, on a few short sequences against the model's own
     numbers: all beams of a user in one row of the cache (models that look their attention up in transformers'
@@ -43,11 +39,20 @@ def open_prefixes(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Pref
         model: A causal language model, or a `PeftModel` around one, in evaluation mode.
         prompts: Token ids of each prompt.
     """
+    kind = chosen_prefixes(model)
+    with _attention(kind, base_model_of(model)):
+        yield kind(model, prompts)
+
+
+def chosen_prefixes(model: Any) -> type[Prefixes]:
+    """Return the fastest way that is right for the model; the search for it is made once.
+
+    Args:
+        model: See `open_prefixes`.
+    """
     base_model = base_model_of(model)
-    if base_model not in _chosen:
-        _chosen[base_model] = _choose(model)
-    with _attention(_chosen[base_model], base_model):
-        yield _chosen[base_model](model, prompts)
+    question = "prefixes", plain_attention(base_model), learns_prompt(model)
+    return remembered(base_model, question, lambda: _choose(model))
 
 
 def _attention(kind: Any, base_model: Any) -> Any:
@@ -56,23 +61,15 @@ def _attention(kind: Any, base_model: Any) -> Any:
 
 def _choose(model: Any) -> type[Prefixes]:
     base_model = base_model_of(model)
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        reason = "virtual tokens before the prompt are not in the cache"
-    else:
+    reason: str | None = "virtual tokens before the prompt are not in the cache"
+    if not learns_prompt(model):
         with short_windows(base_model.config):
             own = _probe(model, partial(RecomputedPrefixes, tokens_per_forward=1))
-            unit = own.std()  # as in the probe of prefix sharing
-            tolerated = tolerance(base_model, float((_probe(model, RecomputedPrefixes) - own).abs().max() / unit))
+            again = _probe(model, RecomputedPrefixes)
             for kind in (BranchingPrefixes, CachedPrefixes):
-                try:
-                    difference = float((_probe(model, kind) - own).abs().max() / unit)
-                except Exception as error:  # whatever a model raises, recomputing is right for it
-                    logger.debug("The probe of %s failed", kind.__name__, exc_info=True)
-                    reason = f"its cache raised {type(error).__name__}: {error}"
-                    continue
-                if difference <= tolerated:
+                reason = obstacle(partial(_compare, model, kind, own, again))
+                if reason is None:
                     return kind
-                reason = f"with a cache its log-probs differ by {difference:.2g} standard deviations"
     logger.warning(
         "Beam search without a cache: %s (%s). Every step computes all prefixes from their first token on, which "
         "gives the same results and takes longer.",
@@ -80,6 +77,10 @@ def _choose(model: Any) -> type[Prefixes]:
         reason,
     )
     return RecomputedPrefixes
+
+
+def _compare(model: Any, kind: type[Prefixes], own: torch.Tensor, again: torch.Tensor) -> tuple[float, float]:
+    return compared(base_model_of(model), own, again, _probe(model, kind))
 
 
 def _probe(model: Any, kind: Callable[[Any, list[list[int]]], Prefixes]) -> torch.Tensor:

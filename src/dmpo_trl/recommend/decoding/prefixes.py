@@ -1,4 +1,4 @@
-"""Next-token log-probs of many growing prefixes, the prompts computed once."""
+"""Growing prefixes: next-token log-probs of many sequences that begin alike."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...modeling.loading import base_model_of
 
 
 class Prefixes(ABC):
-    """A batch of token sequences, and what may come next.
+    """A batch of token sequences, and the log-probs of what may come next.
 
     Attributes:
-        logits: Of the next token of each sequence, (rows, V), float32.
+        logits: Logits of the next token of each sequence, (rows, V), float32.
     """
 
     logits: torch.Tensor
@@ -34,11 +34,11 @@ class Prefixes(ABC):
         Args:
             parents: Indices of the sequences to go on with.
             tokens: The token that follows each.
-            forced: The tokens that alone can follow then, which may be computed ahead; of no effect on any number.
+            forced: For each, the tokens that alone can follow then. They may be computed ahead and change no number.
         """
 
     def log_probs(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Log-probs of `tokens[i]` after the sequence `rows[i]`, in nats, float64."""
+        """Return the log-probs of `tokens[i]` after the sequence `rows[i]`, in nats, float64."""
         device = self.logits.device
         chosen = self.logits[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]
         return (chosen - log_normalizer(self.logits)[torch.from_numpy(rows).to(device)]).cpu().numpy()
@@ -65,7 +65,7 @@ class CachedPrefixes(Prefixes):
         self._forward(torch.tensor(ids, device=self._device))
 
     def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
-        """See `Prefixes`."""
+        """Go on with some sequences; see `Prefixes`."""
         rows = torch.from_numpy(parents).to(self._device)
         self._cache.reorder_cache(cast(torch.LongTensor, rows))
         self._mask = torch.nn.functional.pad(self._mask[rows], (0, 1), value=1)
@@ -98,7 +98,7 @@ class RecomputedPrefixes(Prefixes):
         self._forward([list(prompt) for prompt in prompts])
 
     def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
-        """See `Prefixes`."""
+        """Go on with some sequences; see `Prefixes`."""
         self._forward([[*self._sequences[row], token] for row, token in zip(parents, tokens.tolist(), strict=True)])
 
     def _forward(self, sequences: list[list[int]]) -> None:
@@ -115,7 +115,7 @@ class RecomputedPrefixes(Prefixes):
 
 
 def log_normalizer(logits: torch.Tensor) -> torch.Tensor:
-    """Log of the sum of the exponentials of each row, (rows,), float64.
+    """Return the log of the sum of the exponentials of each row, (rows,), float64.
 
     In float32 a sum over a vocabulary of 50,000 is off by 1e-5, always to the same side: 1e-4 over a title.
     """
@@ -123,10 +123,14 @@ def log_normalizer(logits: torch.Tensor) -> torch.Tensor:
 
 
 def accepted_arguments(base_model: Any) -> set[str]:
-    """Names of the arguments of the model's own forward, also where a scoring head stands before it."""
-    return set(inspect.signature(getattr(base_model, "_forward_without_scoring", base_model.forward)).parameters)
+    """Return the names of the arguments of the model's own forward.
+
+    Args:
+        base_model: A transformers model.
+    """
+    return set(inspect.signature(base_model.forward).parameters)
 
 
 def cache_argument(base_model: Any) -> str:
-    """Name of the argument for the key-value cache: transformers 5.24 renames it, one architecture after the other."""
+    """Return the name of the argument for the key-value cache, which transformers 5.24 renames one model at a time."""
     return "cache" if "cache" in accepted_arguments(base_model) else "past_key_values"

@@ -1,0 +1,103 @@
+"""A model and what lies beside it come from the same place and the same revision."""
+
+import json
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from support import make_model, make_tokenizer
+
+from dmpo_trl.evaluation.report import load_for_ranking
+from dmpo_trl.modeling import loading
+from dmpo_trl.modeling.loading import load_model_and_tokenizer, load_tokenizer
+from dmpo_trl.recommend import Recommender
+
+WHERE = {
+    "revision": "v2",
+    "token": "secret",
+    "cache_dir": "/cache",
+    "subfolder": "sub",
+    "local_files_only": True,
+}
+OPTIONS = WHERE | {"trust_remote_code": True, "dtype": "bfloat16", "device_map": "cpu"}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What `from_pretrained` of each class was asked for; no repository has a tokenizer but `base`."""
+    calls = []
+
+    class Loaded:
+        base_model_name_or_path, revision = "base", "of-base"
+
+        def eval(self):
+            return self
+
+    def record(name):
+        def from_pretrained(path, **kwargs):
+            calls.append((name, path, kwargs))
+            if name == "tokenizer" and path == "adapter":
+                raise OSError("no tokenizer")
+            return Loaded()
+
+        return from_pretrained
+
+    for name, cls in (
+        ("model", loading.AutoModelForCausalLM),
+        ("adapter", loading.AutoPeftModelForCausalLM),
+        ("config", loading.PeftConfig),
+        ("tokenizer", loading.AutoTokenizer),
+    ):
+        monkeypatch.setattr(cls, "from_pretrained", record(name))
+
+    def find(path, **kwargs):
+        calls.append(("is adapter", path, kwargs))
+        return "adapter_config.json" if path == "adapter" else None
+
+    monkeypatch.setattr(loading, "find_adapter_config_file", find)
+    return calls
+
+
+@pytest.mark.parametrize("load", [load_model_and_tokenizer, load_for_ranking])
+def test_a_tokenizer_shares_its_models_options(load, calls):
+    load("model", **OPTIONS)
+    tokenizer_options = WHERE | {"trust_remote_code": True}
+    assert calls == [
+        ("is adapter", "model", WHERE),
+        ("model", "model", OPTIONS),
+        ("tokenizer", "model", tokenizer_options),
+    ]
+
+
+def test_an_adapters_tokenizer_is_its_base_models_in_the_base_models_revision(calls):
+    load_model_and_tokenizer("adapter", **OPTIONS)
+    of_base = {name: OPTIONS[name] for name in ("token", "cache_dir", "local_files_only", "trust_remote_code")}
+    assert calls[:2] == [("is adapter", "adapter", WHERE), ("adapter", "adapter", OPTIONS)]
+    assert calls[-2:] == [("config", "adapter", WHERE), ("tokenizer", "base", of_base | {"revision": "of-base"})]
+
+
+def test_a_recommender_passes_them_on_too(calls, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "dmpo_trl.recommend.recommender.cached_file", lambda path, name, **kwargs: asked.append((path, kwargs))
+    )
+    with pytest.raises(ValueError, match=r"holds no recommender\.json"):
+        Recommender.from_pretrained("model", **OPTIONS)
+    for path, kwargs in asked:
+        assert (path, WHERE) == ("model", {name: kwargs[name] for name in WHERE})
+    assert len(asked) == 2
+
+
+def test_whatever_is_wrong_with_a_models_own_tokenizer_is_raised(calls, monkeypatch):
+    monkeypatch.setattr(loading, "find_adapter_config_file", lambda path, **kwargs: None)
+    with pytest.raises(OSError, match="no tokenizer"):
+        load_tokenizer("adapter")
+
+
+def test_an_adapter_in_a_subfolder_without_a_tokenizer(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_model().save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    model = make_model().from_pretrained(base)
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(adapter / "sub")
+    assert json.loads((adapter / "sub" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert load_tokenizer(str(adapter), subfolder="sub").get_vocab() == make_tokenizer().get_vocab()
