@@ -10,7 +10,7 @@ from support import load_script, make_model, make_tokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from dmpo_trl import DMPOConfig
-from dmpo_trl.cli.train import RankingArguments
+from dmpo_trl.cli._train_options import RankingArguments
 from dmpo_trl.data import PrepareConfig, Prepared
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

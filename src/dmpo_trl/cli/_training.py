@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from datasets import load_dataset
@@ -26,9 +26,7 @@ from ..modeling.loading import is_adapter, load_model, load_tokenizer
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
 from ._splits import choose_split
-
-if TYPE_CHECKING:
-    from .train import RankingArguments
+from ._train_options import RankingArguments
 
 logger = logging.getLogger(__name__)
 

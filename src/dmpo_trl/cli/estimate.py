@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._splits import choose_split
+from ._train_options import argument_types
 from .options import Parser
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ class Sample:
 
 def make_parser() -> Parser:
     """Return the command's parser."""
-    from .train import argument_types
-
     example = (
         "dmpo-trl estimate --model_name_or_path Qwen/Qwen3-0.6B --prompt_tokens 300 --completion_tokens 10 "
         "--negatives 7\n"

@@ -69,9 +69,15 @@ def above(values: np.ndarray, low: int) -> np.ndarray:
 
     Returns:
         64-bit integers, (E,).
+
+    Example:
+        >>> above(np.array([-100, 100], np.int8), -100)
+        array([  0, 200])
     """
     # Modulo 2^64, where the difference is right whether or not the numbers are negative
-    return (values.astype(np.uint64) - np.uint64(low % 2**64)).astype(np.int64)
+    offsets = values.astype(np.uint64)
+    offsets -= np.uint64(low % 2**64)
+    return offsets.view(np.int64)
 
 
 def positions(values: pl.Series, among: pl.Series) -> np.ndarray:

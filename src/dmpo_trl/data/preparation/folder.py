@@ -30,6 +30,9 @@ class Prepared:
         folder: Holds `README.md` (a dataset card), `manifest.json`, `items.parquet`, and for each dataset a folder
             with one Parquet file per split.
         manifest: Sizes, options, seed, template, rows read and dropped, and checksums of the files read and written.
+
+    Example:
+        >>> Prepared.load("prepared/ml-1m").preference["train"][0]  # doctest: +SKIP
     """
 
     folder: Path

@@ -1,0 +1,52 @@
+"""Options of a training run, which `dmpo-trl train` and `dmpo-trl estimate` take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class RankingArguments:
+    """Ranking of held-out users at each evaluation, so that the best checkpoint can be chosen by NDCG."""
+
+    ranking_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that `dmpo-trl prepare` wrote. Its users are ranked at each evaluation (set "
+            "--eval_strategy), and the metrics are logged as eval_ndcg@5 and so on, which "
+            "`--metric_for_best_model eval_ndcg@5` can name."
+        },
+    )
+    ranking_split: Literal["validation", "test"] = field(
+        default="validation", metadata={"help": "Which users of the folder."}
+    )
+    ranking_users: int | None = field(
+        default=None, metadata={"help": "Rank only this many of them, the first ones. Default: all."}
+    )
+    ranking_score: Literal["sum", "mean"] = field(
+        default="mean", metadata={"help": "Rank by log-prob: its sum or its mean per token."}
+    )
+
+
+@dataclass
+class ResumeArguments:
+    """Going on after an interruption."""
+
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the last whole checkpoint of --output_dir, or start at the beginning where there is "
+            "none: the same command with --resume can be run until training is done. Half-written checkpoints are "
+            "renamed to incomplete-checkpoint-N, never used and never deleted."
+        },
+    )
+
+
+def argument_types() -> tuple[Any, ...]:
+    """Return the dataclasses of the options: those of `trl dpo`, with our config, and ours."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from ..config import DMPOConfig
+
+    return ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments, ResumeArguments
