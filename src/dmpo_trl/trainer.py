@@ -167,8 +167,7 @@ class DMPOTrainer(DPOTrainer):
         """Hold token ids and lengths of a dataset, or of a dictionary of them, against the model's embeddings."""
         if isinstance(dataset, dict):
             return {key: self._within_limits(own, f"{name}_{key}") for key, own in dataset.items()}
-        model = base_model_of(self.model)
-        return dataset and check_limits(dataset, f"tokenised {name}", model, self.args.max_length)
+        return dataset and check_limits(dataset, f"tokenised {name}", base_model_of(self.model), self.args.max_length)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -251,8 +250,7 @@ class DMPOTrainer(DPOTrainer):
         """Log-prob of each completion from those of the scored pairs: (S,) to (C,)."""
         token_logps = completions.per_token(pair_logps)
         if self.ld_alpha is not None:  # LD-DPO (arXiv 2409.06411, Eq. 10)
-            weighed = self.ld_alpha * token_logps
-            token_logps = torch.where(completions.is_past_shared_length(), weighed, token_logps)
+            token_logps = torch.where(completions.is_past_shared_length(), self.ld_alpha * token_logps, token_logps)
         return completions.sum(token_logps)
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
+from ._commands import COMMANDS
+
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows which options are required, and the default where there is one to know."""
@@ -51,8 +53,6 @@ class Parser(TrlParser):
     """
 
     def __init__(self, command: str, *types: Any, example: str) -> None:
-        from . import COMMANDS
-
         self.options: list[argparse.Action] = []
         super().__init__(
             types,
