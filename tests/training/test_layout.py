@@ -1,14 +1,20 @@
 """The layout of a run: one decision for policy, reference and all processes."""
 
+import copy
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support import make_model
+from datasets import Dataset
+from support import make_model, save_model
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
 
+from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.training import layout
-from dmpo_trl.training.layout import Layout, choose_layout
+from dmpo_trl.training.layout import Layout, choose_layout, remove_fused_lm_head
 
 ACCELERATOR = SimpleNamespace(device=torch.device("cpu"))
 
@@ -68,3 +74,48 @@ def test_the_collator_has_trls_parameters():
     ours = Layout(prefix_sharing=True, attention_balance=5.0, packed_length=6).collator(theirs)
     assert (ours.pad_token_id, ours.max_length, ours.truncation_mode, ours.pad_to_multiple_of) == (7, 9, "keep_end", 4)
     assert (ours.prefix_sharing, ours.attention_balance, ours.packed_length) == (True, 5.0, 6)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    save_model(tmp_path / "model")
+    rows = [{"prompt": "Next:", "chosen": " Alien", "rejected": [" Babe", " Heidi"]}]
+    args = DMPOConfig(str(tmp_path / "out"), bf16=False, use_cpu=True, report_to="none")
+    return DMPOTrainer(str(tmp_path / "model"), args=args, train_dataset=Dataset.from_list(rows))
+
+
+def test_a_deep_copy_of_the_trained_model_computes_with_its_own_weights(trainer):
+    """TRL's head closes over the model: a copy computed with the original's weights."""
+    snapshot = copy.deepcopy(trainer.model)
+    ids = torch.tensor([[5, 6, 7]])
+    before = trainer.model(ids).logits
+    with torch.no_grad():
+        trainer.model.lm_head.weight.mul_(2)
+        torch.testing.assert_close(snapshot(ids).logits, before)
+        assert not torch.allclose(trainer.model(ids).logits, before)
+        batch = trainer.data_collator([trainer.train_dataset[0]])
+        scored = {name: batch[name] for name in ("scored_rows", "scored_columns", "scored_targets")}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids", "subtree_end")}
+        assert not torch.allclose(trainer.model(**inputs, **scored).log_probs, snapshot(**inputs, **scored).log_probs)
+
+
+def test_models_are_freed_with_their_trainer(trainer, tmp_path):
+    models = [weakref.ref(trainer.model), weakref.ref(trainer.ref_model)]
+    trainer.__dict__.clear()
+    gc.collect()  # a trainer is part of cycles, models are not to be
+    assert [model() for model in models] == [None, None]
+
+
+def test_a_forward_that_trl_replaced_is_put_back():
+    """A hook of accelerate, which moves inputs and weights of a model that is spread over devices."""
+    model = make_model("llama")
+    calls = []
+    own = model.forward
+    model.forward = hooked = lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs)
+    add_fused_lm_head(model)
+    remove_fused_lm_head(model)
+    assert model.forward is hooked
+    model(torch.tensor([[5, 6]]))
+    assert calls == [1]
+    remove_fused_lm_head(model)  # nothing of TRL's is left
+    assert model.forward is hooked

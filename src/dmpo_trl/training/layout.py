@@ -1,11 +1,13 @@
 """Layout of a run's batches: whether prefixes are shared, decided once for policy, reference and all processes."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
 
 from ..batching.collator import DataCollatorForMultiPreference
 from ..modeling.attention import attention_balance, packed_length, use_trie_attention
@@ -63,7 +65,8 @@ def choose_layout(
     models = [model] if ref_model is None else [model, ref_model]
     base_models = [base_model_of(one) for one in models]
     policy = base_models[0]
-    for one in models:
+    for one, base_model in zip(models, base_models, strict=True):
+        remove_fused_lm_head(base_model)
         keep_trainable(one)  # the reference too: it must round as the policy does
     with gathered_parameters(model):
         require_finite_logits(model, policy)
@@ -88,3 +91,21 @@ def choose_layout(
         attention_balance=attention_balance(policy.config),
         packed_length=None if compiles else packed_length(accelerator.device, *base_models),
     )
+
+
+def remove_fused_lm_head(model: Any) -> None:
+    """Undo TRL's `add_fused_lm_head`, in whose place the scoring head stands.
+
+    TRL's forward holds the model that it was made for: a deep copy would compute with the weights of the original, and
+    neither would be freed by `del`.
+
+    Args:
+        model: A transformers model.
+    """
+    function = getattr(vars(model).get("forward"), "__func__", None)
+    if function is None or function.__globals__["__name__"] != add_fused_lm_head.__module__:
+        return
+    del model.forward
+    replaced = inspect.getclosurevars(function).nonlocals["original_forward"]
+    if getattr(replaced, "__func__", None) is not type(model).forward:  # such as a hook of accelerate
+        model.forward = replaced
