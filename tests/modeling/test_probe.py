@@ -175,6 +175,14 @@ def test_lora_shares_and_prompt_learning_copies():
     torch.testing.assert_close(found[0], expected, atol=2e-5, rtol=1e-5)
 
 
+def test_what_holds_for_a_model_does_not_for_a_prompt_learning_adapter_around_it():
+    model = make_model("llama")
+    assert prepare_for_scoring(model, model, "auto") is True
+    adapted = get_peft_model(model, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    assert prepare_for_scoring(adapted, model, "auto") is False
+    assert prepare_for_scoring(model, model, "auto") is True
+
+
 def test_the_model_stays_what_it_was_outside_of_the_layout(tmp_path):
     """Plain calls, generation and saved files do not know about the trie."""
     model, twin = make_model("gemma3"), make_model("gemma3")

@@ -106,8 +106,9 @@ def learns_prompt(model: Any) -> bool:
     """Return whether a prompt-learning adapter puts virtual tokens before the input.
 
     Args:
-        model: A transformers model, or a `PeftModel` around one.
+        model: A transformers model, or a wrapper around one.
     """
+    model = extract_model_from_parallel(model)
     return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
 
 
