@@ -56,11 +56,12 @@ def test_the_main_process_decides_for_all(monkeypatch, main_shares):
 
     def decide(decision, from_process):
         assert from_process == 0
-        decision[0] = main_shares
+        decision[:] = [main_shares, main_shares, main_shares]
 
     monkeypatch.setattr(layout, "broadcast_object_list", decide)
     monkeypatch.setattr(layout, "prepare_for_scoring", lambda model, base_model, mode: not main_shares)
     assert choose_layout(policy, reference, "auto", ACCELERATOR).prefix_sharing is main_shares
+    assert policy.scores_own_logits is reference.scores_own_logits is main_shares
     if main_shares:
         assert attention(policy) == attention(reference) == "trie_sdpa"
 

@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
@@ -194,7 +195,7 @@ def _holds(folder: Path, patterns: Iterable[str]) -> bool:
     return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
-def _parse(path: Path) -> dict | None:
+def _parse(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

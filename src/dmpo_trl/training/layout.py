@@ -81,13 +81,15 @@ def choose_layout(
                 use_trie_attention(reference)
         else:
             share = prepare_for_scoring(reference, reference, mode if share else False) and share
-    decision = [share]
+    decision = [share, *(base_model.scores_own_logits for base_model in base_models)]
     broadcast_object_list(decision, from_process=0)
-    if decision[0] and not share:  # this process's own probe found otherwise
-        for base_model in base_models:
+    found, (share, *own_logits) = share, decision
+    for base_model, scores_own_logits in zip(base_models, own_logits, strict=True):
+        base_model.scores_own_logits = scores_own_logits
+        if share and not found:  # this process's own probe found otherwise
             use_trie_attention(base_model)
     return Layout(
-        prefix_sharing=decision[0],
+        prefix_sharing=share,
         attention_balance=attention_balance(policy.config),
         packed_length=None if compiles else packed_length(accelerator.device, *base_models),
     )
