@@ -8,18 +8,9 @@ import logging
 import sys
 
 from .. import __version__
+from ._commands import COMMANDS, suggestion
 
-COMMANDS = {
-    "prepare": "turn raw files into a folder of datasets for training and evaluation",
-    "leaks": "look for shortcuts and for test rows in the training data",
-    "estimate": "estimate tokens, FLOPs and memory of a training step, from a model's config alone",
-    "train": "train with DMPO, with the options of `trl dpo`",
-    "evaluate": "rank the candidates of held-out users with a model",
-    "recommend": "recommend from the whole catalogue, for one user or a file of them",
-    "explain": "show which items of a history carry a recommendation",
-    "env": "print versions and hardware, for a bug report",
-    "completion": "print a script that completes commands and options in a shell",
-}
+__all__ = ["COMMANDS", "main"]
 
 # Errors that speak to the user: ValueError of a check, OSError of files and downloads, FloatingPointError of training
 _REPORTED = (ValueError, OSError, FloatingPointError)
@@ -58,8 +49,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.print_help()
         return
     if options.command not in COMMANDS:
-        from .options import suggestion
-
         closest = suggestion(options.command, COMMANDS) or "; `dmpo-trl --help` lists them"
         parser.error(f"there is no command {options.command}{closest}")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)

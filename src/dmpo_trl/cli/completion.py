@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from . import COMMANDS
+from ._commands import COMMANDS
 
 SHELLS = ("bash", "zsh", "fish")
 _INSTALL = """\
