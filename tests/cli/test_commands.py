@@ -98,6 +98,18 @@ def test_evaluate_loads_the_model_once_for_ranking_and_generation(folders, prepa
     assert loaded == [str(folders / "model")]
 
 
+def test_evaluate_computes_intervals_in_the_main_process_alone(folders, prepared, capsys, monkeypatch):
+    def fail(*_):
+        raise AssertionError("another process resamples the users")
+
+    monkeypatch.setattr("accelerate.PartialState.is_main_process", property(lambda self: False))
+    monkeypatch.setattr(RankingResult, "intervals", fail)
+    monkeypatch.setattr(RankingResult, "minus", fail)
+    model = str(folders / "model")
+    main(["evaluate", "--model", model, "--data", str(prepared), "--baseline", model, "--users", "2"])
+    assert capsys.readouterr().out == ""
+
+
 def test_what_train_saves_recommends_without_the_prepared_folder(folders, prepared, capsys):
     out = folders / "trained"
     arguments = ["--model_name_or_path", str(folders / "model"), "--dataset_name", str(prepared)]

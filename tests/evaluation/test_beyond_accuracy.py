@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import pairwise, permutations, product
 
 import numpy as np
@@ -73,3 +74,9 @@ def test_equally_popular_items_are_on_one_side():
     figures = beyond_accuracy(result, {}, 5)
     assert figures["long_tail@5"] == 1
     assert np.isnan(figures["popularity_lift@5"])
+
+
+def test_a_recommendation_has_at_least_one_item():
+    for measure in (coverage, partial(beyond_accuracy, popularity=POPULARITY)):
+        with pytest.raises(ValueError, match="k must be at least 1, it is 0"):
+            measure(result_of({"a": 1.0, "b": 0.0}), k=0)

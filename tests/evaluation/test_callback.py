@@ -147,3 +147,49 @@ def test_reports_get_the_figures_through_the_trainer(tmp_path):
 def test_no_users_is_an_error():
     with pytest.raises(ValueError, match="no users to rank"):
         RankingCallback(USERS.select([]), score="sum")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": "median"}, "'sum' or 'mean', not 'median'"),
+        ({"score": "sum", "metrics": ["hr@1", "recall@5"]}, r"Unknown metric 'recall@5'.*recall@k is hr@k"),
+    ],
+)
+def test_faulty_options_are_refused_before_training(options, message):
+    with pytest.raises(ValueError, match=message):
+        RankingCallback(USERS, **options)
+
+
+HISTORY = [
+    {"step": 5, "loss": 2.0},
+    {"step": 5, "eval_loss": 1.5, "eval_hr@1": 0.5, "eval_pooled_auc": 0.75},
+    {"step": 1500, "eval_hr@1": 0.25, "eval_pooled_auc": 0.625},  # logged through the trainer: without the loss
+    {"step": 2000, "eval_loss": 1.0},  # an evaluation before the callback was added
+]
+
+
+def card_section(best_step, history=HISTORY, users=USERS, score="mean"):
+    callback = RankingCallback(users, score=score, metrics=["hr@1", "pooled_auc"])
+    return callback.card_section(history, best_step, "eval_hr@1")
+
+
+def test_the_card_has_the_best_step_and_the_last():
+    assert card_section(5) == (
+        "## Ranking\n\n"
+        "12 users were ranked during training among 3 to 7 candidates, by log-prob (mean per token). The best step is "
+        "that of `eval_hr@1`.\n\n"
+        "|  | hr@1 | pooled_auc |\n| --- | --- | --- |\n"
+        "| best, step 5 | 0.500 | 0.750 |\n| last, step 1,500 | 0.250 | 0.625 |"
+    )
+
+
+@pytest.mark.parametrize("best_step", [None, 1500, 7])
+def test_the_card_has_the_last_step_alone_without_another_best_one(best_step):
+    text = card_section(best_step, users=USERS.select([0]), score="sum")
+    assert "1 user was ranked during training among 3 candidates, by log-prob (sum).\n" in text
+    assert text.endswith("| --- | --- | --- |\n| last, step 1,500 | 0.250 | 0.625 |")
+
+
+def test_the_card_says_nothing_where_nothing_was_ranked():
+    assert card_section(5, history=[]) == card_section(5, history=HISTORY[:1]) == ""

@@ -12,7 +12,7 @@ from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
 
 def greedy(model, tokenizer, row, steps) -> str:
-    """Oracle: one prompt, the likeliest token, one forward a token."""
+    """Oracle: one prompt, the likeliest token, one forward per token."""
     ids, _ = tokenize_completions(tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token)
     said = []
     for _ in range(steps):
@@ -95,3 +95,9 @@ def test_messages_and_adapters():
     longest = max(len(tokenizer(title)["input_ids"]) for title in TITLES) + 1
     assert result.outputs == [greedy(model, tokenizer, row, longest) for row in texts]
     assert not np.any(result.hits)
+
+
+def test_there_must_be_users_and_titles():
+    for users, titles in [(make_users(2).select([]), TITLES), (make_users(2), [])]:
+        with pytest.raises(ValueError, match=f"{len(users)} users and {len(titles)} titles"):
+            generate_items(None, None, users, titles, name="x")

@@ -1,14 +1,14 @@
-from itertools import product
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, roc_auc_score, top_k_accuracy_score
 
-from dmpo_trl.evaluation import Ranks, auc, bootstrap_mean, hit_rate, ndcg, reciprocal_rank
-from dmpo_trl.evaluation.metrics import bootstrap_pooled_auc, paired_difference, per_user, pooled_auc
+from dmpo_trl.evaluation import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
+from dmpo_trl.evaluation.intervals import bootstrap_pooled_auc
+from dmpo_trl.evaluation.metrics import check_metrics, per_user
 
 # Few distinct values make ties; without ties every value differs
 TIED = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=2, max_size=8)
@@ -53,6 +53,7 @@ def test_ties_are_the_mean_over_all_orders(scores, draw, k):
     places = range(above + 1, above + tied + 2)
     assert hit_rate(ranks, k) == pytest.approx(np.mean([place <= k for place in places]))
     assert reciprocal_rank(ranks) == pytest.approx(np.mean([1 / place for place in places]))
+    assert reciprocal_rank(ranks, k) == pytest.approx(np.mean([1 / place if place <= k else 0 for place in places]))
 
 
 def test_users_with_different_numbers_of_candidates():
@@ -72,40 +73,46 @@ def test_metrics_by_name():
     assert per_user(ranks, "hr@2") == [1]
     assert per_user(ranks, "ndcg@10") == pytest.approx([1 / np.log2(3)])
     assert per_user(ranks, "mrr") == [0.5]
+    assert per_user(ranks, "mrr@1") == [0]
+    assert per_user(ranks, "mrr@2") == [0.5]
     assert per_user(ranks, "auc") == [0.5]
-    for unknown in ("hr", "hr@0", "ndcg@x", "precision@5"):
-        with pytest.raises(ValueError, match="Unknown metric"):
-            per_user(ranks, unknown)
+    for unknown in ("hr", "hr@0", "ndcg@x", "mrr@", "auc@5", "precision@5"):
+        for use in (partial(per_user, ranks), lambda name: check_metrics(["mrr", name])):
+            with pytest.raises(ValueError, match="Unknown metric"):
+                use(unknown)
+    with pytest.raises(ValueError, match=r"recall@k is hr@k, precision@k is hr@k / k and map@k is mrr@k"):
+        per_user(ranks, "recall@5")
     with pytest.raises(ValueError, match="no user has a value of it"):
         per_user(ranks, "pooled_auc")
+    check_metrics([*METRICS, "pooled_auc"])
 
 
 @pytest.mark.parametrize(
     ("scores", "positive", "message"),
     [
-        ([1.0, np.nan], 0, "row 1: the score of candidate 1 is not a number"),
-        ([1.0], 0, "row 1: positive 0 among 1 candidates"),
-        ([1.0, 2.0], 2, "row 1: positive 2 among 2 candidates"),
-        ([1.0, 2.0], -1, "row 1: positive -1 among 2 candidates"),
+        ([1.0, np.nan], 0, "Row 1: the score of candidate 1 is NaN"),
+        ([1.0], 0, "Row 1: a ranking needs at least two candidates, there are 1"),
+        ([], 0, "Row 1: a ranking needs at least two candidates, there are 0"),
+        ([1.0, 2.0], 2, "Row 1: `positive` is 2, it must be an index of the 2 candidates"),
+        ([1.0, 2.0], -1, "Row 1: `positive` is -1"),
     ],
 )
 def test_what_cannot_be_ranked_is_named(scores, positive, message):
-    with pytest.raises(ValueError, match=message):
-        Ranks.from_scores([np.array([1.0, 2.0]), np.array(scores)], [0, positive])
+    scores, positives = [np.array([1.0, 2.0]), np.array(scores)], [0, positive]
+    for measure in (Ranks.from_scores, pooled_auc, bootstrap_pooled_auc):
+        with pytest.raises(ValueError, match=message):
+            measure(scores, positives)
 
 
-def test_bootstrap_interval_agrees_with_the_normal_one():
-    values = np.random.default_rng(0).normal(size=2_000)
-    interval = bootstrap_mean(values)
-    assert interval.mean == pytest.approx(values.mean())
-    low, high = stats.norm.interval(0.95, values.mean(), stats.sem(values))
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.004)
-    assert bootstrap_mean(values) == interval  # seeded
-    wider = bootstrap_mean(values, confidence=0.99)
-    assert wider.low < interval.low < interval.high < wider.high
-    assert str(bootstrap_mean(np.full(5, 0.25))) == "0.250 [0.250, 0.250]"
-    with pytest.raises(ValueError, match="at least two"):
-        bootstrap_mean(np.array([1.0]))
+def test_no_users_have_no_metrics():
+    for measure in (Ranks.from_scores, pooled_auc):
+        with pytest.raises(ValueError, match="no users to rank"):
+            measure([], [])
+
+
+def test_infinite_scores_are_ranked():
+    ranks = Ranks.from_scores([np.array([-np.inf, -np.inf, 0.0]), np.array([np.inf, 1.0])], [0, 0])
+    assert (ranks.better.tolist(), ranks.tied.tolist()) == ([1, 0], [1, 0])
 
 
 USERS = st.lists(
@@ -124,35 +131,3 @@ def pooled(users) -> tuple[np.ndarray, np.ndarray]:
 def test_pooled_auc_is_scikit_learns_with_ties(users):
     scores, positives = [np.array(own) for own, _ in users], [positive for _, positive in users]
     assert pooled_auc(scores, positives) == pytest.approx(roc_auc_score(*pooled(users)))
-
-
-def test_the_interval_of_pooled_auc_resamples_users():
-    rng = np.random.default_rng(0)
-    users = [(rng.normal(size=4).round(1) + rng.normal() + np.eye(4)[1] * 0.8, 1) for _ in range(60)]
-    scores, positives = [own for own, _ in users], [positive for _, positive in users]
-    interval = bootstrap_pooled_auc(scores, positives)
-    drawn = [roc_auc_score(*pooled([users[i] for i in rng.integers(0, 60, 60)])) for _ in range(500)]
-    assert interval.mean == pytest.approx(roc_auc_score(*pooled(users)))
-    assert (interval.low, interval.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
-    assert bootstrap_pooled_auc(scores, positives) == interval  # seeded
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 1.0]), min_size=2, max_size=9))
-def test_the_paired_test_of_few_users_tries_all_signs(differences):
-    ours, theirs = np.array(differences) + 0.125, np.full(len(differences), 0.125)
-    means = [np.mean(np.array(signs) * differences) for signs in product([-1, 1], repeat=len(differences))]
-    expected = np.mean(np.abs(means) >= abs(np.mean(differences)) - 1e-12)
-    assert paired_difference(ours, theirs).p_value == pytest.approx(expected)
-
-
-def test_the_paired_test_of_many_users_agrees_with_the_t_test():
-    rng = np.random.default_rng(0)
-    ours = rng.normal(size=300)
-    theirs = ours + rng.normal(-0.1, 1, size=300)
-    difference = paired_difference(ours, theirs)
-    assert difference.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue, abs=0.01)
-    assert difference == paired_difference(ours, theirs)  # seeded
-    interval = bootstrap_mean(ours - theirs)
-    assert (difference.mean, difference.low, difference.high) == (interval.mean, interval.low, interval.high)
-    assert paired_difference(ours, ours).p_value == 1

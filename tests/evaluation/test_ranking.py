@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -8,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from dmpo_trl.data import MOVIES
 from dmpo_trl.evaluation import RankingResult, rank_at_random, rank_by_popularity, rank_with_model
 from dmpo_trl.evaluation.ranking import full_catalogue, rank_by_log_prob, score_candidates
+from dmpo_trl.scoring import CompletionScores
 
 DATASET = Dataset.from_list(
     [
@@ -133,6 +135,26 @@ def test_the_full_catalogue_leaves_out_what_the_user_has_had(template):
     assert [row["items"] for row in rows] == [["b", "c", "d"], ["a", "b", "c", "d", "e"]]
 
 
+@pytest.mark.parametrize("template", [MOVIES, MOVIES.plain()])
+def test_the_full_catalogue_holds_each_title_once_and_not_once_per_user(template):
+    dataset = full_catalogue(DATASET.add_column("history", [["e"], ["a", "b"]]), TITLES, template)
+    for column in ("items", "candidates"):
+        assert dataset.data.schema.field(column).type == pa.list_(pa.int32())
+        first, second = dataset[column]
+        # Item "c" is the third of the first user and the first of the second: both get the same object
+        assert first[2] is second[0]
+        assert [own[column] for own in dataset.select([1, 0]).select_columns([column])] == [second, first]
+        assert dataset[:][column] == dataset[column][:] == [first, second]
+
+
+def test_the_full_catalogue_is_written_to_a_file_as_ordinary_rows(tmp_path):
+    dataset = full_catalogue(DATASET.add_column("history", [["e"], ["a", "b"]]), TITLES, MOVIES.plain())
+    Dataset.from_list(list(dataset)).to_parquet(tmp_path / "users.parquet")
+    read = Dataset.from_parquet(str(tmp_path / "users.parquet"), cache_dir=str(tmp_path))
+    assert list(read) == list(dataset)
+    assert read[1]["candidates"] == ["z", "x y z", "p"]
+
+
 def test_the_full_catalogue_is_ranked_like_any_candidates(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     dataset = full_catalogue(DATASET.add_column("history", [["e"], ["a", "b"]]), TITLES, MOVIES.plain())
@@ -149,3 +171,11 @@ def test_what_has_no_full_catalogue_is_named():
         full_catalogue(dataset, {"a": "x"}, MOVIES)
     with pytest.raises(ValueError, match="lists the candidates in the prompt"):
         full_catalogue(dataset, TITLES, MOVIES.with_candidates())
+
+
+def test_nothing_is_ranked_by_scores_without_an_order():
+    scored = [CompletionScores(np.array([-1.0, np.nan, -2.0]), np.ones(3)), CompletionScores(np.zeros(2), np.ones(2))]
+    with pytest.raises(ValueError, match=r"User 'u1': the score of candidate 1 is NaN.*dtype"):
+        rank_by_log_prob(DATASET, scored, score="sum", name="x")
+    with pytest.raises(ValueError, match="no users to rank"):
+        rank_at_random(DATASET.select([]))

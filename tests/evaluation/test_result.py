@@ -1,3 +1,5 @@
+from dataclasses import asdict, replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -48,7 +50,7 @@ def test_other_files_are_refused(tmp_path):
     make_result([([1.0, 2.0], 0)] * 2).to_parquet(tmp_path / "result.parquet")
     two = pl.read_parquet(tmp_path / "result.parquet").with_columns(ranker=pl.Series(["b", "a"]))
     two.write_parquet(tmp_path / "two.parquet")
-    with pytest.raises(ValueError, match=r"holds 2 rankers, not one: \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"holds 2 rankers instead of one: \['a', 'b'\]"):
         RankingResult.from_parquet(tmp_path / "two.parquet")
 
 
@@ -59,3 +61,32 @@ def test_pooled_auc_stands_among_the_metrics():
     intervals = result.intervals(["auc", "pooled_auc"])
     assert (intervals["auc"].mean, intervals["pooled_auc"].mean) == (1, 0.75)
     assert (intervals["pooled_auc"].low, intervals["pooled_auc"].high) == (0.75, 1)  # both users, or one twice
+
+
+def test_ranks_are_computed_once():
+    result = make_result([([2.0, 1.0], 0), ([1.0, 3.0], 0)])
+    assert result.ranks is result.ranks
+    assert replace(result, positives=[0, 1]).ranks.better.tolist() == [0, 0]  # not those of the original
+    assert "ranks" not in asdict(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": [np.array([1.0, 2.0]), np.array([np.nan, 2.0])]}, "User 'u1': the score of candidate 0 is NaN"),
+        ({"scores": [np.array([1.0, 2.0])]}, r"one entry in each field; there are \{'users': 2, 'scores': 1,"),
+        ({"items": [["a", "b"], ["a", "b", "c"]]}, "User 'u1': there are 2 scores, but 3 items"),
+        ({"positives": [0, 2]}, "User 'u1': `positive` is 2"),
+        ({"users": [], "scores": [], "positives": [], "items": []}, "no users to rank"),
+    ],
+)
+def test_there_is_no_result_without_an_order(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(make_result([([1.0, 2.0], 0)] * 2), **change)
+
+
+def test_candidates_are_compared_one_user_at_a_time():
+    result = make_result([([2.0, 1.0], 0), ([1.0, 3.0], 0)])
+    questions = result._questions()
+    assert iter(questions) is questions  # not a list of every user's set of the whole catalogue
+    assert list(questions) == [("item 0", {"item 0", "item 1"})] * 2

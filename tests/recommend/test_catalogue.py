@@ -66,9 +66,9 @@ def test_entries_are_ids_or_titles():
     [
         ({"item": ["1"], "name": ["Alien"]}, "no column 'title'"),
         ({"item": [], "title": []}, "no rows"),
-        ({"item": ["1", "2"], "title": ["Alien", ""]}, r"1 rows without an item or a title.*'2'"),
-        ({"item": ["1", None], "title": ["Alien", "Heidi"]}, "1 rows without"),
-        ({"item": ["1", "1"], "title": ["Alien", "Heidi"]}, "'1' stands in several rows"),
+        ({"item": ["1", "2"], "title": ["Alien", ""]}, r"1 row\(s\) without an item or a title.*'2'"),
+        ({"item": ["1", None], "title": ["Alien", "Heidi"]}, r"1 row\(s\) without"),
+        ({"item": ["1", "1"], "title": ["Alien", "Heidi"]}, "'1' is in several rows"),
     ],
 )
 def test_faulty_catalogues(items, message):
@@ -112,3 +112,15 @@ def test_a_prompt_that_merges_with_a_title_gets_its_own_trie_and_cut():
     whole = tokenizer(prompts[1])["input_ids"]
     assert len(found[1][0]) < len(whole)  # the case this test is about does occur
     assert found[0][1] is not found[1][1]
+
+
+def test_a_text_is_not_a_list_of_items():
+    catalogue = Catalogue(pl.DataFrame({"item": ["1", "2", "12"], "title": ["Alien", "Heidi", "Babe"]}))
+    with pytest.raises(ValueError, match="history: give a list of items, not the text '12'"):
+        catalogue.rows("12", "history")  # would be the items "1" and "2"
+
+
+def test_a_number_is_answered_with_the_text_that_it_is_in_the_catalogue():
+    catalogue = Catalogue(pl.DataFrame({"item": [1, 2], "title": ["Alien", "Heidi"]}))
+    with pytest.raises(ValueError, match=r"history: 2 is neither an item id nor a title .*Did you mean '2'\?"):
+        catalogue.rows([2], "history")

@@ -198,3 +198,28 @@ def test_a_model_without_a_catalogue_says_what_to_give(tmp_path):
     make_model("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no recommender\.json and items\.parquet: give data="):
         Recommender.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda r: r.recommend([], 2),
+        lambda r: r.recommend([], 2, exact=True),
+        lambda r: r.rank(["1"], ["2", "3"]),
+        lambda r: r.explain(["1"], "2", max_new_tokens=0),
+    ],
+    ids=["recommend", "exact", "rank", "explain"],
+)
+def test_a_model_that_begins_to_compute_nan_recommends_nothing_and_says_why(call):
+    model = make_model("llama")
+    items = pl.DataFrame({"item": ["1", "2", "3"], "title": ["Alien", "Heidi", "Babe"]})
+    recommender = Recommender(model, make_tokenizer(), items, MOVIES.plain())
+    call(recommender)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="log-probs of titles are NaN; try another dtype"):
+        call(recommender)
+
+
+def test_nothing_comes_out_where_everything_is_excluded(case):
+    assert case.recommender.recommend([], 2, exclude=case.recommender.catalogue.items) == []

@@ -88,9 +88,6 @@ def run(arguments: list[str]) -> None:
         generate_items(loaded, tokenizer, users, titles.values(), name="generation") if options.generate else None
     )
     del loaded  # leaves its memory to the baseline
-    rows: dict[str, dict[str, Any]] = {name: result.intervals() for name, result in results.items()}
-    for score in ("sum", "mean"):
-        rows[f"{score} - popularity"] = results[score].minus(results["popularity"])
     if options.baseline is not None:
         loading = replace(model, revision=None).from_pretrained()  # the revision is that of --model
         baseline = evaluate_model(
@@ -98,8 +95,13 @@ def run(arguments: list[str]) -> None:
         )
         for score in ("sum", "mean"):
             results[f"baseline {score}"] = baseline[score]
-            rows[f"baseline {score}"] = baseline[score].intervals()
-            rows[f"{score} - baseline {score}"] = results[score].minus(baseline[score])
+    if not PartialState().is_main_process:
+        return
+    rows: dict[str, dict[str, Any]] = {name: result.intervals() for name, result in results.items()}
+    for score in ("sum", "mean"):
+        for other in ("popularity", f"baseline {score}"):
+            if other in results:
+                rows[f"{score} - {other}"] = results[score].minus(results[other])
     report = [
         f"{len(users)} {options.split} users, {'the whole catalogue' if options.whole_catalogue else 'candidates'} "
         f"ranked by the sum of log-probs or their mean per token; mean [95% bootstrap interval over users].",
@@ -110,8 +112,6 @@ def run(arguments: list[str]) -> None:
     if generated is not None:
         report += ["Generated freely:", markdown_table({"model": generated.intervals()})]
     text = "\n\n".join(report)
-    if not PartialState().is_main_process:
-        return
     print(text)
     if options.output_dir is not None:
         folder = Path(options.output_dir)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..recommend.batch import UserHistory
+from ..recommend import UserHistory
 from ._splits import choose_split
 from .options import ModelArguments, Parser
 

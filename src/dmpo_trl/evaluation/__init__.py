@@ -1,21 +1,10 @@
-"""Candidate ranking and its metrics, what the model says freely, and ranking during training."""
+"""Evaluation: candidate ranking with metrics and tests, free generation, and ranking during training."""
 
 from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recommendation_popularity
 from .callback import RankingCallback
 from .generation import GenerationResult, generate_items
-from .metrics import (
-    METRICS,
-    Difference,
-    Interval,
-    Ranks,
-    auc,
-    bootstrap_mean,
-    hit_rate,
-    ndcg,
-    paired_difference,
-    pooled_auc,
-    reciprocal_rank,
-)
+from .intervals import Difference, Interval, bootstrap_mean, paired_difference
+from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
 from .ranking import (
     full_catalogue,
     rank_at_random,

@@ -1,4 +1,4 @@
-"""Several processes: each computes its share of the users, all get all results."""
+"""Distributed evaluation: each process computes its share of the users, all of them get all results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 def over_processes(compute: Callable[[Sequence[int]], Sequence[T]], count: int, model: torch.nn.Module) -> list[T]:
-    """Results of `compute` for the indices 0 to `count - 1`, shared out over the processes, the same in all of them.
+    """Return the results of `compute` for the indices 0 to `count - 1`, each computed by one of the processes.
 
-    Every process must call it. Where the model's parameters are sharded (FSDP, ZeRO-3, tensor parallelism) the
-    processes cannot go separate ways, since each forward needs all of them: there every process computes everything.
+    Every process must call it. Where the model's parameters are sharded (FSDP, ZeRO-3, tensor parallelism) each
+    forward needs all processes, so every process computes everything.
 
     Args:
-        compute: takes indices and returns a result for each.
-        count: how many there are.
-        model: decides whether the work can be shared out.
+        compute: Takes indices and returns a result for each.
+        count: Number of indices.
+        model: Decides whether the work can be shared.
 
     Returns:
-        One result an index, in their order.
+        One result per index, in order, the same in every process.
     """
     state = PartialState()
     if state.num_processes == 1 or is_sharded(model):
@@ -35,7 +35,7 @@ def over_processes(compute: Callable[[Sequence[int]], Sequence[T]], count: int, 
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether a process holds only parts of the model's parameters."""
+    """Tell whether a process holds only parts of the model's parameters."""
     # By the modules too: between forwards FSDP may hold some of its parameters whole, as plain ones
     return any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules()) or any(
         isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")  # DeepSpeed ZeRO-3 numbers what it shards
@@ -44,5 +44,5 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def on_main_process(label: Any) -> Any:
-    """`label` on the main process, None on the others: one progress bar, not one a process."""
+    """Return `label` on the main process and None on the others, for one progress bar instead of one per process."""
     return label if PartialState().is_main_process else None

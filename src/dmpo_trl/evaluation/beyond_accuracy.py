@@ -1,8 +1,8 @@
-"""What a recommender recommends, apart from whether it is right: coverage and popularity bias of the top k.
+"""Beyond-accuracy metrics: coverage and popularity bias of the top k.
 
 As in `metrics`, ties count with their expectation: a candidate that is tied at the edge of the top k belongs to it
 with the probability that a random order puts it there. RecTools, Elliot and RecBole have these metrics, but take an
-order, so that a ranker full of ties (popularity, random) would get figures of whatever breaks them.
+order, so that the figures of a ranker with many ties (popularity, random) would depend on how the ties are broken.
 """
 
 from __future__ import annotations
@@ -18,10 +18,29 @@ HEAD_SHARE = 0.8
 
 
 def coverage(result: RankingResult, k: int) -> float:
-    """Share of the items that come up in the top k of at least one user.
+    """Return the share of the items that are in the top k of at least one user.
 
-    Catalogue coverage of Ge, Delgado-Battenfeld and Jannach (RecSys 2010, "Beyond Accuracy"). The whole is the items
-    that are a candidate of some user: the catalogue where the whole of it is ranked, fewer with sampled candidates.
+    Catalogue coverage of Ge, Delgado-Battenfeld and Jannach (RecSys 2010, "Beyond Accuracy"):
+    `|union over users of top_k(u)| / |items|`. The items are those that are a candidate of some user: the catalogue
+    where the whole of it is ranked, fewer with sampled candidates.
+
+    Args:
+        result: The ranking.
+        k: Length of the recommendation.
+
+    Returns:
+        The share, from 0 to 1.
+
+    Raises:
+        ValueError: `k` is below 1.
+
+    Example:
+        Both users get a first; then one gets b and the other c.
+
+        >>> scores, items = [np.array([2.0, 1.0, 0.0]), np.array([2.0, 0.0, 1.0])], [["a", "b", "c"]] * 2
+        >>> result = RankingResult("model", ["u1", "u2"], scores, positives=[0, 1], items=items)
+        >>> round(coverage(result, k=1), 3), coverage(result, k=2)
+        (0.333, 1.0)
     """
     missed: dict[str, float] = {}  # probability that no user gets the item
     for items, chances in zip(result.items, _top_k(result, k), strict=True):
@@ -31,46 +50,86 @@ def coverage(result: RankingResult, k: int) -> float:
 
 
 def recommendation_popularity(result: RankingResult, popularity: Mapping[str, float], k: int) -> np.ndarray:
-    """Mean popularity of each user's top k, (U,); its mean is the average recommendation popularity (ARP).
+    """Return the mean popularity of each user's top k; its mean is the average recommendation popularity (ARP).
 
     Yin, Cui, Li, Yao and Chen (VLDB 2012, "Challenging the Long Tail Recommendation").
 
     Args:
-        result: the ranking.
-        popularity: count by item; what is not there counts 0.
-        k: length of the recommendation.
+        result: The ranking.
+        popularity: Count by item; an item without one counts 0.
+        k: Length of the recommendation.
+
+    Returns:
+        One value per user, (U,).
+
+    Raises:
+        ValueError: `k` is below 1.
+
+    Example:
+        One user gets a and b, `(60 + 30) / 2`; the other a and c, `(60 + 10) / 2`.
+
+        >>> scores, items = [np.array([2.0, 1.0, 0.0]), np.array([2.0, 0.0, 1.0])], [["a", "b", "c"]] * 2
+        >>> result = RankingResult("model", ["u1", "u2"], scores, positives=[0, 1], items=items)
+        >>> recommendation_popularity(result, {"a": 60, "b": 30, "c": 10}, k=2)
+        array([45., 35.])
     """
     return _mean_over_top_k(result, {item: popularity.get(item, 0.0) for items in result.items for item in items}, k)
 
 
 def long_tail_share(result: RankingResult, popularity: Mapping[str, float], k: int) -> np.ndarray:
-    """Share of long-tail items in each user's top k, (U,); its mean is the APLT.
+    """Return the share of long-tail items in each user's top k; its mean is the APLT.
 
     Average percentage of long-tail items of Abdollahpouri, Burke and Mobasher (RecSys 2017, "Controlling Popularity
-    Bias in Learning-to-Rank Recommendation"). The short head are the most popular items that together have 80% of the
+    Bias in Learning-to-Rank Recommendation"). The short head is the most popular items that together have 80% of the
     interactions; all others are the long tail.
 
     Args:
-        result: the ranking.
-        popularity: count by item, over the whole catalogue; what is not there counts 0.
-        k: length of the recommendation.
+        result: The ranking.
+        popularity: Count by item, over the whole catalogue; an item without one counts 0.
+        k: Length of the recommendation.
+
+    Returns:
+        One value per user, (U,).
+
+    Raises:
+        ValueError: `k` is below 1.
+
+    Example:
+        a and b have 90 of 100 interactions, so c is the long tail; the second user gets it beside a.
+
+        >>> scores, items = [np.array([2.0, 1.0, 0.0]), np.array([2.0, 0.0, 1.0])], [["a", "b", "c"]] * 2
+        >>> result = RankingResult("model", ["u1", "u2"], scores, positives=[0, 1], items=items)
+        >>> long_tail_share(result, {"a": 60, "b": 30, "c": 10}, k=2)
+        array([0. , 0.5])
     """
     return _mean_over_top_k(result, _long_tail(result, popularity), k)
 
 
 def beyond_accuracy(result: RankingResult, popularity: Mapping[str, float], k: int) -> dict[str, float]:
-    """Coverage and popularity bias of the top k, beside the same of what the users chose themselves.
+    """Return coverage and popularity bias of the top k, with the popularity of what the users chose themselves.
 
     Args:
-        result: the ranking.
-        popularity: count by item, over the whole catalogue; what is not there counts 0.
-        k: length of the recommendation.
+        result: The ranking.
+        popularity: Count by item, over the whole catalogue; an item without one counts 0.
+        k: Length of the recommendation.
 
     Returns:
         `coverage@k`, `popularity@k`, `long_tail@k`; `target_popularity` and `target_long_tail`, of the users' relevant
-        items; and `popularity_lift@k`, by how much of the latter the former is more popular: 0 is no bias, 1 twice as
-        popular (Abdollahpouri et al., RMSE 2019, "The Unfairness of Popularity Bias in Recommendation", with the
-        target in the place of the user's profile).
+        items; and `popularity_lift@k`, `popularity@k / target_popularity - 1`: 0 is no bias, 1 twice as popular
+        (Abdollahpouri et al., RMSE 2019, "The Unfairness of Popularity Bias in Recommendation", with the target in
+        place of the user's profile). The lift is NaN where the targets have no popularity.
+
+    Raises:
+        ValueError: `k` is below 1.
+
+    Example:
+        Both users get a, with 60 interactions; they chose a and b, with 60 and 30.
+
+        >>> scores, items = [np.array([2.0, 1.0, 0.0]), np.array([2.0, 0.0, 1.0])], [["a", "b", "c"]] * 2
+        >>> result = RankingResult("model", ["u1", "u2"], scores, positives=[0, 1], items=items)
+        >>> figures = beyond_accuracy(result, {"a": 60, "b": 30, "c": 10}, k=1)
+        >>> figures["popularity@1"], figures["target_popularity"], round(figures["popularity_lift@1"], 3)
+        (60.0, 45.0, 0.333)
     """
     targets = [items[positive] for items, positive in zip(result.items, result.positives, strict=True)]
     tail = _long_tail(result, popularity)
@@ -87,16 +146,18 @@ def beyond_accuracy(result: RankingResult, popularity: Mapping[str, float], k: i
 
 
 def _long_tail(result: RankingResult, popularity: Mapping[str, float]) -> dict[str, float]:
-    """1 for items of the long tail, 0 for those of the short head. Equally popular items are on the same side."""
+    """Return 1 for items of the long tail, 0 for the short head. Equally popular items are on the same side."""
     counts = np.sort(np.fromiter(popularity.values(), dtype=float))[::-1]
-    before = np.cumsum(counts) - counts  # interactions with items that stand before
+    before = np.cumsum(counts) - counts  # interactions of the more popular items
     head = counts[before < HEAD_SHARE * counts.sum()]
     least = head.min() if len(head) else np.inf
     return {item: float(popularity.get(item, 0.0) < least) for items in result.items for item in items}
 
 
 def _top_k(result: RankingResult, k: int) -> list[np.ndarray]:
-    """Probability of each candidate to stand in its user's top k, (candidates,) for each user."""
+    """Return the probability of each candidate to be in its user's top k, (candidates,) for each user."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, it is {k}.")
     chances = []
     for scores in result.scores:
         first, last = (rankdata(-scores, method) for method in ("min", "max"))

@@ -1,8 +1,8 @@
-"""Ranks held-out users during training."""
+"""Ranking during training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from datasets import Dataset
@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from ..modeling.loading import base_model_of
-from .metrics import METRICS
-from .ranking import rank_by_log_prob, score_candidates
+from .metrics import METRICS, check_metrics
+from .ranking import check_score, rank_by_log_prob, score_candidates
+from .report import markdown_table
 from .result import RankingResult
 
 
@@ -26,25 +27,33 @@ class RankingCallback(TrainerCallback):
 
     So `metric_for_best_model="eval_ndcg@5"` with `greater_is_better=True` and `load_best_model_at_end=True` keeps the
     checkpoint that ranks best. Works with every `Trainer` of a causal language model: `DMPOTrainer`, `SFTTrainer`,
-    wrapped models and adapters; several processes share the users out. The model ranks in the precision of its
-    weights, without the trainer's autocast.
+    wrapped models and adapters; several processes share the users. The model ranks in the precision of its weights,
+    without the trainer's autocast.
 
-    The figures stand in `trainer.state.log_history` with the evaluation's. A callback does not know its trainer, whose
-    reports (`report_to`) are out by then; give it the trainer, and they are logged through it:
-
-        >>> trainer.add_callback(RankingCallback(users, score="mean", trainer=trainer))
-
-    With several evaluation datasets the users are ranked after each of them.
+    The metrics are written to `trainer.state.log_history`, next to the evaluation's. A callback does not know its
+    trainer, which has sent the evaluation to its integrations (`report_to`) by then; pass `trainer`, and the metrics
+    are logged through it. With several evaluation datasets the users are ranked after each of them.
 
     Args:
-        dataset: columns of [`ranking_dataset`]; at most a few hundred users keep evaluations short.
-        score: see [`rank_by_log_prob`].
-        metrics: names of the metrics, see [`RankingResult.metrics`].
-        trainer: to log through.
-        tokens_per_batch: as in [`score_completions`].
+        dataset: Columns of [`ranking_dataset`]; at most a few hundred users keep evaluations short.
+        score: See [`rank_by_log_prob`].
+        metrics: Names of the metrics, see [`RankingResult.metrics`].
+        trainer: The trainer to log through.
+        tokens_per_batch: See [`score_completions`].
 
     Attributes:
-        result: the latest evaluation's [`RankingResult`], with every user's values; None before the first.
+        result: The latest evaluation's [`RankingResult`], with the values of every user; None before the first.
+
+    Raises:
+        ValueError: There are no users, `score` is neither `"sum"` nor `"mean"`, or there is no metric of a name.
+
+    Example:
+        >>> callback = RankingCallback(users, score="mean")  # doctest: +SKIP
+        >>> trainer = DMPOTrainer(model, args=args, ..., callbacks=[callback])  # doctest: +SKIP
+
+        Or with metrics that TensorBoard, Weights & Biases and the like receive:
+
+        >>> trainer.add_callback(RankingCallback(users, score="mean", trainer=trainer))  # doctest: +SKIP
     """
 
     def __init__(
@@ -57,7 +66,9 @@ class RankingCallback(TrainerCallback):
         tokens_per_batch: int = 4096,
     ) -> None:
         if len(dataset) == 0:
-            raise ValueError("The dataset has no users to rank")
+            raise ValueError("The dataset has no users to rank.")
+        check_score(score)
+        check_metrics(metrics)
         self.dataset = dataset
         self.score = score
         self.metrics = metrics
@@ -76,7 +87,7 @@ class RankingCallback(TrainerCallback):
         processing_class: PreTrainedTokenizerBase,
         **kwargs: Any,
     ) -> None:
-        """Ranks the users and adds the figures to `metrics`."""
+        """Rank the users and add the figures to `metrics`."""
         base_model = base_model_of(model)
         attention = base_model.config._attn_implementation
         scored = score_candidates(
@@ -96,3 +107,48 @@ class RankingCallback(TrainerCallback):
             self.trainer.log(figures)
         else:
             state.log_history[-1] |= figures
+
+    def card_section(
+        self, log_history: Sequence[Mapping[str, Any]], best_step: int | None, metric_for_best_model: str | None
+    ) -> str:
+        """Return a model card's section on the ranking at the best and at the last step.
+
+        Args:
+            log_history: The trainer's `state.log_history`.
+            best_step: Its `state.best_global_step`; None where there is none.
+            metric_for_best_model: Its `args.metric_for_best_model`.
+
+        Returns:
+            Markdown with the heading "## Ranking"; empty when nothing was ranked.
+
+        Example:
+            >>> user = {"user": "u1", "items": ["a", "b"], "candidates": ["Alien", "Babe"], "positive": 0}
+            >>> callback = RankingCallback(Dataset.from_list([user]), score="mean", metrics=["hr@1"])
+            >>> print(callback.card_section([{"step": 10, "eval_hr@1": 0.25}], None, None))
+            ## Ranking
+            <BLANKLINE>
+            1 user was ranked during training among 2 candidates, by log-prob (mean per token).
+            <BLANKLINE>
+            |  | hr@1 |
+            | --- | --- |
+            | last, step 10 | 0.250 |
+        """
+        names = {f"eval_{name}": name for name in self.metrics}
+        steps = {
+            entry["step"]: {name: entry[key] for key, name in names.items()}
+            for entry in log_history
+            if names.keys() <= entry.keys()
+        }
+        if not steps:
+            return ""
+        last = max(steps)
+        rows, note = {f"last, step {last:,}": steps[last]}, ""
+        if best_step is not None and best_step in steps and best_step != last:
+            rows = {f"best, step {best_step:,}": steps[best_step]} | rows
+            note = f" The best step is that of `{metric_for_best_model}`."
+        users, sizes = len(self.dataset), sorted({len(candidates) for candidates in self.dataset["candidates"]})
+        return (
+            f"## Ranking\n\n{users:,} {'user was' if users == 1 else 'users were'} ranked during training among "
+            f"{' to '.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))} candidates, by log-prob "
+            f"({'sum' if self.score == 'sum' else 'mean per token'}).{note}\n\n{markdown_table(rows)}"
+        )

@@ -1,4 +1,4 @@
-"""What a model says when it may say anything: how much of it are items at all."""
+"""Free generation: how many of the texts that a model generates are items."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ..modeling.loading import evaluation_mode
 from ..preprocessing.tokenize import tokenize_completions
 from ._processes import is_sharded, on_main_process, over_processes
-from .metrics import Interval, bootstrap_mean
+from .intervals import Interval, bootstrap_mean
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """One model's own words after every user's prompt.
+    """A model's own text after every user's prompt.
 
     Args:
-        name: of the model.
-        users: their identifiers, in the order of the other fields.
-        outputs: what it said, without white space around it.
-        in_catalogue: whether that is the title of an item, (U,).
-        in_candidates: whether it is that of one of the user's candidates, (U,): LLaRA's valid ratio (Liao et al.,
+        name: Name of the model.
+        users: Identifiers of the users, in the order of the other fields.
+        outputs: The texts, without white space around them.
+        in_catalogue: Whether each text is the title of an item, (U,).
+        in_candidates: Whether it is the title of one of the user's candidates, (U,): LLaRA's valid ratio (Liao et al.,
             SIGIR 2024, "LLaRA"). A model can only know the candidates from a prompt that lists them.
-        hits: whether it is that of the user's relevant item, (U,): HR@1 among all that can be said.
+        hits: Whether it is the title of the user's relevant item, (U,): HR@1 among all possible texts.
+
+    Example:
+        >>> users, outputs = ["u1", "u2"], ["Alien", "A film"]
+        >>> valid, hits = np.array([True, False]), np.array([False, False])
+        >>> GenerationResult("model", users, outputs, valid, valid, hits).metrics()
+        {'valid': 0.5, 'valid_candidate': 0.5, 'hr@1': 0.0}
     """
 
     name: str
@@ -41,11 +47,18 @@ class GenerationResult:
     hits: np.ndarray
 
     def metrics(self) -> dict[str, float]:
-        """Shares of the users: `valid` (in the catalogue), `valid_candidate` and `hr@1`."""
+        """Return shares of the users: `valid` (in the catalogue), `valid_candidate` and `hr@1`."""
         return {name: float(values.mean()) for name, values in self._per_user().items()}
 
     def intervals(self, *, confidence: float = 0.95) -> dict[str, Interval]:
-        """The same with bootstrap confidence intervals over the users."""
+        """Return the same with bootstrap confidence intervals over the users.
+
+        Args:
+            confidence: Confidence level of the intervals.
+
+        Raises:
+            ValueError: There are fewer than two users.
+        """
         return {name: bootstrap_mean(values, confidence=confidence) for name, values in self._per_user().items()}
 
     def _per_user(self) -> dict[str, np.ndarray]:
@@ -62,19 +75,31 @@ def generate_items(
     name: str,
     batch_size: int = 16,
 ) -> GenerationResult:
-    """Lets a model complete each prompt greedily and compares what it says with the titles, letter by letter.
+    """Let a model complete each prompt greedily, and compare the texts with the titles, letter by letter.
 
-    An output is an item only if the whole of it is: a model that goes on talking after a title has not learnt to
-    recommend. Several processes share the users out, as in [`score_candidates`].
+    A text is an item only if the whole of it is a title: a model that goes on after a title has not learnt to
+    recommend. Several processes share the users, as in [`score_candidates`].
 
     Args:
-        model: a causal language model.
-        tokenizer: the model's.
-        dataset: columns of [`ranking_dataset`].
-        titles: of the whole catalogue.
-        name: of the result, also shown at the progress bar.
-        batch_size: prompts generated together.
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        dataset: Columns of [`ranking_dataset`].
+        titles: Titles of the whole catalogue.
+        name: Name of the result, also shown on the progress bar.
+        batch_size: Number of prompts generated together.
+
+    Returns:
+        The texts, and which of them are items.
+
+    Raises:
+        ValueError: There are no users, or no titles.
+
+    Example:
+        >>> result = generate_items(model, tokenizer, users, ["Alien", "Heidi"], name="model")  # doctest: +SKIP
+        >>> result.metrics()["valid"]  # doctest: +SKIP
     """
+    if len(dataset) == 0 or len(titles) == 0:
+        raise ValueError(f"There are {len(dataset)} users and {len(titles)} titles; generation needs some of both.")
     questions = dataset.select_columns(["prompt", "candidates"])
     longest = _longest_title(tokenizer, questions[0], titles)
 
@@ -135,7 +160,7 @@ def _generate(
 
 
 def _longest_title(tokenizer: PreTrainedTokenizerBase, question: dict[str, Any], titles: Collection[str]) -> int:
-    """Tokens of the longest completion, its end included: nothing longer can be a title."""
+    """Return the number of tokens of the longest completion with its end: nothing longer can be a title."""
     conversational = not isinstance(question["prompt"], str)
     completions = [[{"role": "assistant", "content": title}] if conversational else title for title in titles]
     _, ids = tokenize_completions(tokenizer, question["prompt"], completions, eos_token=tokenizer.eos_token)

@@ -1,20 +1,18 @@
-"""Ranks the candidates of each user with a model, and with what every model has to beat."""
+"""Candidate ranking: with a model, by popularity, at random; among sampled candidates or the whole catalogue."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.prompts import PromptTemplate
+from ..scoring import CompletionScores, stream_scores
+from ._processes import on_main_process, over_processes
 from .result import RankingResult, interned
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from ..data import PromptTemplate
-    from ..scoring import CompletionScores
 
 SCORES: tuple[Literal["sum", "mean"], ...] = ("sum", "mean")
 
@@ -28,17 +26,36 @@ def rank_with_model(
     name: str,
     tokens_per_batch: int = 4096,
 ) -> RankingResult:
-    """Ranks candidates by their log-probability after the prompt.
+    """Rank candidates by their log-prob after the prompt.
 
     Args:
-        model: a causal language model.
-        tokenizer: the model's.
-        dataset: columns of [`ranking_dataset`].
-        score: see [`rank_by_log_prob`].
-        name: of the result, also shown at the progress bar.
-        tokens_per_batch: as in [`score_completions`].
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        dataset: Columns of [`ranking_dataset`].
+        score: See [`rank_by_log_prob`].
+        name: Name of the result, also shown on the progress bar.
+        tokens_per_batch: See [`score_completions`].
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ValueError: `score` is neither `"sum"` nor `"mean"`, or the candidates cannot be ranked (see
+            [`RankingResult`]).
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"</s>": 0, "?": 1, "Alien": 2, "Aliens": 3, "Heidi": 4}, "?"))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="?")
+        >>> config = LlamaConfig(vocab_size=5, hidden_size=8, intermediate_size=8, num_attention_heads=1)
+        >>> user = {"user": "u1", "items": ["2", "3"], "positive": 0, "prompt": "Alien"}
+        >>> dataset = Dataset.from_list([{**user, "candidates": ["Aliens", "Heidi"]}])
+        >>> result = rank_with_model(LlamaForCausalLM(config), tokenizer, dataset, score="sum", name="tiny")
+        >>> result.items, result.scores[0].shape
+        ([['2', '3']], (2,))
     """
-    _check(score)
+    check_score(score)
     scored = score_candidates(model, tokenizer, dataset, tokens_per_batch=tokens_per_batch, progress=name)
     return rank_by_log_prob(dataset, scored, score=score, name=name)
 
@@ -51,25 +68,26 @@ def score_candidates(
     tokens_per_batch: int = 4096,
     progress: str | None = None,
 ) -> list[CompletionScores]:
-    """Log-probs of all candidates, for several ways to rank by them.
+    """Compute the log-probs of all candidates once, to rank by them in several ways.
 
-    Several processes (`accelerate launch`, `torchrun`) share the users out, and every one gets all scores; all must
-    call this function. A sharded model (FSDP, ZeRO-3) scores all users in every process.
+    Several processes (`accelerate launch`, `torchrun`) share the users, and each of them gets all scores; all of them
+    must call this function. A sharded model (FSDP, ZeRO-3) scores all users in every process.
 
     Args:
-        model: a causal language model.
-        tokenizer: the model's.
-        dataset: columns of [`ranking_dataset`].
-        tokens_per_batch: as in [`score_completions`].
-        progress: label of a progress bar; None for no bar.
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        dataset: Columns of [`ranking_dataset`].
+        tokens_per_batch: See [`score_completions`].
+        progress: Label of a progress bar; None for no bar.
 
     Returns:
-        Sums and lengths, one entry a row of the dataset.
-    """
-    # Imported here because this module's other rankers do without torch.
-    from ..scoring import stream_scores
-    from ._processes import on_main_process, over_processes
+        Sums and lengths, one entry per row of the dataset.
 
+    Example:
+        >>> scored = score_candidates(model, tokenizer, dataset)  # doctest: +SKIP
+        >>> by_sum = rank_by_log_prob(dataset, scored, score="sum", name="sum")  # doctest: +SKIP
+        >>> by_mean = rank_by_log_prob(dataset, scored, score="mean", name="mean")  # doctest: +SKIP
+    """
     questions = dataset.select_columns(["prompt", "candidates"])
 
     def score(rows: Sequence[int]) -> list[CompletionScores]:
@@ -91,35 +109,67 @@ def score_candidates(
 def rank_by_log_prob(
     dataset: Dataset, scored: Sequence[CompletionScores], *, score: Literal["sum", "mean"], name: str
 ) -> RankingResult:
-    """Ranks by what [`score_candidates`] found.
+    """Rank by the log-probs that [`score_candidates`] computed.
 
     Args:
-        dataset: what was scored.
-        scored: the scores of its rows.
-        score: `"sum"` ranks by the log-probability of the whole completion, `"mean"` by that of its average token. The
-            sum is the probability of the item itself and favours short titles, the mean does not; state which one a
+        dataset: The dataset that was scored.
+        scored: The scores of its rows.
+        score: `"sum"` ranks by the log-prob of the whole completion, `"mean"` by its mean per token. The sum is the
+            log-probability of the item itself and favours short titles, the mean does not; state which of the two a
             figure was made with.
-        name: of the result.
+        name: Name of the result.
+
+    Returns:
+        The ranking.
 
     Raises:
-        ValueError: for another `score`.
+        ValueError: `score` is neither `"sum"` nor `"mean"`, or the candidates cannot be ranked (see
+            [`RankingResult`]).
+
+    Example:
+        >>> dataset = Dataset.from_list([{"user": "u1", "items": ["a", "b"], "positive": 1}])
+        >>> scored = [CompletionScores(logps=np.array([-3.0, -4.0]), lengths=np.array([1, 2]))]
+        >>> rank_by_log_prob(dataset, scored, score="sum", name="sum").metrics(["hr@1"])
+        {'hr@1': 0.0}
+        >>> rank_by_log_prob(dataset, scored, score="mean", name="mean").metrics(["hr@1"])
+        {'hr@1': 1.0}
     """
-    _check(score)
+    check_score(score)
     return _result(name, dataset, [one.logps / one.lengths if score == "mean" else one.logps for one in scored])
 
 
 def rank_at_random(dataset: Dataset) -> RankingResult:
-    """Choosing blindly: all candidates are tied, so every metric is its exact expectation."""
+    """Rank at random: all candidates are tied, so that every metric is its exact expectation.
+
+    Args:
+        dataset: Columns of [`ranking_dataset`].
+
+    Returns:
+        The ranking.
+
+    Example:
+        >>> dataset = Dataset.from_list([{"user": "u1", "items": ["a", "b", "c", "d"], "positive": 1}])
+        >>> rank_at_random(dataset).metrics(["hr@1", "auc"])
+        {'hr@1': 0.25, 'auc': 0.5}
+    """
     return _result("random", dataset, [np.zeros(len(items)) for items in dataset["items"]])
 
 
 def rank_by_popularity(dataset: Dataset, popularity: Mapping[str, float]) -> RankingResult:
-    """Ranks by how often an item was had, without a look at the user.
+    """Rank by popularity, the same for every user.
 
     Args:
-        dataset: columns of [`ranking_dataset`].
-        popularity: count by item; what is not there counts 0. Count other users' interactions: with a user's own,
-            the held-out item would be counted too.
+        dataset: Columns of [`ranking_dataset`].
+        popularity: Count by item; an item without one counts 0. Count other users' interactions: a user's own would
+            include the held-out item.
+
+    Returns:
+        The ranking.
+
+    Example:
+        >>> dataset = Dataset.from_list([{"user": "u1", "items": ["a", "b", "c"], "positive": 1}])
+        >>> rank_by_popularity(dataset, {"a": 5, "b": 7}).metrics(["hr@1"])
+        {'hr@1': 1.0}
     """
     scores = [np.array([popularity.get(item, 0) for item in items], dtype=float) for items in dataset["items"]]
     return _result("popularity", dataset, scores)
@@ -132,45 +182,76 @@ def full_catalogue(
     *,
     seen: Mapping[str, Collection[str]] | None = None,
 ) -> Dataset:
-    """The same questions with every item that the user has not had as a candidate, instead of sampled ones.
+    """Replace sampled candidates by every item that the user has not had.
 
-    Every ranker takes the outcome in the place of the sampled dataset. Metrics with sampled candidates and with the
+    Every ranker takes the returned dataset in place of the sampled one. Metrics with sampled candidates and with the
     whole catalogue can order models differently (Krichene and Rendle, KDD 2020, "On Sampled Metrics for Item
     Recommendation"): report which of the two it was.
 
+    The catalogue is kept once, not once per user: the columns `items` and `candidates` hold numbers, which are
+    replaced by ids and completions as they are read. Write such a dataset to a file as `Dataset.from_list(list(...))`.
+
     Args:
-        dataset: columns of [`ranking_dataset`].
-        titles: of all items, by item.
-        template: the one that the prompts were made with.
-        seen: items that each user has had, not to be recommended again; the target stays a candidate in any case. By
-            default those of the column `seen`, and of `history` (the last few of all) where there is no such column.
+        dataset: Columns of [`ranking_dataset`].
+        titles: Titles of all items, by item.
+        template: The template that the prompts were made with.
+        seen: Items that each user has had, which are not candidates; the target is one in any case. By default those
+            of the column `seen`, and of `history` (the last few of all) where there is no such column.
+
+    Returns:
+        The dataset with other `items`, `candidates` and `positive`.
 
     Raises:
-        ValueError: where a target has no title, or the prompts list candidates.
+        ValueError: A target has no title, or the prompts list candidates.
+
+    Example:
+        >>> from dmpo_trl.data import MOVIES
+        >>> user = {"user": "u1", "history": ["1"], "items": ["2", "3"], "positive": 0, "prompt": "Alien. Next:"}
+        >>> dataset = Dataset.from_list([{**user, "candidates": ["Aliens", "Heidi"]}])
+        >>> titles = {"1": "Alien", "2": "Aliens", "3": "Heidi", "4": "Babe"}
+        >>> full_catalogue(dataset, titles, MOVIES.plain())[0]["candidates"]
+        ['Aliens', 'Heidi', 'Babe']
     """
     if template.candidates is not None:
-        raise ValueError("The template lists the candidates in the prompt, which a whole catalogue does not fit into")
-    completions = {item: template.completion(title) for item, title in titles.items()}
+        raise ValueError(
+            "The template lists the candidates in the prompt, and a whole catalogue does not fit into it; use a "
+            "template without them."
+        )
+    number = {item: place for place, item in enumerate(titles)}
+    shared: dict[str, list[Any]] = {
+        "items": list(titles),
+        "candidates": [template.completion(title) for title in titles.values()],
+    }
 
     def widen(row: dict[str, Any]) -> dict[str, Any]:
         target = row["items"][row["positive"]]
-        if target not in completions:
-            raise ValueError(f"The target {target!r} of user {row['user']} is not in `titles`")
-        own = [*row["history"], *row.get("seen", ())] if seen is None else seen.get(row["user"], ())
-        had = set(own) - {target}
-        items = [item for item in completions if item not in had]
+        if target not in number:
+            raise ValueError(
+                f"The target {target!r} of user {row['user']} is not in `titles`; give all items' titles."
+            )
+        had = [*row["history"], *row.get("seen", ())] if seen is None else seen.get(row["user"], ())
+        left_out = [number[item] for item in set(had) - {target} if item in number]
+        candidates = np.delete(np.arange(len(number), dtype=np.int32), left_out)
+        positive = int(np.searchsorted(candidates, number[target]))
+        return {"items": candidates, "positive": positive, "candidates": candidates}
+
+    def decode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {
-            "items": items,
-            "positive": items.index(target),
-            "candidates": [completions[item] for item in items],
+            column: [[shared[column][place] for place in own] for own in values] if column in shared else values
+            for column, values in batch.items()
         }
 
-    return dataset.map(widen, writer_batch_size=100)  # rows are thousands of candidates long
+    return dataset.map(widen, writer_batch_size=100).with_transform(decode)  # rows are thousands of candidates long
 
 
-def _check(score: str) -> None:
+def check_score(score: str) -> None:
+    """Check the kind of score.
+
+    Raises:
+        ValueError: It is neither `"sum"` nor `"mean"`.
+    """
     if score not in SCORES:
-        raise ValueError(f"score must be 'sum' or 'mean', not {score!r}")
+        raise ValueError(f"score must be 'sum' or 'mean', not {score!r}.")
 
 
 def _result(name: str, dataset: Dataset, scores: list[np.ndarray]) -> RankingResult:

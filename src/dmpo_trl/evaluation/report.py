@@ -1,4 +1,4 @@
-"""From a model's folder to a table."""
+"""Evaluation reports: a saved model beside its baselines, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import load_model, load_tokenizer
-from .metrics import Difference, Interval
+from .intervals import Difference, Interval
 from .ranking import SCORES, rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
 from .result import RankingResult
 
@@ -23,19 +23,23 @@ def evaluate_model(
     tokens_per_batch: int = 4096,
     **model_options: Any,
 ) -> dict[str, RankingResult]:
-    """Ranks with a saved model, by both kinds of score, and with what it has to beat.
+    """Rank with a saved model, by both kinds of score, and with its baselines.
 
-    Run under `accelerate launch` or `torchrun`, the processes share the users out.
+    Under `accelerate launch` or `torchrun` the processes share the users.
 
     Args:
-        path: folder or hub id of a model or an adapter.
-        dataset: columns of [`ranking_dataset`]; a [`full_catalogue`] for all items as candidates.
-        popularity: count by item, see [`rank_by_popularity`].
-        tokens_per_batch: as in [`score_completions`].
-        **model_options: see [`load_for_ranking`].
+        path: Folder or hub id of a model or an adapter.
+        dataset: Columns of [`ranking_dataset`]; a [`full_catalogue`] for all items as candidates.
+        popularity: Count by item, see [`rank_by_popularity`].
+        tokens_per_batch: See [`score_completions`].
+        **model_options: See [`load_for_ranking`].
 
     Returns:
         The results `random`, `popularity`, `sum` and `mean`: the last two are the model's, see [`rank_by_log_prob`].
+
+    Example:
+        >>> results = evaluate_model("outputs/dmpo", users, popularity)  # doctest: +SKIP
+        >>> print(results["mean"].intervals()["ndcg@5"])  # doctest: +SKIP
     """
     model, tokenizer = load_for_ranking(path, **model_options)
     return rank_beside_baselines(model, tokenizer, dataset, popularity, tokens_per_batch=tokens_per_batch)
@@ -64,7 +68,21 @@ def rank_beside_baselines(
     *,
     tokens_per_batch: int = 4096,
 ) -> dict[str, RankingResult]:
-    """What [`evaluate_model`] returns, for a model that is loaded already."""
+    """Rank with a loaded model, by both kinds of score, and with its baselines.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        dataset: See [`evaluate_model`].
+        popularity: See [`evaluate_model`].
+        tokens_per_batch: See [`evaluate_model`].
+
+    Returns:
+        As [`evaluate_model`].
+
+    Example:
+        >>> results = rank_beside_baselines(model, tokenizer, users, popularity)  # doctest: +SKIP
+    """
     scored = score_candidates(model, tokenizer, dataset, tokens_per_batch=tokens_per_batch, progress="ranking")
     results = [rank_at_random(dataset), rank_by_popularity(dataset, popularity)]
     results += [rank_by_log_prob(dataset, scored, score=score, name=score) for score in SCORES]
@@ -72,20 +90,25 @@ def rank_beside_baselines(
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, Interval | float]]) -> str:
-    """Figures as a Markdown table: plain ones, with intervals, or differences with their p-value.
+    """Return figures as a Markdown table: plain ones, with intervals, or differences with their p-value.
 
     Args:
-        rows: figures by metric, by the name to show: numbers, or what [`RankingResult.intervals`],
-            [`RankingResult.minus`] or [`GenerationResult.intervals`] returned. The first row's metrics are the
-            columns; where another has no such metric, the cell is empty.
+        rows: Figures by metric, by the name to show: numbers, or what [`RankingResult.intervals`],
+            [`RankingResult.minus`] or [`GenerationResult.intervals`] returned. Where a row has no figure of a metric,
+            the cell is empty.
+
+    Returns:
+        The table, with the metrics in the order in which they first appear.
 
     Example:
-        >>> results = evaluate_model("outputs/dmpo", users, popularity)
-        >>> rows = {name: result.intervals() for name, result in results.items()}
-        >>> rows["mean - popularity"] = results["mean"].minus(results["popularity"])
+        >>> rows = {"model": {"hr@1": Interval(0.5, 0.4, 0.6)}, "random": {"hr@1": 0.25, "auc": 0.5}}
         >>> print(markdown_table(rows))
+        |  | hr@1 | auc |
+        | --- | --- | --- |
+        | model | 0.500 [0.400, 0.600] |  |
+        | random | 0.250 | 0.500 |
     """
-    metrics = list(next(iter(rows.values())))
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
     lines = [["", *metrics], ["---"] * (len(metrics) + 1)]
     lines += [[name, *(_cell(row.get(metric)) for metric in metrics)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

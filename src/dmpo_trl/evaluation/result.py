@@ -1,27 +1,18 @@
-"""What a ranker made of every user's candidates: scores, from which all metrics follow."""
+"""Ranking results: the scores of every user's candidates, from which all metrics follow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from sys import intern
 
 import numpy as np
 import polars as pl
 
-from .metrics import (
-    METRICS,
-    POOLED_AUC,
-    Difference,
-    Interval,
-    Ranks,
-    bootstrap_mean,
-    bootstrap_pooled_auc,
-    paired_difference,
-    per_user,
-    pooled_auc,
-)
+from .intervals import Difference, Interval, bootstrap_mean, bootstrap_pooled_auc, paired_difference
+from .metrics import METRICS, POOLED_AUC, Ranks, check_scores, per_user, pooled_auc
 
 
 @dataclass(frozen=True)
@@ -29,11 +20,42 @@ class RankingResult:
     """One ranker's scores for the candidates of every user.
 
     Args:
-        name: of the ranker.
-        users: their identifiers, in the order of the other fields.
-        scores: a score a candidate, the higher the better, (candidates,) for each user.
-        positives: index of the relevant candidate of each user.
-        items: identifiers of the candidates of each user.
+        name: Name of the ranker.
+        users: Identifiers of the users, in the order of the other fields.
+        scores: One score per candidate, the higher the better, (candidates,) for each user.
+        positives: Index of the relevant candidate of each user.
+        items: Identifiers of the candidates of each user.
+
+    Raises:
+        ValueError: The fields have different lengths, there are no users, or a user's candidates cannot be ranked (see
+            [`Ranks.from_scores`]).
+
+    Example:
+        Of two users, the model ranks one's relevant item first and the other's second.
+
+        >>> users, items = ["u1", "u2"], [["a", "b", "c"], ["a", "d"]]
+        >>> scores = [np.array([-1.0, -3.0, -2.0]), np.array([-1.0, -2.0])]
+        >>> model = RankingResult("model", users, scores, positives=[0, 1], items=items)
+        >>> model.metrics(["hr@1", "mrr", "auc"])
+        {'hr@1': 0.5, 'mrr': 0.75, 'auc': 0.5}
+        >>> model.per_user("mrr")
+        array([1. , 0.5])
+        >>> print(model.intervals(["mrr"])["mrr"])
+        0.750 [0.500, 1.000]
+
+        Another ranker of the same candidates is compared user by user:
+
+        >>> reverse = RankingResult("reverse", users, [-own for own in scores], [0, 1], items)
+        >>> model.minus(reverse, ["hr@1"])["hr@1"].mean
+        0.0
+
+        A file holds the whole result:
+
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     model.to_parquet(f"{folder}/model.parquet")
+        ...     RankingResult.from_parquet(f"{folder}/model.parquet").users
+        ['u1', 'u2']
     """
 
     name: str
@@ -42,27 +64,61 @@ class RankingResult:
     positives: list[int]
     items: list[list[str]]
 
-    @property
+    def __post_init__(self) -> None:
+        lengths = {field: len(getattr(self, field)) for field in ("users", "scores", "positives", "items")}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"{self.name}: each user needs one entry in each field; there are {lengths}.")
+        check_scores(self.scores, self.positives, self.users)
+        for user, values, own in zip(self.users, self.scores, self.items, strict=True):
+            if len(values) != len(own):
+                raise ValueError(f"User {user!r}: there are {len(values)} scores, but {len(own)} items.")
+
+    @cached_property
     def ranks(self) -> Ranks:
-        """Where the relevant candidates stand."""
+        """Positions of the relevant candidates."""
         return Ranks.from_scores(self.scores, self.positives)
 
     def per_user(self, metric: str) -> np.ndarray:
-        """The metric's value of each user, (U,)."""
+        """Return the metric's value for each user, (U,).
+
+        Args:
+            metric: `hr@k`, `ndcg@k`, `mrr@k`, `mrr` or `auc`.
+
+        Raises:
+            ValueError: For any other name.
+        """
         return per_user(self.ranks, metric)
 
     def metrics(self, names: Sequence[str] = METRICS) -> dict[str, float]:
-        """The metrics by name: means over the users, and `pooled_auc`."""
-        ranks = self.ranks
+        """Return means over the users.
+
+        Args:
+            names: Names of the metrics: as in `per_user`, or `pooled_auc`.
+
+        Returns:
+            The means by name, and the pooled AUC.
+
+        Raises:
+            ValueError: There is no metric of such a name.
+        """
         return {
-            name: pooled_auc(self.scores, self.positives)
-            if name == POOLED_AUC
-            else float(per_user(ranks, name).mean())
+            name: pooled_auc(self.scores, self.positives) if name == POOLED_AUC else float(self.per_user(name).mean())
             for name in names
         }
 
     def intervals(self, names: Sequence[str] = METRICS, *, confidence: float = 0.95) -> dict[str, Interval]:
-        """The metrics by name with bootstrap confidence intervals over the users."""
+        """Return means with bootstrap confidence intervals over the users.
+
+        Args:
+            names: Names of the metrics: as in `per_user`, or `pooled_auc`.
+            confidence: Confidence level of the intervals.
+
+        Returns:
+            The intervals by name.
+
+        Raises:
+            ValueError: There is no metric of such a name, or there are fewer than two users.
+        """
         return {
             name: bootstrap_pooled_auc(self.scores, self.positives, confidence=confidence)
             if name == POOLED_AUC
@@ -73,35 +129,45 @@ class RankingResult:
     def minus(
         self, other: RankingResult, names: Sequence[str] = METRICS, *, confidence: float = 0.95
     ) -> dict[str, Difference]:
-        """Mean differences to another ranker, with paired bootstrap interval and permutation test, by metric.
+        """Return mean differences from another ranker, with paired bootstrap interval and permutation test.
+
+        Args:
+            other: The other ranker's result.
+            names: Names of the metrics: as in `per_user`.
+            confidence: Confidence level of the intervals.
+
+        Returns:
+            The differences by name.
 
         Raises:
-            ValueError: where the other ranker ranked other users or other candidates.
+            ValueError: The other ranker ranked other users or other candidates, there is no metric of such a name, or
+                there are fewer than two users.
         """
         if self.users != other.users:
             raise ValueError(
-                f"{self.name} and {other.name} ranked different users; a paired difference needs the same"
+                f"{self.name} and {other.name} ranked different users; a paired difference needs the same."
             )
         for user, ours, theirs in zip(self.users, self._questions(), other._questions(), strict=True):
             if ours != theirs:
                 raise ValueError(
                     f"{self.name} and {other.name} ranked different candidates of user {user}; a paired difference "
-                    "needs the same"
+                    "needs the same."
                 )
         return {
             name: paired_difference(self.per_user(name), other.per_user(name), confidence=confidence) for name in names
         }
 
-    def _questions(self) -> list[tuple[str, set[str]]]:
-        return [(items[positive], set(items)) for items, positive in zip(self.items, self.positives, strict=True)]
+    def _questions(self) -> Iterator[tuple[str, set[str]]]:
+        """Yield each user's relevant item and candidates, one user at a time: the sets are large."""
+        for items, positive in zip(self.items, self.positives, strict=True):
+            yield items[positive], set(items)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Writes a row a user: `ranker`, `user`, `positive`, `items`, `scores` and the value of each metric.
+        """Write one row per user: `ranker`, `user`, `positive`, `items`, `scores` and the value of each metric.
 
         Args:
-            path: of the file; its folder is made where there is none.
+            path: The file; its folder is created if needed.
         """
-        ranks = self.ranks
         frame = pl.DataFrame(
             {
                 "ranker": [self.name] * len(self.users),
@@ -109,24 +175,27 @@ class RankingResult:
                 "positive": self.positives,
                 "items": self.items,
                 "scores": [own.tolist() for own in self.scores],
-                **{name: per_user(ranks, name) for name in METRICS},
+                **{name: self.per_user(name) for name in METRICS},
             }
         )
         frame.write_parquet(path, mkdir=True)
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> RankingResult:
-        """Reads what [`to_parquet`] wrote.
+        """Read a result that `to_parquet` wrote.
+
+        Args:
+            path: The file.
 
         Raises:
-            ValueError: where the file holds something else.
+            ValueError: The file holds something else.
         """
         frame = pl.read_parquet(path)
         if missing := {"ranker", "user", "positive", "items", "scores"} - set(frame.columns):
-            raise ValueError(f"{path} is no ranking: it has no column {sorted(missing)}")
+            raise ValueError(f"{path} is not a ranking: it has no column {sorted(missing)}.")
         if frame["ranker"].n_unique() != 1:
             raise ValueError(
-                f"{path} holds {frame['ranker'].n_unique()} rankers, not one: {sorted(set(frame['ranker']))}"
+                f"{path} holds {frame['ranker'].n_unique()} rankers instead of one: {sorted(set(frame['ranker']))}."
             )
         return cls(
             frame["ranker"][0],
@@ -138,5 +207,5 @@ class RankingResult:
 
 
 def interned(items: Sequence[Sequence[str]] | pl.Series) -> list[list[str]]:
-    """Lists of identifiers in which equal ones are one object: a catalogue a user would otherwise fill the memory."""
+    """Return the lists with one object per identifier: whole catalogues of many users would fill the memory."""
     return [[intern(item) for item in own] for own in items]

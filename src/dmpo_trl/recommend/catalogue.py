@@ -1,4 +1,4 @@
-"""The catalogue: its items by id and by title, and the trie of their tokenised titles."""
+"""Catalogue: items by id and by title, and the trie of their tokenised titles."""
 
 from __future__ import annotations
 
@@ -31,8 +31,19 @@ class Catalogue:
     Args:
         items: Columns `item` (String, unique) and `title` (String; several items may share one).
 
+    Attributes:
+        frame: The table.
+        items: Id of each item, by row.
+        titles: Title of each item, by row.
+
     Raises:
-        ValueError: A column is missing, there are no rows, or an item is null or repeated, or a title null or empty.
+        ValueError: A column is missing, there are no rows, an item is null, empty or repeated, or a title is null or
+            empty.
+
+    Example:
+        >>> catalogue = Catalogue(pl.DataFrame({"item": [7, 8], "title": ["Alien", "Heidi"]}))
+        >>> catalogue.rows(["8", "Alien"], "history")
+        [1, 0]
     """
 
     def __init__(self, items: pl.DataFrame) -> None:
@@ -43,9 +54,9 @@ class Catalogue:
             raise ValueError("items: no rows, so there is nothing to recommend.")
         bad = items.filter(pl.any_horizontal(pl.col("item", "title").fill_null("") == ""))
         if not bad.is_empty():
-            raise ValueError(f"items: {bad.height} rows without an item or a title, the first is {bad.row(0)}.")
+            raise ValueError(f"items: {bad.height} row(s) without an item or a title; the first is {bad.row(0)}.")
         if repeated := items.filter(items["item"].is_duplicated())["item"].to_list():
-            raise ValueError(f"items: item {repeated[0]!r} stands in several rows; keep one.")
+            raise ValueError(f"items: item {repeated[0]!r} is in several rows; keep one.")
         self.frame = items
         self.items: list[str] = items["item"].to_list()
         self.titles: list[str] = items["title"].to_list()
@@ -53,20 +64,24 @@ class Catalogue:
         self._row_of_title = {title: row for row, title in reversed(list(enumerate(self.titles)))}
 
     def rows(self, entries: Iterable[str], what: str) -> list[int]:
-        """Row of each entry, an item id or an exact title (the first item of that title).
+        """Return the row of each entry, an item id or an exact title (the first item of that title).
 
         Args:
             entries: Item ids or titles. What is both counts as an id.
             what: Name of the argument, for the message.
 
         Raises:
-            ValueError: An entry is neither; the message gives the closest titles.
+            ValueError: An entry is neither, and the message gives the closest titles; or `entries` is a text, not a
+                list.
         """
+        if isinstance(entries, str):  # else each letter would be looked up, and "12" be the items "1" and "2"
+            raise ValueError(f"{what}: give a list of items, not the text {entries!r}.")
         rows = []
         for entry in entries:
             row = self._row.get(entry, self._row_of_title.get(entry))
             if row is None:
                 close = difflib.get_close_matches(str(entry), self.titles, n=3, cutoff=0.5)
+                close = [str(entry)] if str(entry) in self._row else close  # a number: ids are texts
                 hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
                 raise ValueError(f"{what}: {entry!r} is neither an item id nor a title of the catalogue.{hint}")
             rows.append(row)
@@ -77,12 +92,17 @@ class TitleTrie:
     """Token sequences merged into a tree; node 0 is the root, nodes are numbered in depth-first order.
 
     Args:
-        sequences: Token ids of each title, by the item's row. Equal ones end in the same node.
+        sequences: Token ids of each title, by the item's row. Equal sequences end in the same node.
 
     Attributes:
-        token: Token of each node, -1 for the root.
-        count: Number of items that end in a node or below it.
-        ends_item: Whether an item ends in a node.
+        token: Token of each node, (nodes,); -1 for the root.
+        count: Number of items that end in each node or below it, (nodes,).
+        ends_item: Whether an item ends in each node, (nodes,).
+
+    Example:
+        >>> trie = TitleTrie([[5, 6], [5, 7], [5]])  # 5 begins three titles and ends one
+        >>> trie.token.tolist(), trie.count.tolist(), trie.ends_item.tolist()
+        ([-1, 5, 6, 7], [3, 3, 1, 1], [False, True, True, True])
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
@@ -114,11 +134,11 @@ class TitleTrie:
             np.add.at(self.count, self._parent[nodes], self.count[nodes])
 
     def items_at(self, node: int) -> np.ndarray:
-        """Rows of the items that end in a node, in catalogue order."""
+        """Return the rows of the items that end in a node, in catalogue order."""
         return self._order[slice(*np.searchsorted(self._sorted_end, [node, node + 1]))]
 
     def excluded_counts(self, rows: Iterable[int]) -> Counter[int]:
-        """How many of these items end in or below a node, for the nodes on their paths."""
+        """Count how many of these items end in or below a node, for each node on their paths."""
         counts: Counter[int] = Counter()
         for row in set(rows):
             node = self._end[row]
@@ -128,14 +148,14 @@ class TitleTrie:
         return counts
 
     def children(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Children of several nodes: for each the index of its parent in `nodes`, and its node."""
+        """Return the children of several nodes: the index of each one's parent in `nodes`, and its node."""
         first, last = self._first_child[nodes], self._first_child[nodes + 1]
         owner = np.repeat(np.arange(len(nodes)), last - first)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
         return owner, self._children[first[owner] + within]
 
     def forced_after(self, node: int) -> list[int]:
-        """Tokens that alone can follow a node, up to where the trie branches or the last one is to come."""
+        """Return the tokens that must follow a node, up to where the trie branches or to the last token but one."""
         tokens = []
         while self._first_child[node + 1] - self._first_child[node] == 1:
             node = self._children[self._first_child[node]]
@@ -146,11 +166,11 @@ class TitleTrie:
 
 
 class PromptTries:
-    """Tokenises prompts together with the catalogue's titles, exactly as in training.
+    """Prompts tokenised together with the catalogue's titles, exactly as in training.
 
-    A trie is built once and serves every prompt whose last tokens are the same and after which a few sample titles
-    become the same tokens; any other prompt gets a trie of its own. That holds for a template's prompts, which end in
-    the same question. The latest few tries are kept.
+    A trie is built once and serves every prompt that ends in the same tokens and after which a few sample titles
+    become the same tokens, as do all prompts of a template, which end in the same question. Any other prompt gets a
+    trie of its own. The latest few tries are kept.
 
     Args:
         tokenizer: The tokenizer.
@@ -166,7 +186,7 @@ class PromptTries:
         self._tries: dict[Any, tuple[int, TitleTrie]] = {}
 
     def __call__(self, prompt: Any) -> tuple[list[int], TitleTrie]:
-        """Token ids of a prompt (cut where a title's tokens begin) and the trie of the titles after it."""
+        """Return the token ids of a prompt (cut where a title's tokens begin) and the trie of the titles after it."""
         prompt_ids, samples = self._tokenize(prompt, self._samples)
         key = (tuple(prompt_ids[-_TAIL:]), tuple(map(tuple, samples)))
         if key not in self._tries:

@@ -1,32 +1,28 @@
-"""Why an item is recommended: what each item of the history contributes, and what the model says."""
+"""Explanations: what each item of a history contributes to a recommendation, and the model's own words."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import evaluation_mode
 
-if TYPE_CHECKING:
-    from .recommender import Recommender
-
-_QUESTION = "Why do you recommend {title}? Answer in one sentence."
 _BAR_WIDTH = 24
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What carries a recommendation.
+    """What a recommendation rests on.
 
-    `effects` is evidence: the recommendation's score with the whole history, less the score with one item removed. It
-    says how the model's score reacts, one removal at a time; items that stand in for each other can each have a small
-    effect. `words` is no evidence: it is text that the same model generates when asked, fluent whether or not it names
-    the cause. Read it beside the effects, never instead.
+    `effects` is evidence: the recommendation's score with the whole history minus the score with one item removed. It
+    says how the model's score reacts, one removal at a time; items that can replace each other may each have a small
+    effect. `words` is not evidence: it is text that the same model generates when asked, fluent whether or not it
+    names the cause. Read it next to the effects, never instead of them.
 
     Attributes:
         item: The recommended item.
@@ -34,8 +30,15 @@ class Explanation:
         score: Its score after the whole history (the recommender's `score`).
         history: The items of the history, from old to new.
         titles: Their titles.
-        effects: What each contributes to the score, (history,), in nats. Positive: it speaks for the recommendation.
+        effects: Contribution of each to the score, (history,), in nats. Positive: it speaks for the recommendation.
         words: The model's own words; empty where none were asked for.
+
+    Example:
+        >>> effects = np.array([0.25, -0.5])
+        >>> print(Explanation("7", "Aliens", -3.5, ("1", "2"), ("Alien", "Heidi"), effects, words=""))
+        Aliens (score -3.50). What each item of the history adds to the score:
+          Alien   +0.250  ████████████
+          Heidi   -0.500  ████████████████████████
     """
 
     item: str
@@ -47,7 +50,7 @@ class Explanation:
     words: str
 
     def __str__(self) -> str:
-        """The effects from the strongest on, as bars, and the words."""
+        """Return the effects as bars, from the most positive on, and the words."""
         width = max(map(len, self.titles))
         largest = max(float(np.abs(self.effects).max()), 1e-9)
         lines = [f"{self.title} (score {self.score:.2f}). What each item of the history adds to the score:"]
@@ -83,41 +86,27 @@ class Explanation:
         figure.savefig(path)
 
 
-def explain(recommender: Recommender, history: Sequence[str], item: str, max_new_tokens: int) -> Explanation:
-    """See `Recommender.explain`."""
-    catalogue, template = recommender.catalogue, recommender.template
-    rows = catalogue.rows(history, "history")
-    if not rows:
-        raise ValueError("history: the list is empty, so nothing in it can explain a recommendation.")
-    if template.candidates is not None:
-        raise ValueError("The template lists candidates in the prompt; explain needs one that does not.")
-    (row,) = catalogue.rows([item], "item")
-    title, titles = catalogue.titles[row], [catalogue.titles[row] for row in rows]
-    variants = [titles, *(titles[:place] + titles[place + 1 :] for place in range(len(titles)))]
-    prompts = [template.prompt(variant) for variant in variants]
-    full, *without = (float(scores[0]) for scores in recommender.score_titles(prompts, [[title]] * len(prompts)))
-    return Explanation(
-        item=catalogue.items[row],
-        title=title,
-        score=full,
-        history=tuple(catalogue.items[row] for row in rows),
-        titles=tuple(titles),
-        effects=full - np.array(without),
-        words=_own_words(recommender, titles, title, max_new_tokens) if max_new_tokens else "",
-    )
+def generate_words(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], max_new_tokens: int
+) -> str:
+    """Return the model's greedy answer to a prompt.
 
+    Args:
+        model: A causal language model of transformers, or a `PeftModel` around one.
+        tokenizer: Its tokenizer.
+        prompt: A text or a list of messages.
+        max_new_tokens: Length of the answer, in tokens; with 0 it is empty.
 
-def _own_words(recommender: Recommender, titles: Sequence[str], title: str, max_new_tokens: int) -> str:
-    """What the model says when asked why, decoded greedily."""
-    template, tokenizer, model = recommender.template, recommender.tokenizer, recommender.model
-    prompt, question = template.prompt(titles), _QUESTION.format(title=title)
+    Returns:
+        The answer without special tokens and without white space around it.
+    """
+    if not max_new_tokens:
+        return ""
     if isinstance(prompt, str):
-        text = f"{prompt}{title}\n{question}\n"
-        inputs = tokenizer(text, return_tensors="pt")
+        inputs = tokenizer(prompt, return_tensors="pt")
     else:
-        messages = [*prompt, *template.completion(title), {"role": "user", "content": question}]
         inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
     device = model.get_input_embeddings().weight.device
     ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)

@@ -1,4 +1,4 @@
-"""A language model, a catalogue and a prompt template: what recommends."""
+"""Recommender: a language model, a catalogue and a prompt template."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -18,38 +17,24 @@ from transformers.utils import cached_file
 from ..data.prompts import PromptTemplate
 from ..modeling.loading import evaluation_mode, load_model, load_tokenizer
 from ..scoring import score_completions
-from .batch import UserHistory, write_recommendations
+from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
 from .decoding.beam_search import Search, beam_search, exact_search
-
-if TYPE_CHECKING:
-    from .explanation import Explanation
+from .explanation import Explanation, generate_words
+from .recommendation import Recommendation, UserHistory
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS, _ITEMS = "recommender.json", "items.parquet"
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """A recommended item.
-
-    Attributes:
-        item: Its id.
-        title: Its title.
-        score: Log-prob of the title given the prompt, in nats, or that of its average token; the higher the better.
-    """
-
-    item: str
-    title: str
-    score: float
+_NAN = "The model's log-probs of titles are NaN; try another dtype, for instance dtype='float32'."
+_WHY = "Why do you recommend {title}? Answer in one sentence."
 
 
 class Recommender:
     """Recommends items of a catalogue with a language model.
 
-    Histories and candidates are given as item ids; an exact title does as well. Anything else is a `ValueError` that
-    names it and the closest titles.
+    Histories and candidates are given as item ids or as exact titles. Anything else is a `ValueError` that names the
+    entry and the closest titles.
 
     Args:
         model: A causal language model of transformers, or a `PeftModel` around one.
@@ -57,15 +42,33 @@ class Recommender:
         items: The catalogue: columns `item` and `title`. Items may share a title; the model cannot tell them apart,
             so they have the same score and come out together.
         template: Makes the prompts, as in training.
-        score: `"sum"` ranks by the log-prob of the whole title, `"mean"` by that of its average token. It applies to
-            `rank` and `explain`; `recommend` is always by the sum, which is what a beam search can bound.
+        score: `"sum"` ranks by the log-prob of the whole title, `"mean"` by its mean per token. It applies to `rank`
+            and `explain`; `recommend` always uses the sum, which is what a beam search can bound.
 
     Raises:
         ValueError: `score` is neither, or the catalogue is faulty (see `Catalogue`).
 
     Example:
-        >>> recommender = Recommender.from_pretrained("my-model", data="my-data")  # doctest: +SKIP
-        >>> recommender.recommend(["1", "Toy Story (1995)"], k=3)  # doctest: +SKIP
+        A model that `dmpo-trl train` wrote, with its catalogue and template:
+
+        >>> recommender = Recommender.from_pretrained("my-model")  # doctest: +SKIP
+
+        The same from its parts, here a tiny untrained model:
+
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from dmpo_trl.data import MOVIES
+        >>> words = Tokenizer(models.WordLevel({"</s>": 0, "?": 1, "Alien": 2, "Aliens": 3, "Heidi": 4}, "?"))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="?")
+        >>> config = LlamaConfig(vocab_size=5, hidden_size=8, intermediate_size=8, num_attention_heads=1)
+        >>> items = pl.DataFrame({"item": ["1", "2", "3"], "title": ["Alien", "Aliens", "Heidi"]})
+        >>> recommender = Recommender(LlamaForCausalLM(config), tokenizer, items, MOVIES.plain())
+        >>> sorted(one.title for one in recommender.recommend(["Alien"], k=2))
+        ['Aliens', 'Heidi']
+        >>> sorted(one.item for one in recommender.rank(["Alien"], candidates=["Aliens", "3"]))
+        ['2', '3']
+        >>> recommender.explain(["Alien"], "Heidi", max_new_tokens=0).titles
+        ('Alien',)
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Recommender:
         score: Literal["sum", "mean"] | None = None,
         **model_options: Any,
     ) -> Recommender:
-        """Load a model and what belongs to it.
+        """Load a model with its tokenizer, catalogue and template.
 
         Catalogue and template come from `items` and `template` where given, else from `data`, else from what
         `save_pretrained` left beside the model.
@@ -111,8 +114,14 @@ class Recommender:
             **model_options: For the model's `from_pretrained`: `dtype`, `device_map`, `revision`,
                 `trust_remote_code`, ...
 
+        Returns:
+            The recommender, its model in evaluation mode.
+
         Raises:
             ValueError: No catalogue or no template is given and none was saved.
+
+        Example:
+            >>> Recommender.from_pretrained("outputs/dmpo", data="data", dtype="bfloat16")  # doctest: +SKIP
         """
         path = str(path)
         shared = {name: model_options[name] for name in ("revision", "trust_remote_code") if name in model_options}
@@ -141,13 +150,27 @@ class Recommender:
         return cls(model.eval(), tokenizer, items, template, score=score or saved.get("score", "sum"))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Save model (or adapter), tokenizer, catalogue and template to a folder that `from_pretrained` loads."""
+        """Save model (or adapter), tokenizer, catalogue and template to a folder that `from_pretrained` loads.
+
+        Args:
+            folder: The folder; it is created if needed.
+
+        Example:
+            >>> recommender.save_pretrained("my-model")  # doctest: +SKIP
+        """
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.save_catalogue(folder)
 
     def save_catalogue(self, folder: str | os.PathLike[str]) -> None:
-        """Save catalogue and template alone, to a folder that holds the model or will."""
+        """Save only the catalogue and the template, to a folder for the model.
+
+        Args:
+            folder: The folder; it is created if needed.
+
+        Example:
+            >>> recommender.save_catalogue("outputs/dmpo")  # doctest: +SKIP
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.catalogue.frame.write_parquet(folder / _ITEMS)
@@ -155,14 +178,21 @@ class Recommender:
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[Recommendation]:
-        """Score candidates after a history, all in one forward, and sort them from best to worst.
+        """Score candidates after a history and sort them.
 
         Args:
             history: Items from old to new.
             candidates: Items. Equal scores keep their order.
 
+        Returns:
+            The candidates, from best to worst.
+
         Raises:
-            ValueError: An entry is not in the catalogue, or there are no candidates.
+            ValueError: An entry is not in the catalogue, there are no candidates, or the model's log-probs are NaN.
+
+        Example:
+            >>> for one in recommender.rank(["Alien"], candidates=["Aliens", "Heidi"]):  # doctest: +SKIP
+            ...     print(one.title, one.score)
         """
         rows = self.catalogue.rows(candidates, "candidates")
         if not rows:
@@ -170,14 +200,8 @@ class Recommender:
         titles = [self.catalogue.titles[row] for row in rows]
         shown = titles if self.template.candidates is not None else None
         prompt = self.template.prompt(self._titles(history, "history"), shown)
-        scores = self.score_titles([prompt], [titles])[0]
+        scores = self._score_titles([prompt], [titles])[0]
         return [self._recommendation(rows[i], scores[i]) for i in np.argsort(-scores, kind="stable")]
-
-    def score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Score of each title after its prompt, by the recommender's `score`; one array a prompt."""
-        completions = [[self.template.completion(title) for title in group] for group in titles]
-        scored = score_completions(self.model, self.tokenizer, prompts, completions)
-        return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
 
     def recommend(
         self,
@@ -188,22 +212,26 @@ class Recommender:
         num_beams: int = 100,
         exact: bool = False,
     ) -> list[Recommendation]:
-        """The best items of the whole catalogue after a history, by a beam search that only titles can come out of.
+        """Search the whole catalogue for the best items after a history, with beams that can only spell titles.
 
         Args:
             history: Items from old to new. They are not recommended again.
-            k: Number of items. Where fewer are left in the catalogue, all of them come out, with a log line.
-            exclude: Further items that must not come out.
+            k: Number of items. Where fewer are left in the catalogue, all of them are returned, with a warning in
+                the log.
+            exclude: Further items that must not be recommended.
             num_beams: Number of title beginnings followed at a time, raised to `k` where it is less. The more, the
                 closer to scoring the whole catalogue, and the slower.
-            exact: Search on, with more beams, until the outcome is proven to be the best `k` of the whole catalogue.
+            exact: Search on, with more beams, until the result is proven to be the best `k` of the whole catalogue.
 
         Returns:
-            From best to worst. The score is the log-prob that `rank` gives with `score="sum"`.
+            The items, from best to worst. The score is the log-prob that `rank` gives with `score="sum"`.
 
         Raises:
-            ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, or the template lists
-                candidates in the prompt.
+            ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, the template lists
+                candidates in the prompt, or the model's log-probs are NaN.
+
+        Example:
+            >>> recommender.recommend(["Alien", "Heidi"], k=3, exclude=["Aliens"])  # doctest: +SKIP
         """
         return self.recommend_batch([history], k, exclude=[exclude], num_beams=num_beams, exact=exact)[0]
 
@@ -216,7 +244,24 @@ class Recommender:
         num_beams: int = 100,
         exact: bool = False,
     ) -> list[list[Recommendation]]:
-        """`recommend` for several users in one search; `exclude` has one entry a user."""
+        """Run `recommend` for several users in one search.
+
+        Args:
+            histories: Items of each user, from old to new. They are not recommended again.
+            k: See `recommend`.
+            exclude: Further items that must not be recommended, one entry per user.
+            num_beams: See `recommend`.
+            exact: See `recommend`.
+
+        Returns:
+            The items of each user, from best to worst.
+
+        Raises:
+            ValueError: As in `recommend`.
+
+        Example:
+            >>> recommender.recommend_batch([["Alien"], ["Heidi"]], k=3)  # doctest: +SKIP
+        """
         if k < 1 or num_beams < 1:
             raise ValueError(f"k and num_beams must be at least 1, they are {k} and {num_beams}.")
         if self.template.candidates is not None:
@@ -230,10 +275,14 @@ class Recommender:
             prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
             searches.append(Search(prompt_ids, trie, [*seen, *self.catalogue.rows(own_exclude, "exclude")], k))
         with evaluation_mode(self.model):
+            has_items = [len(search.nodes) > 0 for search in searches]
             (exact_search if exact else beam_search)(self.model, searches, max(k, num_beams))
+        for search, any_left in zip(searches, has_items, strict=True):
+            if (any_left and not search.found) or np.isnan([score for score, _ in search.found]).any():
+                raise ValueError(_NAN)
         if short := [len(search.found) for search in searches if len(search.found) < k]:
             logger.warning(
-                "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (%d at least).",
+                "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (at least %d).",
                 k,
                 len(short),
                 len(searches),
@@ -251,37 +300,92 @@ class Recommender:
         exact: bool = False,
         batch_size: int = 8,
     ) -> int:
-        """`recommend` for any number of users, streamed to a Parquet file with a progress bar.
+        """Run `recommend` for any number of users, streamed to a Parquet file with a progress bar.
 
         Memory is bounded by the batch. The file appears under its name only when it is complete.
 
         Args:
-            users: Each a user and its history, and optionally what else it has `seen`; may be a generator.
-            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`. One that exists is replaced.
+            users: `UserHistory`, or pairs of a user and a history; may be a generator.
+            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`. One that exists is replaced;
+                its folder is created if needed.
             k: See `recommend`.
             num_beams: See `recommend`.
             exact: See `recommend`.
-            batch_size: Users searched together.
+            batch_size: Number of users searched together.
 
         Returns:
             The number of users.
 
         Raises:
-            ValueError: See `recommend`; the message names the user.
+            ValueError: As in `recommend`, with the name of the user, or `batch_size` is below 1.
+
+        Example:
+            >>> users = [("u1", ["Alien"]), ("u2", ["Heidi"])]  # doctest: +SKIP
+            >>> recommender.recommend_all(users, "recommendations.parquet", k=10)  # doctest: +SKIP
         """
-        return write_recommendations(self, users, Path(path), k, batch_size, num_beams=num_beams, exact=exact)
+
+        def recommend(batch: list[UserHistory]) -> list[list[Recommendation]]:
+            histories, seen = [one.history for one in batch], [one.seen for one in batch]
+            return self.recommend_batch(histories, k, exclude=seen, num_beams=num_beams, exact=exact)
+
+        def check(user: UserHistory) -> None:
+            self.catalogue.rows(user.history, "history")
+            self.catalogue.rows(user.seen, "seen")
+
+        return write_recommendations(users, Path(path), batch_size, recommend=recommend, check=check)
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 60) -> Explanation:
-        """Which items of the history carry a recommendation; see `Explanation`.
+        """Measure how much each item of a history contributes to a recommendation; see `Explanation`.
 
         Args:
             history: Items from old to new, at least one.
             item: The recommended item.
             max_new_tokens: Length of the model's own words, in tokens; 0 for none.
-        """
-        from .explanation import explain
 
-        return explain(self, history, item, max_new_tokens)
+        Returns:
+            The effects, and the model's own words.
+
+        Raises:
+            ValueError: The history is empty, an entry is not in the catalogue, the template lists candidates in the
+                prompt, or the model's log-probs are NaN.
+
+        Example:
+            >>> print(recommender.explain(["Alien", "Heidi"], "Aliens"))  # doctest: +SKIP
+        """
+        rows = self.catalogue.rows(history, "history")
+        if not rows:
+            raise ValueError("history: the list is empty, so nothing in it can explain a recommendation.")
+        if self.template.candidates is not None:
+            raise ValueError("The template lists candidates in the prompt; explain needs one that does not.")
+        (row,) = self.catalogue.rows([item], "item")
+        title, titles = self.catalogue.titles[row], [self.catalogue.titles[row] for row in rows]
+        variants = [titles, *(titles[:place] + titles[place + 1 :] for place in range(len(titles)))]
+        prompts = [self.template.prompt(variant) for variant in variants]
+        full, *without = (float(scores[0]) for scores in self._score_titles(prompts, [[title]] * len(prompts)))
+        return Explanation(
+            item=self.catalogue.items[row],
+            title=title,
+            score=full,
+            history=tuple(self.catalogue.items[row] for row in rows),
+            titles=tuple(titles),
+            effects=full - np.array(without),
+            words=generate_words(self.model, self.tokenizer, self._why(titles, title), max_new_tokens),
+        )
+
+    def _score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Score the titles after each prompt by the recommender's `score`; one array (titles,) per prompt."""
+        completions = [[self.template.completion(title) for title in group] for group in titles]
+        scored = score_completions(self.model, self.tokenizer, prompts, completions)
+        if any(np.isnan(one.logps).any() for one in scored):
+            raise ValueError(_NAN)
+        return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
+
+    def _why(self, titles: Sequence[str], title: str) -> Any:
+        """The prompt, the recommendation, and the question why."""
+        prompt, question = self.template.prompt(titles), _WHY.format(title=title)
+        if isinstance(prompt, str):
+            return f"{prompt}{title}\n{question}\n"
+        return [*prompt, *self.template.completion(title), {"role": "user", "content": question}]
 
     def _titles(self, entries: Iterable[str], what: str) -> list[str]:
         return [self.catalogue.titles[row] for row in self.catalogue.rows(entries, what)]
