@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test test-slow test-gpu lint bench bench-pairs bench-gpu bench-data compat package clean
+.PHONY: quickstart test coverage test-slow test-gpu lint bench bench-pairs bench-gpu bench-data compat package clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/python examples/quickstart.py $(ARGS)
@@ -12,6 +12,10 @@ quickstart: $(VENV)/.quickstart
 # One thread for each of the two workers: two pools of two threads on two cores take eight times as long
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+
+# Of lines and branches, by the quick suite; what runs in processes of its own is not counted
+coverage: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" --cov --cov-report=term $(ARGS)
 
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" $(ARGS)
@@ -81,7 +85,9 @@ $(BIN)/python:
 		{ echo "dmpo-trl needs Python 3.11 or newer: run 'make PYTHON=python3.11 ...'"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Each stamp stands for an installed extra; pip runs again only when the requirements change
+# Each stamp stands for an installed dependency group; pip runs again only when the requirements change.
+# Groups need pip 25.1, and a new environment has the pip that came with Python
 $(VENV)/.quickstart $(VENV)/.dev: $(VENV)/.%: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --group $*
 	@touch $@

@@ -2,7 +2,7 @@
 
     python examples/quickstart.py
 
-Needs `pip install "dmpo-trl[quickstart]"`. By default it fetches SmolLM2-135M-Instruct and MovieLens 100K and takes
+Needs `pip install "dmpo-trl[gguf,plot]"`. By default it fetches SmolLM2-135M-Instruct and MovieLens 100K and takes
 less than 20 minutes on two CPU cores. Another model: `--model` with a hub id, a folder or a GGUF file. Other data:
 `--data` with a folder of RecBole's atomic files. Everything it writes goes to `--output_dir`:
 

@@ -5,7 +5,7 @@
     python scripts/compat.py --folder /tmp/compat --keep       # for a look at what failed
     python scripts/compat.py --over trl==1.15.0                # with the other packages of the Python that runs this
 
-Builds one environment after the other in a folder, installs dmpo-trl with its test extra, runs pytest and removes the
+Builds one environment after the other in a folder, installs dmpo-trl with its test group, runs pytest and removes the
 environment again, unless told to keep it: a CUDA build of torch, which is what PyPI has for Linux, takes 5 GB. What
 follows `--` goes to pytest in place of the core tests. Exits with an error if a test failed or nothing could be run.
 uv resolves and installs: pip tries version after version before it finds the lower bounds.
@@ -28,22 +28,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 # The tests of what rests on these libraries' inner workings
 CORE = [
-    "attention",
-    "collator",
-    "config",
-    "contract",
-    "four_bit",
-    "head",
-    "logprobs",
-    "losses",
-    "probe",
-    "scoring",
-    "seams",
-    "trainer",
-    "trie",
-    "truncation",
+    "tests/batching",
+    "tests/modeling",
+    "tests/preprocessing/test_format.py",
+    "tests/preprocessing/test_truncate.py",
+    "tests/test_config.py",
+    "tests/test_losses.py",
+    "tests/test_scoring.py",
+    "tests/test_seams.py",
+    "tests/test_trainer.py",
 ]
-CORE_ARGUMENTS = ["-n", "2", "-m", "not slow and not gpu", *(f"tests/test_{name}.py" for name in CORE)]
+CORE_ARGUMENTS = ["-n", "2", "-m", "not slow and not gpu", *CORE]
 
 UV = (sys.executable, "-m", "uv")
 # Stands for the Python that runs this, with its packages
@@ -52,7 +47,7 @@ OVER = "over"
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python, the requirements to install beside `dmpo-trl[test]`, and which versions of the rest to take."""
+    """A Python, requirements beside dmpo-trl and its test group, and which versions of the rest to take."""
 
     name: str
     python: str
@@ -91,7 +86,7 @@ def build(environment: Environment, folder: Path) -> Path | None:
         for path in folder.glob("lib/python*/site-packages"):
             (path / "over.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     else:
-        install += ["--resolution", environment.resolution, "-e", f"{ROOT}[test]"]
+        install += ["--resolution", environment.resolution, "-e", ROOT, "--group", f"{ROOT}/pyproject.toml:test"]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode != 0:
         print(done.stderr, file=sys.stderr)

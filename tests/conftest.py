@@ -1,10 +1,14 @@
 """What holds for all tests."""
 
+import pytest
 import torch
 import trl.trainer.utils
 from hypothesis import HealthCheck, settings
 
 from dmpo_trl.modeling.logprobs import KERNEL_NEEDS_TRITON
+
+# Assertions of the helpers show their values as those of tests do
+pytest.register_assert_rewrite("support")
 
 # Nothing is timed in tests: a busy machine is no failure
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

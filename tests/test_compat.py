@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from support import ROOT, load_script
 
 
 def run(folder, *arguments):
@@ -37,3 +35,9 @@ def test_failed_tests_fail_the_script(tmp_path):
     done = run(tmp_path / "environments", "-c", "/dev/null", failing)
     assert done.returncode == 1
     assert "| 0 | 1 | 0 |" in done.stdout
+
+
+def test_the_core_tests_are_there():
+    """What the table of docs/compatibility.md counts; pytest would run nothing where a path is gone."""
+    with load_script("scripts/compat.py") as compat:
+        assert [path for path in compat.CORE if not (ROOT / path).exists()] == []

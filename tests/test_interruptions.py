@@ -1,4 +1,4 @@
-"""Issue 5, "Interruptions": runs that are killed and started again end as one that was left alone."""
+"""Interruptions: runs that are killed and started again end as one that was left alone."""
 
 import json
 import os
@@ -7,15 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from interrupted_training import MAX_STEPS, SAVE_STEPS
-from support import make_model, make_tokenizer
+from support import SCRIPTS, save_model
 
 pytestmark = pytest.mark.slow
 
+SAVE_STEPS, MAX_STEPS = 2, 10
 TITLES = ["Alien", "Babe", "Heidi", "Toy Story", "The Matrix", "The Mask", "The Rock", "Star Wars"]
 VARIANTS = {
     "full": {},
@@ -29,9 +28,8 @@ RUNS = 3  # of each variant, killed three times each, in the precomputation as w
 def start(tmp_path_factory):
     """Starts a run: the folder's name and the options go in, the exit code comes out."""
     root = tmp_path_factory.mktemp("runs")
-    make_model().save_pretrained(root / "model")
-    make_tokenizer().save_pretrained(root / "model")
-    script = Path(__file__).with_name("interrupted_training.py")
+    save_model(root / "model")
+    script = SCRIPTS / "interrupted_training.py"
     process = subprocess.Popen(
         [sys.executable, str(script)],
         stdin=subprocess.PIPE,
@@ -52,7 +50,8 @@ def start(tmp_path_factory):
                 for i in range(12)  # six steps an epoch
             ]
             Dataset.from_list(rows).save_to_disk(folder / "rows")
-        print(json.dumps({"folder": str(folder), "log": str(folder / "log"), **run}), file=process.stdin, flush=True)
+        run |= {"folder": str(folder), "log": str(folder / "log"), "save_steps": SAVE_STEPS, "max_steps": MAX_STEPS}
+        print(json.dumps(run), file=process.stdin, flush=True)
         return folder, int(process.stdout.readline())
 
     yield start

@@ -35,7 +35,7 @@ def log_ratios(batch):
     """Each example's s+ and list of s_i, as plain numbers."""
     start = 0
     for b, count in enumerate(batch.num_rejected.tolist()):
-        chosen = float(batch.chosen_logps[b] - batch.ref_chosen_logps[b])
+        chosen = (batch.chosen_logps[b] - batch.ref_chosen_logps[b]).item()
         rejected = (batch.rejected_logps - batch.ref_rejected_logps)[start : start + count].tolist()
         start += count
         yield chosen, rejected
@@ -92,9 +92,9 @@ def test_pairwise_losses_average_over_the_pairs_of_an_example(name, counts, seed
                 rejected_lengths=batch.rejected_lengths[i : i + 1],
                 chosen_nll=batch.chosen_nll,
             )
-            values.append(float(preference_loss(name, pair, ARGS)))
+            values.append(preference_loss(name, pair, ARGS).item())
         start += count
-        assert float(found[b]) == pytest.approx(sum(values) / count, rel=1e-10)
+        assert found[b].item() == pytest.approx(sum(values) / count, rel=1e-10)
 
 
 def test_one_negative_makes_dmpo_softmax_and_sigmoid_equal():
@@ -154,7 +154,7 @@ def test_pair_weights_weigh_pairs():
 def test_f_divergences(kind, formula):
     batch = make_batch([2], f_divergence_type=kind)
     ((chosen, rejected),) = log_ratios(batch)
-    assert float(batch.chosen_scores[0]) == pytest.approx(formula(chosen), rel=1e-5)
+    assert batch.chosen_scores[0].item() == pytest.approx(formula(chosen), rel=1e-5)
     assert batch.rejected_scores.tolist() == pytest.approx([formula(r) for r in rejected], rel=1e-5)
 
 

@@ -10,22 +10,20 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support import (
-    layout_logps,
-    make_model,
-    make_tokenizer,
-    naive_logp,
-    naive_logps,
-    prompts_and_completions,
-    ragged_examples,
-)
-from test_trainer import (
     gradients,
+    layout_logps,
     make_config,
+    make_model,
     make_rows,
+    make_tokenizer,
     make_trainer,
     naive_dmpo_loss,
+    naive_logp,
+    naive_logps,
     naive_reference,
     perturb,
+    prompts_and_completions,
+    ragged_examples,
     save_model,
 )
 
@@ -129,14 +127,14 @@ def test_a_training_step(tmp_path, device, bf16, lora):
     reference = naive_reference(build().double(), examples)
     expected = naive_dmpo_loss(policy, reference, examples, trainer.beta)
     expected.backward()
-    assert abs(float(expected) - math.log(2)) > 1e-2
+    assert abs(expected.item() - math.log(2)) > 1e-2
 
     trainer.model.train()
     batch = trainer._prepare_inputs(trainer.data_collator(examples))
     assert batch["input_ids"].device.type == device
     loss = trainer.compute_loss(trainer.model, batch)
     trainer.accelerator.backward(loss)
-    assert float(loss) == pytest.approx(float(expected), rel=5e-2 if bf16 else 1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=5e-2 if bf16 else 1e-4)
     assert gradients(trainer.model).keys() == gradients(policy).keys()
     assert relative(gradient(trainer.model), gradient(policy)) <= (1e-1 if bf16 else 1e-3)
 
@@ -209,7 +207,7 @@ def test_scores_and_recommendations(device):
     texts = [MOVIES.completion(title) for title in TITLES]
     prompt_ids, ids = tokenize_completions(tokenizer, prompt, texts, eos_token=tokenizer.eos_token)
     with torch.no_grad():
-        expected = [float(naive_logp(exact, prompt_ids, completion)) for completion in ids]
+        expected = [naive_logp(exact, prompt_ids, completion).item() for completion in ids]
     (scores,) = score_completions(model, tokenizer, [prompt], [texts])
     assert scores.logps == pytest.approx(expected, rel=1e-4)
 

@@ -4,20 +4,19 @@
 """
 
 import contextlib
-import functools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
-from support import make_model
-from test_trainer import (
+from support import (
     RAGGED,
     assert_gradients_agree,
     dpo_and_dmpo,
     gradients,
     loss_gradients_and_metrics,
+    make_model,
     make_rows,
     make_trainer,
     naive_dmpo_loss,
@@ -164,10 +163,9 @@ def test_router_aux_loss_is_over_the_copies_in_either_layout(tmp_path, counts, s
     assert_gradients_agree(found, gradients(trainer.model))
 
 
-def test_router_aux_loss_differs_from_dpos_by_the_last_tokens_only(tmp_path, monkeypatch):
+def test_router_aux_loss_differs_from_dpos_by_the_last_tokens_only(tmp_path):
     """DPOTrainer also counts each completion's last token. Of two trainers with one negative all else is the same."""
-    monkeypatch.setattr("test_trainer.save_model", functools.partial(save_model, name="mixtral"))
-    trainers = dpo_and_dmpo(tmp_path, our_loss_type="dmpo", router_aux_loss_coef=0.3)
+    trainers = dpo_and_dmpo(tmp_path, name="mixtral", our_loss_type="dmpo", router_aux_loss_coef=0.3)
     theirs, ours = map(loss_gradients_and_metrics, trainers)
     preference = [loss - 0.3 * metrics["aux_loss"] for loss, _, metrics in (theirs, ours)]
     assert preference[1] == pytest.approx(preference[0], abs=1e-5)

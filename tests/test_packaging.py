@@ -14,13 +14,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import dmpo_trl
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 REQUIREMENTS = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
+# What works on the repository needs, and nobody who installs the package
+GROUPED = [name for group in PYPROJECT["dependency-groups"].values() for name in group if isinstance(name, str)]
 # Used where it is there: Triton comes with CUDA builds of torch, and who has no DeepSpeed does not launch with it
 FOUND_NOT_REQUIRED = {"triton", "deepspeed"}
 
@@ -104,6 +108,21 @@ def test_every_import_is_a_declared_dependency():
 
 
 def test_every_requirement_has_bounds():
-    for requirement in REQUIREMENTS:
+    for requirement in [*REQUIREMENTS, *GROUPED]:
         name = name_of(requirement)
         assert name == PROJECT["name"] or re.match(rf"{name}>=[\d.]+,<[\d.]+", requirement), requirement
+
+
+def test_no_extra_is_for_developers_only():
+    assert set(PROJECT["optional-dependencies"]) == {"completion", "deepspeed", "gguf", "plot", "qlora"}
+
+
+def test_constraints_have_a_version_for_every_requirement():
+    pinned = {name_of(line).lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    needed = {name_of(requirement).lower() for requirement in [*REQUIREMENTS, *GROUPED]} - {PROJECT["name"]}
+    # Built from source for one machine
+    assert needed - pinned <= {"deepspeed"}
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]

@@ -31,7 +31,7 @@ def loss_and_gradients(model, logps):
     loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    return float(loss), found
+    return loss.item(), found
 
 
 def test_loss_and_gradients_on_a_pretrained_model(folder):

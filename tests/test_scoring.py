@@ -23,7 +23,7 @@ def expected_scores(model, tokenizer, prompts, completions):
     for prompt, options in zip(prompts, completions, strict=True):
         prompt_ids, options_ids = tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)
         with torch.no_grad():
-            logps = [float(naive_logp(model, prompt_ids, ids)) for ids in options_ids]
+            logps = [naive_logp(model, prompt_ids, ids).item() for ids in options_ids]
         yield np.array(logps), [len(ids) for ids in options_ids]
 
 

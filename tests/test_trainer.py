@@ -8,135 +8,31 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
-from support import COPYING, SHARING, make_model, make_tokenizer, naive_logp, ragged_examples
+from support import (
+    COPYING,
+    RAGGED,
+    SHARING,
+    assert_gradients_agree,
+    compare_with_oracle,
+    dpo_and_dmpo,
+    loss_gradients_and_metrics,
+    make_config,
+    make_model,
+    make_rows,
+    make_trainer,
+    naive_logp,
+    naive_reference,
+    perturb,
+    ragged_examples,
+    save_model,
+)
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 
-WORDS = ["Alien", "Babe", "Heidi", "Toy Story", "The Matrix", "The Mask", "The Rock", "Star Wars"]
-
-
-def make_rows(counts, conversational=False):
-    rows = []
-    for index, count in enumerate(counts):
-        titles = [WORDS[(index + i) % len(WORDS)] + " II" * (i // len(WORDS)) for i in range(count + 1)]
-        # Every other row has the same history
-        prompt = "Watched: " + ", ".join(WORDS[: 2 + index % 2 * index]) + ". Next:"
-        if conversational:
-            prompt = [{"role": "user", "content": prompt}]
-            titles = [[{"role": "assistant", "content": title}] for title in titles]
-        else:
-            titles = [" " + title for title in titles]
-        rows.append({"prompt": prompt, "chosen": titles[0], "rejected": titles[1:]})
-    return Dataset.from_list(rows)
-
-
-def save_model(folder, name="llama", **changes):
-    make_model(name, **changes).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def make_config(tmp_path, **options):
-    defaults = {
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "beta": 0.5,
-    }
-    return DMPOConfig(str(tmp_path / "out"), **defaults | options)
-
-
-def make_trainer(tmp_path, dataset, *, model=None, peft_config=None, eval_dataset=None, ref_model=None, **options):
-    if model is None:
-        model = save_model(tmp_path / "model")
-    processing_class = None if isinstance(model, str) else make_tokenizer()
-    return DMPOTrainer(
-        model,
-        ref_model=ref_model,
-        args=make_config(tmp_path, **options),
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        processing_class=processing_class,
-        peft_config=peft_config,
-    )
-
-
-def naive_dmpo_loss(policy, reference_logps, examples, beta):
-    """The paper's formula, one sequence at a time."""
-    losses = []
-    for example, (ref_chosen, ref_rejected) in zip(examples, reference_logps, strict=True):
-        chosen = naive_logp(policy, example["prompt_ids"], example["chosen_ids"]) - ref_chosen
-        rejected = [
-            naive_logp(policy, example["prompt_ids"], ids) - ref
-            for ids, ref in zip(example["rejected_ids"], ref_rejected, strict=True)
-        ]
-        delta = beta * chosen - sum(beta * s for s in rejected) / len(rejected)
-        losses.append(-torch.nn.functional.logsigmoid(delta))
-    return torch.stack(losses).mean()
-
-
-@torch.no_grad()
-def naive_reference(model, examples):
-    return [
-        (
-            naive_logp(model, e["prompt_ids"], e["chosen_ids"]),
-            [naive_logp(model, e["prompt_ids"], ids) for ids in e["rejected_ids"]],
-        )
-        for e in examples
-    ]
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_gradients_agree(found, expected, tolerance=1e-4):
-    assert found.keys() == expected.keys()
-    assert any(gradient.abs().sum() > 0 for gradient in expected.values())
-    for name in expected:
-        error = (found[name] - expected[name]).norm() / (expected[name].norm() + 1e-6)
-        assert error <= tolerance, f"{name}: relative error {error:.2g}"
-
-
-def perturb(model, seed=1):
-    """Move the policy away from its reference, so that the loss is not log 2."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.03 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
-
-
-def compare_with_oracle(trainer, reference):
-    """Loss and gradients of one batch, against the naive forward with the same weights."""
-    perturb(trainer.model)
-    trainer.model.train()
-    if trainer.args.gradient_checkpointing:
-        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
-    examples = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(examples)))
-    loss.backward()
-    found = gradients(trainer.model)
-    trainer.model.zero_grad()
-    trainer.model.gradient_checkpointing_disable()
-    expected = naive_dmpo_loss(trainer.model, naive_reference(reference, examples), examples, trainer.beta)
-    expected.backward()
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
-    assert abs(float(loss) - math.log(2)) > 1e-3
-    assert_gradients_agree(found, gradients(trainer.model))
-
-
 # The oracle
-
-RAGGED = (1, 7, 3, 2)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -216,33 +112,6 @@ TRL_LOSSES = [
     "sft",
     "sigmoid_norm",
 ]
-
-
-def dpo_and_dmpo(tmp_path, *, loss_type="sigmoid", our_loss_type=None, **options):
-    """A DPOTrainer and a DMPOTrainer with the same weights on the same pairs."""
-    rows = make_rows((1, 1, 1))
-    pairs = rows.map(lambda row: {"rejected": row["rejected"][0]})
-    folder = save_model(tmp_path / "model")
-    smoothing = {"label_smoothing": 0.1} if loss_type in ("exo_pair", "robust", "aot", "aot_unpaired") else {}
-    ours = make_config(
-        tmp_path, loss_type=our_loss_type or loss_type, gradient_checkpointing=False, **smoothing, **options
-    )
-    fields = {name for name, f in DPOConfig.__dataclass_fields__.items() if f.init}
-    shared = {k: v for k, v in vars(ours).items() if k in fields and not k.startswith("_")}
-    theirs = DPOConfig(**shared | {"loss_type": [loss_type]})
-    return (
-        DPOTrainer(folder, args=theirs, train_dataset=pairs),
-        DMPOTrainer(folder, args=ours, train_dataset=rows),
-    )
-
-
-def loss_gradients_and_metrics(trainer):
-    perturb(trainer.model)
-    trainer.model.train()
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
-    loss.backward()
-    return float(loss), gradients(trainer.model), {k: v[-1] for k, v in trainer._metrics["train"].items()}
 
 
 @pytest.mark.parametrize(
@@ -491,7 +360,7 @@ def test_batches_in_trls_layout_are_trls_business(tmp_path):
     examples = [{**e, "rejected_ids": e["rejected_ids"][0]} for e in trainer.train_dataset]
     batch = DataCollatorForPreference(pad_token_id=0)(examples)
     theirs = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
-    assert float(theirs) == pytest.approx(ours, abs=1e-5)
+    assert theirs.item() == pytest.approx(ours, abs=1e-5)
 
 
 def test_default_arguments(tmp_path, monkeypatch):

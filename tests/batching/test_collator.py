@@ -93,10 +93,10 @@ def test_truncation_is_that_of_each_sequence(model, share, mode):
                 whole = whole[:limit]
             else:
                 start, whole = max(start - max(len(whole) - limit, 0), 0), whole[-limit:]
-            expected.append(naive_logp(model, whole[:start], whole[start:]) if len(whole) > start else 0.0)
+            expected.append(naive_logp(model, whole[:start], whole[start:]).item() if len(whole) > start else 0.0)
     with torch.no_grad():
         found = layout_logps(model, batch, len(expected))
-    torch.testing.assert_close(found, torch.tensor([float(e) for e in expected]), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found, torch.tensor(expected), atol=2e-5, rtol=1e-5)
 
 
 def test_reference_log_probs_stay_with_their_completions():

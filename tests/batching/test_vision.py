@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import support
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from support import VOCAB_SIZE, make_tokenizer
+from support import TEXT_SIZES, make_tokenizer
 from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
@@ -24,7 +25,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from trl import DPOConfig, DPOTrainer
 
-from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl import DMPOTrainer
 from dmpo_trl.batching.vision import DataCollatorForVisionMultiPreference
 
 WORDS = ["Alien", "Babe", "Heidi", "Toy Story", "The Matrix", "The Mask II", "The Rock", "Star Wars"]
@@ -35,20 +36,6 @@ _TEMPLATE = (
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_TEXT_SIZES = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "initializer_range": 0.2,
-}
-
-
 _VISION_SIZES = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -75,7 +62,7 @@ def _llava():
     tokenizer = _tokenizer(image_token="<image>")
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**_VISION_SIZES),
-        text_config=LlamaConfig(**_TEXT_SIZES),
+        text_config=LlamaConfig(**TEXT_SIZES),
         image_token_index=tokenizer.image_token_id,
         image_seq_length=4,
     )
@@ -94,7 +81,7 @@ def _gemma3():
     """Its image tokens see each other, and it learns which they are from `token_type_ids`."""
     tokenizer = _tokenizer(boi_token="<boi>", image_token="<img>", eoi_token="<eoi>")
     config = Gemma3Config(
-        text_config=_TEXT_SIZES | {"head_dim": 8, "sliding_window": 8},
+        text_config=TEXT_SIZES | {"head_dim": 8, "sliding_window": 8},
         vision_config=_VISION_SIZES,
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.boi_token_id,
@@ -154,38 +141,11 @@ def make_rows(counts, image_mark, *, conversational, rejected_as_list=True):
     return Dataset.from_list(rows)
 
 
-def make_config(tmp_path, config_class=DMPOConfig, **options):
-    defaults = {
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "per_device_train_batch_size": 3,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-        "beta": 0.5,
-    }
-    return config_class(str(tmp_path / "out"), **defaults | options)
-
-
-def perturb(model):
-    """Move the policy away from its reference, so that the loss is not log 2."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+make_config = functools.partial(support.make_config, per_device_train_batch_size=3, gradient_checkpointing=False)
 
 
 def loss_gradients_and_metrics(trainer):
-    perturb(trainer.model)
-    trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(next(iter(trainer.get_eval_dataloader()))))
-    loss.backward()
-    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
-    return loss.item(), gradients, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    return support.loss_gradients_and_metrics(trainer, next(iter(trainer.get_eval_dataloader())))
 
 
 def assert_gradients_agree(found, expected):

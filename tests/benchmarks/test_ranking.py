@@ -3,17 +3,16 @@
 import dataclasses
 
 import pytest
-from support import load_script, make_model, make_tokenizer
+from support import load_script, make_tokenizer, make_users, save_model
 
 from dmpo_trl.evaluation.ranking import score_candidates
 
 
 @pytest.fixture
 def ranking(monkeypatch, tmp_path):
-    make_model().save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
-    with load_script("tests/evaluation/users.py") as users, load_script("benchmarks/ranking.py") as module:
-        monkeypatch.setattr(module, "make_users", lambda settings: users.make_users(settings.users))
+    save_model(tmp_path)
+    with load_script("benchmarks/ranking.py") as module:
+        monkeypatch.setattr(module, "make_users", lambda settings: make_users(settings.users))
         module.arguments = ["--model", str(tmp_path), "--users", "3", "--candidates", "4", "--rounds", "2"]
         yield module
 

@@ -3,7 +3,7 @@
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from distributed.launch import CONFIGS
+from support.launch import CONFIGS
 
 KINDS = {
     "single_gpu": DistributedType.NO,

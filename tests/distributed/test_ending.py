@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
+
+from support import SCRIPTS
 
 
 def test_the_last_holder_of_a_process_group_releases_the_gil():
-    command = [sys.executable, str(Path(__file__).with_name("ending.py"))]
+    command = [sys.executable, str(SCRIPTS / "process_group_end.py")]
     assert subprocess.check_output(command, text=True, timeout=120) == "the end\n"

@@ -7,8 +7,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
-from distributed.training import save_model
-from support import make_tokenizer, ragged_examples
+from support import make_tokenizer, ragged_examples, save_model
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from dmpo_trl import DataCollatorForMultiPreference, DMPOConfig, DMPOTrainer
@@ -50,7 +49,7 @@ def test_first_rows_are_a_batch_of_these_rows(rows):
 
 
 def test_an_evaluation_is_the_mean_over_rows_whatever_the_batch_size(tmp_path):
-    save_model(tmp_path)
+    save_model(tmp_path / "model")
     examples = ragged_examples(1, (2, 1, 30, 4, 1))
     found = {}
     for batch_size in (1, 4):

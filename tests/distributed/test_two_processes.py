@@ -3,8 +3,9 @@
 import importlib.util
 
 import pytest
-from distributed.launch import launch
-from distributed.training import save_model, saved_weights, train
+from support import save_model
+from support.launch import launch
+from support.training import saved_weights, train
 from transformers import AutoModelForCausalLM
 
 B = 2
@@ -71,7 +72,7 @@ def assert_same_weights(found, expected):
 )
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, subtests, config, names):
     """One launch a configuration: starting the processes takes longer than all that they do."""
-    save_model(tmp_path)
+    save_model(tmp_path / "model")
     alone = {
         name: train(tmp_path, f"one {name}", 2 * B, use_cpu=True, **options)
         for name, options in RUNS.items()
@@ -101,7 +102,7 @@ def resumed(name):
 
 @pytest.mark.slow
 def test_checkpoints_of_two_processes_load_in_one_and_the_other_way_round(tmp_path):
-    save_model(tmp_path)
+    save_model(tmp_path / "model")
     train(tmp_path, "one", 2 * B, use_cpu=True, **CHECKPOINTS)
     launch(tmp_path, "ddp", {"two": {"batch_size": B, **CHECKPOINTS}, "to two": {"batch_size": B, **resumed("one")}})
     train(tmp_path, "to one", 2 * B, use_cpu=True, **resumed("two"))
@@ -111,7 +112,7 @@ def test_checkpoints_of_two_processes_load_in_one_and_the_other_way_round(tmp_pa
 
 @pytest.mark.slow
 def test_checkpoints_of_two_fsdp_processes_load_in_one_and_the_other_way_round(tmp_path):
-    save_model(tmp_path)
+    save_model(tmp_path / "model")
     launch(tmp_path, "fsdp2", {"two": {"batch_size": B, **CHECKPOINTS}})
     in_one = {"one": {"batch_size": 2 * B, **CHECKPOINTS}, "to one": {"batch_size": 2 * B, **resumed("two")}}
     launch(tmp_path, "fsdp2", in_one, processes=1)
@@ -128,7 +129,7 @@ def test_checkpoints_of_two_fsdp_processes_load_in_one_and_the_other_way_round(t
 @_needs_deepspeed
 @pytest.mark.parametrize("config", ["deepspeed_zero2", "deepspeed_zero3"])
 def test_deepspeed_resumes_its_own_checkpoints(tmp_path, config):
-    save_model(tmp_path)
+    save_model(tmp_path / "model")
     launch(
         tmp_path,
         config,
@@ -139,7 +140,7 @@ def test_deepspeed_resumes_its_own_checkpoints(tmp_path, config):
 
 @pytest.mark.slow
 def test_a_killed_process_costs_what_follows_the_last_checkpoint(tmp_path):
-    save_model(tmp_path)
+    save_model(tmp_path / "model")
     run = {"batch_size": B, "save_strategy": "steps", "save_steps": 1}
     launch(tmp_path, "ddp", {"whole": run})
     resume = None

@@ -1,8 +1,7 @@
 import pytest
 from datasets import Dataset
-from evaluation.users import make_users
 from peft import LoraConfig
-from support import make_model, make_tokenizer
+from support import make_model, make_tokenizer, make_users
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from evaluation.users import TITLES, make_users
 from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer
+from support.users import TITLES, make_users
 
 from dmpo_trl.evaluation.generation import generate_items
 from dmpo_trl.modeling.probe import prepare_for_scoring

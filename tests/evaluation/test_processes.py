@@ -1,15 +1,13 @@
 """Two CPU processes find what one finds, every user once and in order, and share the work."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation.users import TITLES, make_users
-from support import make_model, make_tokenizer
+from support import SCRIPTS, cpu_environment, make_model, make_tokenizer
+from support.users import TITLES, make_users
 
 from dmpo_trl.evaluation.generation import generate_items
 from dmpo_trl.evaluation.ranking import rank_with_model
@@ -19,11 +17,10 @@ from dmpo_trl.evaluation.ranking import rank_with_model
 def found(tmp_path_factory):
     """What each process found."""
     folder = tmp_path_factory.mktemp("two_processes")
-    script = str(Path(__file__).with_name("two_processes.py"))
-    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    script = str(SCRIPTS / "two_processes_rank.py")
     run = subprocess.run(
         [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], script, str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=cpu_environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,7 +1,6 @@
 import pytest
-from evaluation.users import make_users
 from peft import LoraConfig, get_peft_model
-from support import make_model, make_tokenizer
+from support import make_model, make_tokenizer, make_users
 
 from dmpo_trl.evaluation.intervals import Difference, Interval
 from dmpo_trl.evaluation.ranking import rank_by_popularity, rank_with_model

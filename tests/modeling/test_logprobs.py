@@ -431,7 +431,7 @@ class TestTritonKernel:
         assert grad.shape == (0, 3)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: pip install 'dmpo-trl[test]' on Linux")
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: it comes with the test group on Linux")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="TestTritonKernel runs the compiled kernel on this machine")
 @pytest.mark.skipif(INTERPRETED, reason="already inside the interpreter")
 def test_triton_kernel_in_the_interpreter():
@@ -447,7 +447,7 @@ def test_triton_kernel_in_the_interpreter():
     assert "skipped" not in run.stdout
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: pip install 'dmpo-trl[test]' on Linux")
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: it comes with the test group on Linux")
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
 @pytest.mark.parametrize("tile_type", ["*fp32", "*bf16", "*fp16"])
 @pytest.mark.parametrize("everything", [False, True])

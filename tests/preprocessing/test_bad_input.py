@@ -268,8 +268,8 @@ def assert_loss_is_the_formulas(trainer, sequences):
     for model in (policy, reference):  # the scoring head's forward is bound to the model that was copied
         model.forward = type(model).forward.__get__(model)
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
-    assert float(loss) == pytest.approx(naive_loss(policy, reference, sequences), abs=2e-5)
-    assert abs(float(loss) - math.log(2)) > 1e-3
+    assert loss.item() == pytest.approx(naive_loss(policy, reference, sequences), abs=2e-5)
+    assert abs(loss.item() - math.log(2)) > 1e-3
 
 
 def assert_finite(trainer):
@@ -342,7 +342,7 @@ def test_any_texts(folders, tmp_path_factory, rows):
     batch = trainer.data_collator(list(trainer.train_dataset))
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, batch)
-    assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
     for example, found in zip(rows, trainer.train_dataset, strict=True):
         sequences = [found["prompt_ids"] + ids for ids in (found["chosen_ids"], *found["rejected_ids"])]
         assert sequences == whole_sequences(tokenizer, example)

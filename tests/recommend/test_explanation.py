@@ -21,7 +21,7 @@ def naive_score(case, titles, title):
         [case.template.completion(title)],
         eos_token=case.tokenizer.eos_token,
     )
-    return float(naive_logp(case.model, prompt_ids, ids))
+    return naive_logp(case.model, prompt_ids, ids).item()
 
 
 def test_effects_are_scores_with_less_scores_without(case):

@@ -35,7 +35,7 @@ def naive_scores(case, history, items):
         prompt_ids, (ids,) = tokenize_completions(
             case.tokenizer, prompt, [case.template.completion(text)], eos_token=case.tokenizer.eos_token
         )
-        scores[item] = float(naive_logp(case.model, prompt_ids, ids)), len(ids)
+        scores[item] = naive_logp(case.model, prompt_ids, ids).item(), len(ids)
     return scores
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from datasets import Dataset, load_dataset
-from evaluation.users import make_users
 from peft import LoraConfig
-from support import make_model, make_tokenizer
+from support import make_model, make_tokenizer, make_users
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.data import MOVIES

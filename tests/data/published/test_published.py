@@ -264,7 +264,7 @@ def test_real_llara(shared, variant):
         ("validation", f"Val_data.{variant}"),
         ("test", f"Test_data.{variant}"),
     ):
-        rows = [json.loads(line) for line in (folder / f"{stem}.jsonl").open(encoding="utf-8")]
+        rows = [json.loads(line) for line in (folder / f"{stem}.jsonl").read_text("utf-8").splitlines()]
         plain = [([str(i) for i in row["seq"] if i != len(names)], str(row["next"])) for row in rows]
         assert examples[part].select("history", "target").rows() == plain
         starts = [not history or ("full" not in stem and part != "train") for history, _ in plain]

@@ -31,7 +31,7 @@ def random_prompt(seed, length):
 @torch.no_grad()
 def exhaustive(model, prompt, titles, excluded=()):
     """Every title scored by itself from the definition, best first."""
-    scores = {tuple(title): float(naive_logp(model, prompt, title)) for title in titles}
+    scores = {tuple(title): naive_logp(model, prompt, title).item() for title in titles}
     return sorted((-scores[tuple(title)], row) for row, title in enumerate(titles) if row not in excluded)
 
 
@@ -171,7 +171,7 @@ def test_against_transformers_own_constrained_beam_search(llama, num_beams, seed
     for sequence in output.sequences[:, len(prompt) :].tolist():
         title = sequence[: sequence.index(EOS) + 1]
         with torch.no_grad():
-            theirs.append(float(naive_logp(llama, prompt, title)))
+            theirs.append(naive_logp(llama, prompt, title).item())
     search = Search(prompt, TitleTrie(titles), (), k)
     beam_search(llama, [search], num_beams)
     ours = [score for score, _ in search.found]

@@ -9,18 +9,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from support import make_model, make_tokenizer, ragged_examples
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
+
+from .rows import ragged_examples
 
 # Far from even: rows of 1 and of 40 negatives meet in one step, each in another process
 TRAIN_COUNTS = (1, 40, 3, 2, 7, 1, 2, 25, 1, 1, 5, 3, 30, 2, 1, 4)
 EVAL_COUNTS = (2, 1, 30, 4, 1, 3, 2, 9, 1)  # no multiple of any batch size
-
-
-def save_model(folder: Path) -> None:
-    make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
 
 
 class MortalTrainer(DMPOTrainer):

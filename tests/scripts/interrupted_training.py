@@ -1,4 +1,4 @@
-"""What test_interruptions.py kills: a process that has imported everything and forks a child for each training run.
+"""A process that has imported everything and forks a child for each training run; test_interruptions.py kills them.
 
 A line of standard input describes a run, a line of standard output how it ended (the child's exit code, negative for a
 signal). A child kills itself where its description says, between two events of Python's profiler, which see every call
@@ -20,8 +20,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.training.checkpoints import last_whole_checkpoint
-
-SAVE_STEPS, MAX_STEPS = 2, 10
 
 
 class WatchedTrainer(DMPOTrainer):
@@ -85,8 +83,6 @@ def train(folder, kill, lora=False, **options):
         per_device_train_batch_size=2,
         learning_rate=1e-2,
         beta=0.5,
-        save_steps=SAVE_STEPS,
-        max_steps=MAX_STEPS,
         **options,
     )
     trainer = WatchedTrainer(

@@ -1,7 +1,6 @@
 """`accelerate launch` with a configuration of examples/accelerate_configs, on two CPUs."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from .scripts import ROOT, SCRIPTS, cpu_environment
+
 CONFIGS = ROOT / "examples" / "accelerate_configs"
 
 
 def launch(
     folder: Path, config: str, runs: dict[str, dict[str, Any]], processes: int = 2, *, killed: bool = False
 ) -> list[dict[str, Any]]:
-    """Run `runs` (names and keyword arguments of `training.train`); returns what each process found.
+    """Run `runs` (names and keyword arguments of `training.train`); return what each process found.
 
     With `killed`, a process dies by SIGKILL, the launch has to end nevertheless, and nothing is found.
     """
@@ -26,18 +26,11 @@ def launch(
     settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
     settings |= {"num_processes": processes, "mixed_precision": "no"}
     (folder / "accelerate.yaml").write_text(yaml.safe_dump(settings))
-    paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    command += ["--config_file", str(folder / "accelerate.yaml"), str(Path(__file__).with_name("worker.py"))]
+    command += ["--config_file", str(folder / "accelerate.yaml"), str(SCRIPTS / "launched_training.py")]
     run = subprocess.run(
         [*command, str(folder)],
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "ACCELERATE_TORCH_DEVICE": "cpu",
-        },
+        env=cpu_environment() | {"ACCELERATE_TORCH_DEVICE": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,  # a hang

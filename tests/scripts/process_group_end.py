@@ -1,7 +1,7 @@
-"""What test_ending.py runs: a script that uses DDP, destroys the process group and ends, several times over.
+"""A script that uses DDP, destroys the process group and ends, several times over; test_ending.py runs it.
 
 With `--unheld` the group is destroyed while the model holds it, as TRL's scripts do, and the script never ends:
-`timeout 60 python tests/distributed/ending.py --unheld`.
+`timeout 60 python tests/scripts/process_group_end.py --unheld`.
 """
 
 import gc

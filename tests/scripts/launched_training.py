@@ -1,4 +1,4 @@
-"""What each process of `accelerate launch` runs: the training runs of a JSON file, one after the other."""
+"""The training runs of a JSON file, one after the other, in each process of `accelerate launch`."""
 
 import gc
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from distributed.training import train
+from support.training import train
 
 from dmpo_trl.modeling import logprobs
 

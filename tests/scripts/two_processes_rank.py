@@ -1,4 +1,4 @@
-"""What test_distributed.py runs in each of two processes; writes what this process found to a JSON file."""
+"""Ranking in each of two processes, which write what they found to a JSON file; test_processes.py compares."""
 
 import gc
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from evaluation.users import TITLES, make_users
 from support import make_model, make_tokenizer
+from support.users import TITLES, make_users
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
