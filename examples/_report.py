@@ -67,7 +67,7 @@ def import_pyplot() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:
-        raise SystemExit('The picture needs matplotlib: pip install "dmpo-trl[plot]"') from error
+        raise SystemExit('The picture needs matplotlib: pip install "dmpo-trl[plot]".') from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -200,6 +200,22 @@ def test_revision_and_remote_code_reach_model_and_tokenizer(model_folder, data_f
         assert calls[name]["trust_remote_code"] is True
 
 
+def test_buffers_that_cannot_be_broadcast_are_left_alone_where_asked_to(
+    model_folder, data_folder, tmp_path, monkeypatch
+):
+    seen = []
+
+    def look(*_, args, **__):
+        seen.append(args.ddp_broadcast_buffers)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(_training, "DMPOTrainer", look)
+    for option in ([], ["--ignore_bias_buffers"]):
+        with pytest.raises(SystemExit, match="stopped"):
+            main(["train", *paths(model_folder, data_folder, tmp_path), *ON_A_CPU, *option])
+    assert seen == [None, False]
+
+
 def stop_at_the_trainer(*_, **__):
     raise ValueError("stopped")
 

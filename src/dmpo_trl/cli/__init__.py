@@ -8,7 +8,9 @@ import logging
 import sys
 
 from .. import __version__
-from ._commands import COMMANDS
+from ._commands import COMMANDS, suggestion
+
+__all__ = ["COMMANDS", "main"]
 
 # Errors that speak to the user: ValueError of a check, OSError of files and downloads, FloatingPointError of training
 _REPORTED = (ValueError, OSError, FloatingPointError)
@@ -47,8 +49,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.print_help()
         return
     if options.command not in COMMANDS:
-        from .options import suggestion
-
         closest = suggestion(options.command, COMMANDS) or "; `dmpo-trl --help` lists them"
         parser.error(f"there is no command {options.command}{closest}")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)

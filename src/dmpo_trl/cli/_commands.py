@@ -1,4 +1,9 @@
-"""Names of the subcommands and what each does, in the order of a project."""
+"""Names of the subcommands, and what is said to a name that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from difflib import get_close_matches
 
 COMMANDS = {
     "prepare": "turn raw files into a folder of datasets for training and evaluation",
@@ -11,3 +16,15 @@ COMMANDS = {
     "env": "print versions and hardware, for a bug report",
     "completion": "print a script that completes commands and options in a shell",
 }
+
+
+def suggestion(unknown: str, known: Collection[str], dashes: str = "") -> str:
+    """Return the end of an error message about an unknown name: the closest that are known, or nothing.
+
+    Example:
+        >>> suggestion("modle", ["model", "data"], "--")
+        '; did you mean --model?'
+    """
+    begin_alike = sorted(name for name in known if unknown and name.startswith(unknown))
+    found = (begin_alike + get_close_matches(unknown, sorted(known)))[:3]
+    return f"; did you mean {' or '.join(dashes + name for name in dict.fromkeys(found))}?" if found else ""

@@ -6,9 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from datasets import load_dataset
-from torch.nn.parallel import DistributedDataParallel
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -52,12 +50,11 @@ def train(
     eval_data = None
     if config.eval_strategy != "no":
         eval_data = choose_split(data, script.dataset_test_split, "--dataset_test_split")
+    if script.ignore_bias_buffers:
+        config.ddp_broadcast_buffers = False  # boolean masks cannot be broadcast
     trainer = _make_trainer(config, model, train_data, eval_data)
     if ranking.ranking_data is not None:
         trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, trainer))
-    if script.ignore_bias_buffers:  # torch's own switch: DDP then leaves these buffers out of its broadcasts
-        masks = [name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trainer.model, masks)
     _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, ranking.ranking_score)
 
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)

@@ -6,13 +6,12 @@ import argparse
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import yaml
 from trl import TrlParser
 
-from ._commands import COMMANDS
+from ._commands import COMMANDS, suggestion
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -125,18 +124,6 @@ class Parser(TrlParser):
         name = unknown.split("=")[0].replace("-", "_").strip("_")
         known = {option.dest for option in self.options} | {other.strip("-").replace("-", "_") for other in others}
         return suggestion(name, known, "--")
-
-
-def suggestion(unknown: str, known: Collection[str], dashes: str = "") -> str:
-    """Return the end of an error message about an unknown name: the closest that are known, or nothing.
-
-    Example:
-        >>> suggestion("modle", ["model", "data"], "--")
-        '; did you mean --model?'
-    """
-    begin_alike = sorted(name for name in known if unknown and name.startswith(unknown))
-    found = (begin_alike + get_close_matches(unknown, sorted(known)))[:3]
-    return f"; did you mean {' or '.join(dashes + name for name in dict.fromkeys(found))}?" if found else ""
 
 
 def _read_config(path: str) -> dict[str, Any]:
