@@ -187,7 +187,7 @@ def test_groups_of_users_share_nobody_and_sft_sees_no_target(quickstart, data_fo
 
 def test_without_matplotlib_it_says_what_to_install(quickstart, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match=r"dmpo-trl\[quickstart\]"):
+    with pytest.raises(SystemExit, match=r"dmpo-trl\[plot\]"):
         quickstart.import_pyplot()
 
 
