@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.batching.sampler import PromptGroupSampler, batches_within_budget, group_by_prompt
 from dmpo_trl.preprocessing.tokenize import tokenize_row
-from dmpo_trl.training.cost import Layout
+from dmpo_trl.training.cost import BatchSize
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Settings:
     seeds: int = field(default=5)
 
 
-def epoch(batches: Iterable[list[int]], examples: list[dict[str, Any]], collate: Any) -> list[Layout]:
-    return [Layout.measured(collate([examples[i] for i in batch])) for batch in batches]
+def epoch(batches: Iterable[list[int]], examples: list[dict[str, Any]], collate: Any) -> list[BatchSize]:
+    return [BatchSize.measured(collate([examples[i] for i in batch])) for batch in batches]
 
 
-def tokens(epochs: list[list[Layout]]) -> str:
+def tokens(epochs: list[list[BatchSize]]) -> str:
     """Return the number of computed tokens, with the percentage of padding."""
     padded = statistics.mean(sum(layout.padded_tokens for layout in layouts) for layouts in epochs)
     own = statistics.mean(sum(layout.tokens for layout in layouts) for layouts in epochs)
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         groups = group_by_prompt([example["prompt_ids"] for example in examples])
         for size in settings.batch_sizes:
-            sides: dict[str, list[list[Layout]]] = {"copies": [], "random": [], "grouped": []}
+            sides: dict[str, list[list[BatchSize]]] = {"copies": [], "random": [], "grouped": []}
             for seed in range(settings.seeds):
                 order = random.Random(seed).sample(range(len(examples)), len(examples))
                 mixed = list(BatchSampler(order, size, drop_last=False))

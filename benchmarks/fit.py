@@ -25,7 +25,7 @@ from models import LORA, SHAPES, Models, ModelSettings, load_models
 from sides import BASELINE, make_sides
 from transformers import HfArgumentParser
 
-from dmpo_trl.training.cost import Layout, ModelSize, TrainingOptions, largest, step_cost
+from dmpo_trl.training.cost import BatchSize, ModelSize, TrainingOptions, largest, step_cost
 
 COLUMNS = ["side", "bound_gb", "largest N, batch 1", "N by formula", "largest batch", "batch by formula"]
 COLUMNS += ["N of the batch"]
@@ -101,7 +101,7 @@ def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float,
     def fits(examples: int, negatives: int) -> bool:
         lengths = [(settings.prompt_length, [TITLE_LENGTH] * (negatives + 1))] * examples
         is_trie = side_name.startswith("trie")
-        layout = Layout.trie(lengths, attention_balance=6.0 * size.hidden) if is_trie else Layout.copies(lengths)
+        layout = BatchSize.trie(lengths, attention_balance=6.0 * size.hidden) if is_trie else BatchSize.copies(lengths)
         return step_cost(size, layout, options).memory <= bound_gb * 1e9
 
     return search_both(settings, fits)

@@ -10,7 +10,7 @@ import dmpo_trl
 PACKAGE = Path(dmpo_trl.__file__).parent
 # The rooms, lowest first: each imports only what stands before it
 ORDER = [
-    "_prefix",
+    "_common_prefix",
     "preprocessing",
     "config",
     "batching",
@@ -25,7 +25,7 @@ ORDER = [
     "cli",
 ]
 # Raw files become rows without a model: `data` stands beside the trainer's rooms and shares with them the row format
-ONLY = {"data": {"_prefix", "preprocessing/format.py"}}
+ONLY = {"data": {"_common_prefix", "preprocessing/format.py"}}
 MAX_ROOMS = 17
 MAX_LINES = 400
 # Where TRL's methods are overridden is where everything meets, and grows unless watched

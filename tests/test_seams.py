@@ -46,13 +46,11 @@ KNOWN: dict[str, dict[str, str]] = {
         "f224b99e93782bfe": "transformers 5.17.0",
         "ba57772e23a0d78b": "transformers 5.23.0",
     },
-    "transformers.trainer_pt_utils:BatchRebalanceSampler": {"94b72eb94e421d72": "transformers 5.17.0"},
     "transformers.utils.peft_utils:find_adapter_config_file": {
         "4959cea80ac8cb87": "transformers 5.17.0",
         "a8c0ba814c351837": "transformers 5.23.0",
     },
     "trl.cli.accelerate_config:resolve_accelerate_config_argument": {"9b27586cf1e095b6": "trl 1.15.0"},
-    "trl.data_utils:_tokenize": {"5fc8cbcb4cacebc8": "trl 1.15.0"},
     "trl.data_utils:apply_chat_template": {"3fe8ce2a8af3693a": "trl 1.15.0"},
     "trl.data_utils:prepare_multimodal_messages": {"95c217c58648d8c0": "trl 1.15.0"},
     "trl.models.utils:disable_gradient_checkpointing": {"1f3a5e7ca9cb5902": "trl 1.15.0"},

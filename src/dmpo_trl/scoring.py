@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ._prefix import common_prefix_length
+from ._common_prefix import common_prefix_length
 from .batching.collator import lay_out
 from .modeling.attention import attention_balance
 from .modeling.loading import base_model_of, evaluation_mode

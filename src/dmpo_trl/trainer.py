@@ -20,7 +20,7 @@ from .batching.sampler import check_sampling, make_batches, make_train_sampler
 from .batching.vision import vision_collator
 from .config import DMPOConfig
 from .losses import ScoredBatch, preference_loss, wpo_weights
-from .modeling.load_balancing import num_copies
+from .modeling.aux_loss import num_copies
 from .modeling.loading import base_model_of
 from .preprocessing.dataset import tokenize_dataset
 from .preprocessing.truncate import max_num_rejected

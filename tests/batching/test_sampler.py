@@ -14,7 +14,7 @@ from support import make_model, make_tokenizer, ragged_examples
 from torch.utils.data import BatchSampler, DataLoader
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
-from dmpo_trl._prefix import common_prefix_length
+from dmpo_trl._common_prefix import common_prefix_length
 from dmpo_trl.batching.collator import DataCollatorForMultiPreference
 from dmpo_trl.batching.sampler import (
     Batches,

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_trl._prefix import common_prefix_length
+from dmpo_trl._common_prefix import common_prefix_length
 from dmpo_trl.batching.trie import build_row, join_trees, pack, plan_rows
 
 # Few distinct tokens, so that sequences share prefixes often

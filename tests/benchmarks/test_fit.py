@@ -7,7 +7,7 @@ import sys
 import pytest
 from support import load_script
 
-from dmpo_trl.training.cost import Layout, ModelSize, TrainingOptions, step_cost
+from dmpo_trl.training.cost import BatchSize, ModelSize, TrainingOptions, step_cost
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def fit():
         yield module
 
 
-@pytest.mark.parametrize(("side", "layout"), [("trie", Layout.trie), ("copies", Layout.copies)])
+@pytest.mark.parametrize(("side", "layout"), [("trie", BatchSize.trie), ("copies", BatchSize.copies)])
 def test_the_formula_finds_what_its_memory_is_of(fit, side, layout):
     settings = fit.Settings(tiny=True, prompt_length=20, negatives=2)
     size = ModelSize.from_config(fit.SHAPES["tiny"])

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import main
-from dmpo_trl.training.cost import Layout, ModelSize, TrainingOptions, step_cost
+from dmpo_trl.training.cost import BatchSize, ModelSize, TrainingOptions, step_cost
 
 LENGTHS = ["--prompt_tokens", "40", "--completion_tokens", "6", "--negatives", "7"]
 
@@ -44,7 +44,7 @@ def test_the_table_is_the_cost_models(capsys, config_folder, config):
     )  # fmt: skip
     lengths = [(40, [6] * 8)] * 512
     size = ModelSize.from_config(config)
-    layouts = [Layout.trie(lengths, attention_balance=6 * 32), Layout.copies(lengths)]
+    layouts = [BatchSize.trie(lengths, attention_balance=6 * 32), BatchSize.copies(lengths)]
     costs = [step_cost(size, layout, TrainingOptions()) for layout in layouts]
     assert rows["tokens"] == (512 * (40 + 8 * 5), 512 * 8 * 45)
     assert rows["TFLOPs"] == pytest.approx([cost.flops / 1e12 for cost in costs], abs=6e-4)
@@ -65,7 +65,7 @@ def test_the_yaml_file_of_train_and_its_options_count(capsys, config_folder, con
     options = TrainingOptions(
         half_precision=True, gradient_checkpointing=True, precomputed_reference=True, load_in_4bit=True
     )
-    layout = Layout.trie([(40, [6] * 8)] * 512, attention_balance=6 * 32)
+    layout = BatchSize.trie([(40, [6] * 8)] * 512, attention_balance=6 * 32)
     cost = step_cost(ModelSize.from_config(config, lora), layout, options)
     assert rows["TFLOPs"][0] == pytest.approx(cost.flops / 1e12, abs=6e-4)
     assert rows["memory, GB"][0] == pytest.approx(cost.memory / 1e9, abs=6e-4)
@@ -79,7 +79,7 @@ def test_the_largest_n_fits_and_the_next_does_not(capsys, config_folder, config)
     rows, _ = estimate(capsys, *arguments)
     options = TrainingOptions(gradient_checkpointing=True)
     size = ModelSize.from_config(config)
-    layouts = [lambda lengths: Layout.trie(lengths, attention_balance=6 * 32), Layout.copies]
+    layouts = [lambda lengths: BatchSize.trie(lengths, attention_balance=6 * 32), BatchSize.copies]
     for found, layout in zip(rows["largest N in 0.05 GB"], layouts, strict=True):
         memory = [step_cost(size, layout([(40, [6] * (int(found) + n))] * 8), options).memory for n in (1, 2)]
         assert memory[0] <= 0.05e9 < memory[1]

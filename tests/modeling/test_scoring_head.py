@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from support import layout_logps, make_model, naive_logps, prompts_and_completions, ragged_examples
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -128,10 +129,18 @@ def test_a_head_that_is_exchanged_afterwards_scores_too(target):
     assert_scores(adapted)
 
 
+@pytest.fixture
+def bf16():
+    """An accelerator of another precision than what other tests of this process may have made."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(mixed_precision="bf16", cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("order", ["accelerate first", "head first"])
-def test_what_accelerate_puts_on_the_instance_stays(order):
+def test_what_accelerate_puts_on_the_instance_stays(order, bf16):
     """Autocast around the forward, and without it after `unwrap_model(keep_fp32_wrapper=False)`."""
-    model, accelerator = make_model("llama"), Accelerator(mixed_precision="bf16", cpu=True)
+    model, accelerator = make_model("llama"), bf16
     if order == "head first":
         prepare_for_scoring(model, model, True)
     prepared = accelerator.prepare_model(model)
@@ -185,6 +194,9 @@ def test_a_backward_hook_of_the_head_sees_its_gradient():
     assert seen[0].abs().sum() > 0
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # of torch's tracer
 def test_a_compiled_model_scores():
     model = make_model("llama")
     prepare_for_scoring(model, model, True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support import make_tokenizer
 from trl.data_utils import _tokenize
 
-from dmpo_trl._prefix import common_prefix_length
+from dmpo_trl._common_prefix import common_prefix_length
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
 TEXTS = st.lists(st.text("Ali en,Bx<>/s|\u00e9 ", max_size=9), min_size=1, max_size=4)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmpo_trl.batching.collator import DataCollatorForMultiPreference, lay_out
 from dmpo_trl.modeling.attention import trie_layout, use_trie_attention
-from dmpo_trl.training.cost import HEAD_TILE, Layout, ModelSize, TrainingOptions, largest, step_cost
+from dmpo_trl.training.cost import HEAD_TILE, BatchSize, ModelSize, TrainingOptions, largest, step_cost
 
 LENGTHS = st.lists(
     st.tuples(st.integers(0, 30), st.lists(st.integers(1, 8), min_size=2, max_size=5)), min_size=1, max_size=8
@@ -42,27 +42,27 @@ def batch_of(lengths, *, prefix_sharing, balance=4096.0):
 @given(LENGTHS, st.sampled_from([10.0, 4096.0]))
 def test_predicted_layouts_are_the_collators_where_nothing_is_shared(lengths, balance):
     trie = batch_of(lengths, prefix_sharing=True, balance=balance)
-    assert Layout.trie(lengths, attention_balance=balance) == Layout.measured(trie)
-    assert Layout.copies(lengths) == Layout.measured(batch_of(lengths, prefix_sharing=False))
+    assert BatchSize.trie(lengths, attention_balance=balance) == BatchSize.measured(trie)
+    assert BatchSize.copies(lengths) == BatchSize.measured(batch_of(lengths, prefix_sharing=False))
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_shared_prefixes_only_save_tokens(seed, counts):
     examples = ragged_examples(seed, counts)
     lengths = [(len(row["prompt_ids"]), [len(row["chosen_ids"]), *map(len, row["rejected_ids"])]) for row in examples]
-    measured = Layout.measured(DataCollatorForMultiPreference(0, prefix_sharing=True)(examples))
-    predicted = Layout.trie(lengths)
+    measured = BatchSize.measured(DataCollatorForMultiPreference(0, prefix_sharing=True)(examples))
+    predicted = BatchSize.trie(lengths)
     assert measured.tokens <= predicted.tokens
     assert measured.scored <= predicted.scored
-    assert Layout.copies(lengths) == Layout.measured(DataCollatorForMultiPreference(0)(examples))
+    assert BatchSize.copies(lengths) == BatchSize.measured(DataCollatorForMultiPreference(0)(examples))
 
 
 def test_the_formula_by_hand():
     # A prompt of 270 and sixteen completions of 10 tokens: 270 + 16 * 9, and 16 * (270 + 9)
     lengths = [(270, [10] * 16)]
-    assert Layout.trie(lengths) == Layout(tokens=414, rows=1, length=414, scored=160)
-    assert Layout.copies(lengths) == Layout(tokens=4464, rows=16, length=279, scored=160)
-    assert Layout.copies(lengths).attention_pairs == 16 * 279**2
+    assert BatchSize.trie(lengths) == BatchSize(tokens=414, rows=1, length=414, scored=160)
+    assert BatchSize.copies(lengths) == BatchSize(tokens=4464, rows=16, length=279, scored=160)
+    assert BatchSize.copies(lengths).attention_pairs == 16 * 279**2
 
 
 # Parameters
@@ -125,7 +125,7 @@ def test_flops_are_those_that_torch_counts(name, prefix_sharing, adapted):
     batch = batch_of([(40, [6, 3, 5, 7]), (31, [4, 4])], prefix_sharing=prefix_sharing)
     batch["input_ids"] = batch["input_ids"] % 384
     batch["scored_targets"] = batch["scored_targets"] % 384
-    cost = step_cost(size, Layout.measured(batch), TrainingOptions())
+    cost = step_cost(size, BatchSize.measured(batch), TrainingOptions())
     forward, backward = counted_flops(model, batch)
     assert forward == pytest.approx(cost.forward, rel=FLOPS_TOLERANCE)
     assert backward == pytest.approx(cost.backward, rel=FLOPS_TOLERANCE)
@@ -133,7 +133,7 @@ def test_flops_are_those_that_torch_counts(name, prefix_sharing, adapted):
 
 def test_checkpointing_and_the_reference_are_forward_passes():
     size = ModelSize.from_config(make_model().config)
-    layout = Layout.trie([(40, [6, 3, 5, 7])])
+    layout = BatchSize.trie([(40, [6, 3, 5, 7])])
     plain, frugal = (step_cost(size, layout, TrainingOptions(gradient_checkpointing=on)) for on in (False, True))
     assert plain.reference == plain.forward
     assert plain.recomputation == 0
@@ -165,7 +165,7 @@ def test_memory_of_weights_gradients_and_optimizer_is_exact(name, adapted, dtype
             parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     options = TrainingOptions(weight_bytes=dtype.itemsize)
-    cost = step_cost(size, Layout.trie([(4, [2, 2])]), options)
+    cost = step_cost(size, BatchSize.trie([(4, [2, 2])]), options)
     assert cost.weight_memory == tensor_bytes(model.parameters())
     assert cost.reference_memory == (reference if adapter is None else 0)
     assert cost.gradient_memory == tensor_bytes(p.grad for p in model.parameters() if p.grad is not None)
@@ -198,13 +198,13 @@ def test_activations_are_about_those_that_autograd_keeps(name):
     size = ModelSize.from_config(backbone.config)
     batch = batch_of([(40, [6, 3, 5, 7])], prefix_sharing=True)
     batch["input_ids"] = batch["input_ids"] % 384
-    cost = step_cost(size, Layout.measured(batch), TrainingOptions())
+    cost = step_cost(size, BatchSize.measured(batch), TrainingOptions())
     assert cost.activation_memory == pytest.approx(saved_bytes(backbone, batch), rel=0.25)
 
 
 def test_options_change_the_memory_they_should():
     size = ModelSize.from_config(make_model().config, lora())
-    layout = Layout.trie([(40, [6, 3, 5, 7])])
+    layout = BatchSize.trie([(40, [6, 3, 5, 7])])
 
     def cost(**options):
         return step_cost(size, layout, TrainingOptions(**options))
@@ -223,7 +223,7 @@ def test_options_change_the_memory_they_should():
 
 def test_logits_are_held_a_tile_at_a_time():
     size = ModelSize(0, 0, 0, head=8 * 100_000, layers=1, hidden=8, attention=8, feed_forward=8)
-    layouts = [Layout(1, 1, 1, scored) for scored in (10, 10**6)]
+    layouts = [BatchSize(1, 1, 1, scored) for scored in (10, 10**6)]
     few, many = (step_cost(size, layout, TrainingOptions()).head_memory for layout in layouts)
     assert few == 4 * 10 * 100_000 + 4 * 10 * 8
     assert many == 4 * HEAD_TILE + 4 * 10**6 * 8

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from trl import DPOConfig
 
-from .._prefix import common_prefix_length
+from .._common_prefix import common_prefix_length
 
 logger = logging.getLogger(__name__)
 

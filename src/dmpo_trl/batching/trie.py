@@ -8,7 +8,7 @@ only if `k <= q < subtree_end[k]`: its ancestors and itself. Pure Python; tensor
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .._prefix import common_prefix_length
+from .._common_prefix import common_prefix_length
 
 TokenIds = Sequence[int]
 

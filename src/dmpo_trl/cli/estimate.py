@@ -12,7 +12,7 @@ from ._train_options import argument_types
 from .options import Parser
 
 if TYPE_CHECKING:
-    from ..training.cost import Layout, Lengths, StepCost
+    from ..training.cost import BatchSize, Lengths, StepCost
 
 
 @dataclass
@@ -38,7 +38,7 @@ class EstimateArguments:
 class Sample:
     """Layouts of the batches, and the lengths of one example's prompt and completions."""
 
-    layouts: dict[str, list[Layout]]
+    layouts: dict[str, list[BatchSize]]
     prompt_tokens: int
     completion_tokens: int
     negatives: int
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> None:
     from trl import get_peft_config
 
     from ..modeling.attention import attention_balance
-    from ..training.cost import Layout, ModelSize, TrainingOptions, largest, step_cost
+    from ..training.cost import BatchSize, ModelSize, TrainingOptions, largest, step_cost
     from .launch import accelerate_options
 
     # The machine that estimates need not be one that could train
@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> None:
     batch_size = config.per_device_train_batch_size
     sample = _measure(script, config, model, options, balance, batch_size)
 
-    def largest_negatives(layout: Callable[[Lengths], Layout]) -> int:
+    def largest_negatives(layout: Callable[[Lengths], BatchSize]) -> int:
         def fits(negatives: int) -> bool:
             completions = [sample.completion_tokens] * (negatives + 1)
             cost = step_cost(size, layout([(sample.prompt_tokens, completions)] * batch_size), training)
@@ -100,8 +100,8 @@ def run(arguments: list[str]) -> None:
 
     columns = {}
     for name, layout in (
-        ("trie", lambda lengths: Layout.trie(lengths, attention_balance=balance)),
-        ("copies", Layout.copies),
+        ("trie", lambda lengths: BatchSize.trie(lengths, attention_balance=balance)),
+        ("copies", BatchSize.copies),
     ):
         columns[name] = _column([step_cost(size, batch, training) for batch in sample.layouts[name]])
         if options.memory_gb is not None:
@@ -118,7 +118,7 @@ def run(arguments: list[str]) -> None:
 def _measure(
     script: Any, config: Any, model: Any, options: EstimateArguments, balance: float, batch_size: int
 ) -> Sample:
-    from ..training.cost import Layout
+    from ..training.cost import BatchSize
 
     if (options.prompt_tokens is None) == (script.dataset_name is None):
         raise ValueError("Give one of --prompt_tokens (with --completion_tokens) and --dataset_name.")
@@ -133,7 +133,7 @@ def _measure(
                 f"A prompt of {prompt} and a completion of {completion} tokens exceed max_length={config.max_length}."
             )
         lengths: Lengths = [(prompt, [completion] * (negatives + 1))] * batch_size
-        layouts = {"trie": [Layout.trie(lengths, attention_balance=balance)], "copies": [Layout.copies(lengths)]}
+        layouts = {"trie": [BatchSize.trie(lengths, attention_balance=balance)], "copies": [BatchSize.copies(lengths)]}
         source = (
             f"N = {negatives}, prompts of {prompt} tokens, completions of {completion}, nothing shared but prompts"
         )
@@ -171,7 +171,7 @@ def _measure(
         )
         batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
         whole = [batch for batch in batches if len(batch) == batch_size] or batches
-        layouts[name] = [Layout.measured(collate(batch)) for batch in whole]
+        layouts[name] = [BatchSize.measured(collate(batch)) for batch in whole]
     completions = [ids for row in examples for ids in (row["chosen_ids"], *row["rejected_ids"])]
     prompt = round(statistics.mean(len(row["prompt_ids"]) for row in examples))
     completion = round(statistics.mean(map(len, completions)))

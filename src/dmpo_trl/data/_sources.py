@@ -118,6 +118,7 @@ def open_source(path: str | Path) -> Iterator[SourceFiles]:
         >>> with open_source(folder.name) as files:
         ...     files.need("ratings.csv").read_text()
         'user,item'
+        >>> folder.cleanup()
     """
     path = Path(path).expanduser()
     if path.is_dir():

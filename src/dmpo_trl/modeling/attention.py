@@ -1,9 +1,9 @@
 """Attention masks by depth.
 
 Several sequences with common beginnings share one row of a batch: as a trie (training, scoring) or as branches behind
-a key-value cache (beam search). Either is a `Layout`: the depth of each token in its own sequence, and which tokens of
-the row belong to that sequence. The model's own mask (causal, sliding window, chunked) keeps its meaning: it is
-evaluated on depths instead of places in the row.
+a key-value cache (beam search). Either is a `Visibility`: the depth of each token in its own sequence, and which
+tokens of the row belong to that sequence. The model's own mask (causal, sliding window, chunked) keeps its meaning: it
+is evaluated on depths instead of places in the row.
 
 transformers looks attention functions and mask functions up by name. Both are registered here under names of our own
 (`trie_sdpa`, ...) that do what the plain ones do, except while a layout is active. The names live in the model's
@@ -38,7 +38,7 @@ PACKED_LENGTH = 4096
 
 
 @dataclass(frozen=True)
-class Layout:
+class Visibility:
     """How sequences with common beginnings lie in the rows of a batch.
 
     Attributes:
@@ -54,7 +54,7 @@ class Layout:
     subtree_end: torch.Tensor | None = None
 
 
-_active_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_active_layout: ContextVar[Visibility | None] = ContextVar("layout", default=None)
 # Of the boolean mask of a forward, the additive masks of its trees. Keyed by the mask itself, which every layer gets:
 # a backward pass with gradient checkpointing runs the layers again when no layout is active any more.
 _masks_of_trees: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -71,7 +71,7 @@ def trie_layout(position_ids: torch.Tensor, subtree_end: torch.Tensor) -> Iterat
         position_ids: Depth of each token in its tree, (rows, length).
         subtree_end: Index just past each token's last descendant, (rows, length).
     """
-    with _active(Layout(position_ids, subtree_end, _is_ancestor, subtree_end)):
+    with _active(Visibility(position_ids, subtree_end, _is_ancestor, subtree_end)):
         yield
 
 
@@ -90,12 +90,12 @@ def branch_layout(depth: torch.Tensor, path: torch.Tensor) -> Iterator[None]:
     def is_on_path(path: torch.Tensor, batch: Any, query: Any, key: Any) -> torch.Tensor:
         return path[batch, query - first, key]
 
-    with _active(Layout(depth, path, is_on_path)):
+    with _active(Visibility(depth, path, is_on_path)):
         yield
 
 
 @contextmanager
-def _active(layout: Layout) -> Iterator[None]:
+def _active(layout: Visibility) -> Iterator[None]:
     token = _active_layout.set(layout)
     try:
         yield
@@ -107,7 +107,7 @@ def _is_ancestor(subtree_end: torch.Tensor, batch: Any, query: Any, key: Any) ->
     return (key <= query) & (query < subtree_end[batch, key])
 
 
-def _by_depth(mask_function: MaskFunction, layout: Layout, device: torch.device) -> MaskFunction:
+def _by_depth(mask_function: MaskFunction, layout: Visibility, device: torch.device) -> MaskFunction:
     depth, table = layout.depth.to(device), layout.table.to(device)
 
     def sees(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> torch.Tensor:

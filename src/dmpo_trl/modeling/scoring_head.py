@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from .attention import trie_layout
-from .load_balancing import load_balancing_loss
+from .aux_loss import load_balancing_loss
 from .logprobs import TokenLogProbs, gather_logprobs, logprobs_of_logits
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .._prefix import common_prefix_length
+from .._common_prefix import common_prefix_length
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _NUMBERED = re.compile(r"(rejected|negative)_?(\d+)")

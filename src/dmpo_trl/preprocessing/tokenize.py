@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 from trl.data_utils import prepare_multimodal_messages
 
-from .._prefix import common_prefix_length
+from .._common_prefix import common_prefix_length
 from .format import LEAVE_OUT, TOKEN_COLUMNS, RowError, extract_prompt, read_row, read_tokens, rejected_entries
 
 logger = logging.get_logger(__name__)

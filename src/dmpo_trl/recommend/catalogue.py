@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
-from .._prefix import common_prefix_length
+from .._common_prefix import common_prefix_length
 from ..data.prompts import PromptTemplate
 from ..preprocessing.tokenize import tokenize_completions
 

@@ -25,7 +25,7 @@ QUANTIZED_BYTES = 0.5 + 4 / 64  # NF4 and a float32 scale for every 64 weights (
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchSize:
     """Size of a batch as the model gets it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Layout:
         return self.rows * self.length**2
 
     @classmethod
-    def trie(cls, lengths: Lengths, *, attention_balance: float = 4096.0) -> Layout:
+    def trie(cls, lengths: Lengths, *, attention_balance: float = 4096.0) -> BatchSize:
         """The trie layout where examples share nothing and completions begin differently: an upper bound.
 
         An example has ``p + sum_i (c_i - 1)`` nodes: the prompt once, and every completion but its last token, which
@@ -68,13 +68,13 @@ class Layout:
         return cls(sum(nodes), len(rows), max(length, 1), _scored(lengths))
 
     @classmethod
-    def copies(cls, lengths: Lengths) -> Layout:
+    def copies(cls, lengths: Lengths) -> BatchSize:
         """One copy of the prompt for every completion: ``p + c_i - 1`` tokens each, padded to the longest."""
         sequences = [prompt + completion - 1 for prompt, completions in lengths for completion in completions]
         return cls(sum(sequences), len(sequences), max(*sequences, 1), _scored(lengths))
 
     @classmethod
-    def measured(cls, batch: dict[str, torch.Tensor]) -> Layout:
+    def measured(cls, batch: dict[str, torch.Tensor]) -> BatchSize:
         """The layout of a batch that `DataCollatorForMultiPreference` made."""
         rows, length = batch["input_ids"].shape
         return cls(int(batch["attention_mask"].sum()), rows, length, len(batch["scored_targets"]))
@@ -199,7 +199,7 @@ class StepCost:
         mask_memory: The dense attention mask, as booleans and as numbers.
     """
 
-    layout: Layout
+    layout: BatchSize
     forward: float
     backward: float
     recomputation: float
@@ -228,10 +228,10 @@ class StepCost:
         return self.weight_memory + self.reference_memory + self.optimizer_memory + self.step_memory
 
 
-def step_cost(model: ModelSize, layout: Layout, options: TrainingOptions) -> StepCost:
+def step_cost(model: ModelSize, layout: BatchSize, options: TrainingOptions) -> StepCost:
     """Cost of a forward and a backward pass over a batch, with the reference's forward pass.
 
-    With T computed tokens, A attention pairs, S scored pairs (`Layout`) and the letters of `ModelSize`:
+    With T computed tokens, A attention pairs, S scored pairs (`BatchSize`) and the letters of `ModelSize`:
 
     - backbone forward ``2*M*T + 4*layers*W*A``, adapter ``2*R*T``, head ``2*H*V*S``. Kaplan et al. (arXiv 2001.08361,
       section 2.1) with the head where it is scored only;

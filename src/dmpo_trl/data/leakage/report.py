@@ -144,6 +144,7 @@ def leak_report_of_files(train: str | Path, test: str | Path | None = None) -> L
         >>> report = leak_report_of_files(f"{folder.name}/train.parquet", f"{folder.name}/train.parquet")
         >>> [check.name for check in report.findings]
         ['repeated rows']
+        >>> folder.cleanup()
     """
     train, test = Path(train), Path(test or train)
     if train.is_dir():

@@ -60,6 +60,7 @@ def prepare(config: PrepareConfig) -> Prepared:
         ... )
         >>> prepare(config).manifest["rows"]["preference"]
         {'train': 7, 'validation': 1}
+        >>> folder.cleanup()
     """
     template = config.prompt_template()
     output = Path(config.output_dir)

@@ -59,6 +59,7 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
         >>> _ = Path(folder.name, "rec_Amazon_Game_dpo_ranking_1.json").write_text(json.dumps([row]))
         >>> read_dmpo(folder.name, "Amazon_Game").examples["dpo_1"].select("history", "target", "negatives").rows()
         [(['A', 'B'], 'D', ['C'])]
+        >>> folder.cleanup()
     """
     pattern = re.compile(rf"rec_{re.escape(dataset)}_(sft|dpo|eval)_ranking(_\w+)?\.json")
     examples: dict[str, pl.DataFrame] = {}

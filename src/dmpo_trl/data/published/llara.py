@@ -45,6 +45,7 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
         >>> _ = Path(folder.name, "Test_data.jsonl").write_text('{"seq": [0, 2], "len_seq": 1, "next": 1}')
         >>> read_llara(folder.name).examples["test"].rows()
         [('test-0', ['0'], '1')]
+        >>> folder.cleanup()
     """
     examples = {}
     with open_source(path) as files:

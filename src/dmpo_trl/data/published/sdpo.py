@@ -44,6 +44,7 @@ def read_sdpo(*paths: str | Path) -> PublishedSplits:
         >>> _ = Path(folder.name, "lastfm-test.json").write_text(f"[{json.dumps(row)}]")
         >>> read_sdpo(folder.name).examples["test"].select("history", "target", "negatives").rows()
         [(['Moby', 'Air'], 'Björk', ['Enigma'])]
+        >>> folder.cleanup()
     """
     raw: dict[str, pl.DataFrame] = {}
     used: list[str] = []

@@ -96,6 +96,7 @@ def read_amazon(
         >>> _ = Path(folder.name, "meta_Games.json").write_text(json.dumps({"asin": "B7", "title": "Chess &amp; Go"}))
         >>> read_amazon(folder.name).titles()
         {'B7': 'Chess & Go'}
+        >>> folder.cleanup()
     """
     if (path is None) != download:
         raise ValueError("Give either the path of a local copy, or download=True with a category.")

@@ -64,6 +64,7 @@ def read_lastfm(path: str | Path | None = None, *, version: str | None = None, d
         >>> _ = Path(folder.name, "artists.dat").write_text("id\\tname\\n51\\tDuran Duran\\n")
         >>> read_lastfm(folder.name).titles()
         {'51': 'Duran Duran'}
+        >>> folder.cleanup()
     """
     with open_source(local_or_downloaded(path, version, download, LASTFM)) as files:
         if listens := files.find(_LISTENS):

@@ -101,6 +101,7 @@ def read_movielens(
         >>> _ = Path(folder.name, "movies.csv").write_text('movieId,title,genres\\n7,"Net, The (1995)",Thriller\\n')
         >>> read_movielens(folder.name).titles()
         {'7': 'The Net (1995)'}
+        >>> folder.cleanup()
     """
     with open_source(local_or_downloaded(path, version, download, MOVIELENS)) as files:
         ratings, layout = _find_ratings(files)

@@ -41,6 +41,7 @@ def read_recbole(
         >>> _ = Path(folder.name, "tiny.item").write_text("item_id:token\\tname:token_seq\\n7\\tBug's Life, A\\n")
         >>> read_recbole(folder.name, title_field="name").titles()
         {'7': "A Bug's Life"}
+        >>> folder.cleanup()
     """
     with open_source(path) as files:
         inter_file, item_file = (files.need(_only_name(files, suffix)) for suffix in (".inter", ".item"))

@@ -3,7 +3,7 @@ import torch
 from support import ragged_examples
 
 from dmpo_trl import DataCollatorForMultiPreference
-from dmpo_trl.modeling.load_balancing import num_copies
+from dmpo_trl.modeling.aux_loss import num_copies
 
 
 @pytest.mark.parametrize("attention_balance", [1.0, 1e6], ids=["several rows, padded", "few rows"])
