@@ -31,6 +31,7 @@ from .training.distributed import check_checkpoint_kind, num_own_rows, readable_
 from .training.layout import choose_layout
 from .training.metrics import example_metrics, means_over_processes, token_metrics
 from .training.model_card import TrainingSummary, complete_card, hub_dataset
+from .training.reference import cache_key, initial_policy
 
 
 class DMPOTrainer(DPOTrainer):
@@ -105,6 +106,8 @@ class DMPOTrainer(DPOTrainer):
         for name, dataset in named_datasets(train_dataset, eval_dataset).items():
             check_rows(dataset, name)
         check_sampling(args, train_dataset)
+        if ref_model is None:
+            ref_model = initial_policy(model, args, kwargs.get("peft_config"))
         self._given_collator = data_collator
         self._ref_table_width = 0  # while reference log-probs are precomputed, the largest N of the dataset
         # The parent checks options against the loss types that it knows, and ours are like "sigmoid" to it
@@ -167,7 +170,7 @@ class DMPOTrainer(DPOTrainer):
         """Hold token ids and lengths of a dataset, or of a dictionary of them, against the model's embeddings."""
         if isinstance(dataset, dict):
             return {key: self._within_limits(own, f"{name}_{key}") for key, own in dataset.items()}
-        return dataset and check_limits(dataset, f"tokenised {name}", base_model_of(self.model), self.args.max_length)
+        return dataset and check_limits(dataset, f"tokenised {name}", self.model, self.ref_model, self.args.max_length)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -197,9 +200,8 @@ class DMPOTrainer(DPOTrainer):
     @property
     def _precompute_model_hash(self) -> str:
         """The parent's key to its cache of reference log-probs, with the options that change the numbers as well."""
-        layout = getattr(self._collator, "prefix_sharing", None)
-        options = (self.ld_alpha, self.args.max_length, self.args.truncation_mode, self.accelerator.mixed_precision)
-        return Hasher.hash((self._reference_hash, *options, layout))
+        reference = self.ref_model or self.model
+        return cache_key(self._reference_hash, reference, self.args, self.accelerator, self._collator)
 
     @_precompute_model_hash.setter
     def _precompute_model_hash(self, reference_hash: str | None) -> None:
@@ -242,16 +244,9 @@ class DMPOTrainer(DPOTrainer):
             self.accelerator.autocast(),
         ):
             outputs = model(**model_inputs(inputs))
-        return self._completion_logps(outputs.log_probs, completions)
+        return completions.logps(outputs.log_probs, self.ld_alpha)
 
     # Loss
-
-    def _completion_logps(self, pair_logps: torch.Tensor, completions: Completions) -> torch.Tensor:
-        """Log-prob of each completion from those of the scored pairs: (S,) to (C,)."""
-        token_logps = completions.per_token(pair_logps)
-        if self.ld_alpha is not None:  # LD-DPO (arXiv 2409.06411, Eq. 10)
-            token_logps = torch.where(completions.is_past_shared_length(), self.ld_alpha * token_logps, token_logps)
-        return completions.sum(token_logps)
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
         if "completion_mask" in inputs:
@@ -276,7 +271,7 @@ class DMPOTrainer(DPOTrainer):
             ref_logps = self._reference_logps(ref_model, inputs, completions)
         batch = ScoredBatch.of(
             completions,
-            logps=self._completion_logps(outputs.log_probs, completions),
+            logps=completions.logps(outputs.log_probs, self.ld_alpha),
             ref_logps=ref_logps,
             chosen_nll=-completions.per_token(outputs.log_probs)[completions.token_is_chosen].mean(),
             f_divergence_type=self.f_divergence_type,

@@ -42,11 +42,15 @@ def test_sums_lengths_and_sides_are_those_of_lists(examples):
 
 
 @given(VALUES)
-def test_a_token_past_the_shortest_completion_of_its_example_is_found(examples):
-    completions, _ = completions_of(examples)
-    assert completions.is_past_shared_length().tolist() == [
-        position >= min(map(len, example)) for example in examples for one in example for position in range(len(one))
+def test_tokens_past_the_shortest_completion_of_their_example_weigh_alpha(examples):
+    completions, values = completions_of(examples)
+    expected = [
+        sum(one[: (shared := min(map(len, example)))]) + 0.25 * sum(one[shared:])
+        for example in examples
+        for one in example
     ]
+    assert completions.logps(values, 0.25).tolist() == pytest.approx(expected)
+    assert completions.logps(values).tolist() == [sum(one) for example in examples for one in example]
 
 
 @given(VALUES, st.integers(1, 4))

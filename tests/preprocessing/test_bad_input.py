@@ -613,13 +613,13 @@ def test_limits_are_those_of_the_sequence_that_is_computed():
     """The last token is predicted and needs no position."""
     model = make_model("gpt2", n_positions=16)
     fits = Dataset.from_list([tokens(prompt_ids=[9] * 13, rejected_ids=[[21, 22, 23, 2]])])
-    check_limits(fits, "train", model, None)
+    check_limits(fits, "train", model, None, None)
     exceeds = Dataset.from_list([tokens(prompt_ids=[9] * 13, rejected_ids=[[21, 2], [21, 22, 23, 24, 2]])])
     with pytest.raises(
         RowError, match=r"^Row 0 .* it has 18 tokens, and the model 16 positions. Set `max_length` to at most 17"
     ):
-        check_limits(exceeds, "train", model, None)
-    check_limits(exceeds, "train", model, 17)
+        check_limits(exceeds, "train", model, None, None)
+    check_limits(exceeds, "train", model, None, 17)
 
 
 def test_limits_hold_for_a_dataset_given_to_evaluate(tmp_path):

@@ -30,7 +30,7 @@ class Completions:
         ...     token_pairs=torch.tensor([0, 1, 0]),  # both completions begin with the same token
         ...     token_completions=torch.tensor([0, 0, 1]),
         ... )
-        >>> completions.split(completions.sum(completions.per_token(torch.tensor([-1.0, -2.0]))))
+        >>> completions.split(completions.logps(torch.tensor([-1.0, -2.0])))
         (tensor([-3.]), tensor([-1.]))
     """
 
@@ -91,8 +91,21 @@ class Completions:
         """Whether each token belongs to a chosen completion, (T,)."""
         return self.is_chosen[self.token_completions]
 
-    def is_past_shared_length(self) -> torch.Tensor:
-        """Whether each token lies past the length of its example's shortest completion, (T,); LD-DPO weighs these."""
+    def logps(self, pair_logps: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
+        """Add up the log-probs of each completion's tokens: (S,) to (C,).
+
+        Args:
+            pair_logps: Log-probs of the scored pairs, (S,).
+            ld_alpha: Weight of the tokens past the length of their example's shortest completion (LD-DPO, arXiv
+                2409.06411, Eq. 10); None for 1.
+        """
+        token_logps = self.per_token(pair_logps)
+        if ld_alpha is not None:
+            token_logps = torch.where(self._is_past_shared_length(), ld_alpha * token_logps, token_logps)
+        return self.sum(token_logps)
+
+    def _is_past_shared_length(self) -> torch.Tensor:
+        """Whether each token lies past the length of its example's shortest completion, (T,)."""
         shortest = self.lengths.new_full((len(self.num_rejected),), int(self.lengths.max()))
         shortest = shortest.scatter_reduce(0, self.example, self.lengths, "amin")
         tokens = torch.arange(len(self.token_completions), device=self.token_completions.device)

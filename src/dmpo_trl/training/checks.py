@@ -1,6 +1,7 @@
 """Checks that need a model or a step: token ids, positions, and log-probs that stop being numbers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.utils import logging
 from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from ..modeling.loading import base_model_of
 from ..preprocessing.format import TOKEN_COLUMNS, RowError
 from ..preprocessing.truncate import token_lengths
 from ..preprocessing.validate import is_list_type
@@ -60,11 +62,13 @@ class _Limits:
     """What a model has embeddings for, and how long a sequence can be after truncation.
 
     Attributes:
+        role: What the model is, for messages.
         tokens: Token ids below this are known.
         positions: Number of learned positions; infinite where positions are computed.
         max_length: Longest sequence, in tokens; infinite for no limit.
     """
 
+    role: str
     tokens: float
     positions: float
     max_length: float
@@ -74,7 +78,7 @@ class _Limits:
             dataset,
             row,
             column,
-            f"token {token} is unknown to the model, which has embeddings for {self.tokens} tokens",
+            f"token {token} is unknown to the {self.role}, which has embeddings for {self.tokens} tokens",
             "Call `model.resize_token_embeddings(len(tokenizer))`, or use the model's own tokenizer",
         )
 
@@ -87,64 +91,79 @@ class _Limits:
             dataset,
             row,
             "prompt",
-            f"with its completions it has {int(min(length, self.max_length))} tokens, and the model "
+            f"with its completions it has {int(min(length, self.max_length))} tokens, and the {self.role} "
             f"{self.positions} positions",
             f"Set `max_length` to at most {self.positions + 1}",
         )
 
 
+def _limits_of(model: Any, ref_model: Any, max_length: int | None) -> list[_Limits]:
+    """The limits that all rows must keep: those of the policy, and of the reference where there is one."""
+    models = {"model": model, "reference model": ref_model}
+    return [
+        _Limits(
+            role,
+            tokens=getattr(base_model.get_input_embeddings(), "num_embeddings", math.inf),
+            positions=_learned_positions(base_model),
+            max_length=math.inf if max_length is None else max_length,
+        )
+        for role, base_model in ((role, base_model_of(one)) for role, one in models.items() if one is not None)
+    ]
+
+
 def check_limits(
-    dataset: Dataset | IterableDataset, name: str, model: PreTrainedModel, max_length: int | None
+    dataset: Dataset | IterableDataset, name: str, model: Any, ref_model: Any, max_length: int | None
 ) -> Dataset | IterableDataset:
-    """Refuse token ids and lengths that the model has no embedding for, which torch reports as an index out of range.
+    """Refuse token ids and lengths that a model has no embedding for, which torch reports as an index out of range.
 
     Args:
         dataset: Tokenised examples.
         name: Its name, for messages.
-        model: A transformers model.
+        model: The policy, wrapped or not.
+        ref_model: The reference; None where the policy takes its place.
         max_length: Longest sequence, in tokens; None for no limit.
 
     Returns:
         The dataset; a stream with the check of each row when it comes.
 
     Raises:
-        RowError: The model cannot take a row.
+        RowError: A model cannot take a row.
     """
-    limits = _Limits(
-        tokens=getattr(model.get_input_embeddings(), "num_embeddings", math.inf),
-        positions=_learned_positions(model),
-        max_length=math.inf if max_length is None else max_length,
-    )
+    limits = _limits_of(model, ref_model, max_length)
     if isinstance(dataset, IterableDataset):
         return dataset.map(partial(_check_row, limits=limits, name=name), with_indices=True)
+    tightest = min(limits, key=lambda own: own.tokens)
     offset = 0
     table_columns = dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow")
     for table in table_columns.iter(batch_size=_BATCH):
         for column in TOKEN_COLUMNS:
             tokens, owners = _tokens(table[column].combine_chunks())
-            if len(tokens) and tokens.max() >= limits.tokens:
-                worst = int(np.argmax(tokens >= limits.tokens))
-                raise limits.unknown_token(name, offset + int(owners[worst]), column, int(tokens[worst]))
+            if len(tokens) and tokens.max() >= tightest.tokens:
+                worst = int(np.argmax(tokens >= tightest.tokens))
+                raise tightest.unknown_token(name, offset + int(owners[worst]), column, int(tokens[worst]))
         offset += len(table)
-    if limits.exceeded_by(math.inf):
+    tightest = min(limits, key=lambda own: own.positions)
+    if tightest.exceeded_by(math.inf):
         prompts, chosen, rejected, owners = token_lengths(dataset)
         longest = prompts + chosen
         np.maximum.at(longest, owners, prompts[owners] + rejected)
-        exceeded = limits.exceeded_by(longest)
+        exceeded = tightest.exceeded_by(longest)
         if exceeded.any():
             row = int(np.argmax(exceeded))
-            raise limits.too_long(name, row, int(longest[row]))
+            raise tightest.too_long(name, row, int(longest[row]))
     return dataset
 
 
-def _check_row(row: dict[str, Any], index: int, *, limits: _Limits, name: str) -> dict[str, Any]:
+def _check_row(row: dict[str, Any], index: int, *, limits: Sequence[_Limits], name: str) -> dict[str, Any]:
     prompt, chosen, rejected = (row[column] for column in TOKEN_COLUMNS)
-    for column, ids in (("prompt_ids", prompt), ("chosen_ids", chosen), *(("rejected_ids", ids) for ids in rejected)):
-        if ids and max(ids) >= limits.tokens:
-            raise limits.unknown_token(name, index, column, max(ids))
+    columns = (("prompt_ids", prompt), ("chosen_ids", chosen), *(("rejected_ids", ids) for ids in rejected))
     longest = len(prompt) + max(map(len, (chosen, *rejected)))
-    if limits.exceeded_by(longest):
-        raise limits.too_long(name, index, longest)
+    for own in limits:
+        for column, ids in columns:
+            if ids and max(ids) >= own.tokens:
+                raise own.unknown_token(name, index, column, max(ids))
+        if own.exceeded_by(longest):
+            raise own.too_long(name, index, longest)
     return {}
 
 

@@ -1,0 +1,71 @@
+"""Reference policy: the initial model, and the key to the cache of its log-probs."""
+
+import copy
+import logging
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import is_peft_model
+from datasets.fingerprint import Hasher
+from trl import DPOConfig
+
+from ..modeling.loading import base_model_of
+from .layout import remove_fused_lm_head
+
+logger = logging.getLogger(__name__)
+
+
+def initial_policy(model: Any, args: DPOConfig, peft_config: Any = None) -> Any:
+    """Copy the policy as it was passed, to be the reference that no step changes.
+
+    TRL loads the reference by the policy's path, which is another model where the policy was changed in memory since:
+    trained before in the same notebook, or given new tokens.
+
+    Args:
+        model: The policy, as the trainer got it.
+        args: The training arguments.
+        peft_config: An adapter that the trainer will put on the policy.
+
+    Returns:
+        The copy; None where TRL's reference is the initial policy: it loads both from one path, takes the adapter off,
+        or computes the reference's log-probs before the first step.
+
+    Example:
+        >>> initial_policy("Qwen/Qwen3-0.6B", args=None) is None
+        True
+    """
+    if isinstance(model, str) or is_peft_model(model) or peft_config is not None:
+        return None
+    if args.precompute_ref_log_probs and not args.fsdp:
+        return None
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        logger.warning(
+            "With DeepSpeed ZeRO-3 a model cannot be copied: the reference is loaded from %r. Where the model was "
+            "changed since it was loaded, save it and pass its folder.",
+            model.config.name_or_path,
+        )
+        return None
+    remove_fused_lm_head(
+        base_model_of(model)
+    )  # which another trainer of TRL left: a copy would compute with its model
+    return copy.deepcopy(model).eval()
+
+
+def cache_key(
+    reference_hash: str | None, reference: Any, args: DPOConfig, accelerator: Accelerator, collator: Any
+) -> str:
+    """Hash everything that decides the reference's log-probs of a dataset; TRL's hashes its weights alone.
+
+    Args:
+        reference_hash: Hash of the reference's weights.
+        reference: The reference, or the policy in its place.
+        args: The training arguments.
+        accelerator: Knows the mixed precision.
+        collator: Knows whether prefixes are shared, which rounds in another way.
+    """
+    config = base_model_of(reference).config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "architectures"):  # a copy elsewhere computes the same
+        config.pop(name, None)
+    layout = getattr(collator, "prefix_sharing", None)
+    options = (args.ld_alpha, args.max_length, args.truncation_mode, accelerator.mixed_precision, layout)
+    return Hasher.hash((reference_hash, config, *options))
