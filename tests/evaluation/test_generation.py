@@ -42,6 +42,11 @@ def test_outputs_are_the_greedy_ones(name):
 def taught(users: Dataset, says: list[str]):
     """A model that says what it was taught after each prompt."""
     model, tokenizer = make_model(), make_tokenizer()
+    teach(model, tokenizer, users, says)
+    return model, tokenizer
+
+
+def teach(model, tokenizer, users, says):
     pairs = [
         tokenize_completions(tokenizer, row["prompt"], [text], eos_token=tokenizer.eos_token)
         for row, text in zip(users, says, strict=True)
@@ -55,7 +60,6 @@ def taught(users: Dataset, says: list[str]):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model, tokenizer
 
 
 def test_what_counts_as_an_item():
@@ -101,3 +105,48 @@ def test_there_must_be_users_and_titles():
     for users, titles in [(make_users(2).select([]), TITLES), (make_users(2), [])]:
         with pytest.raises(ValueError, match=f"{len(users)} users and {len(titles)} titles"):
             generate_items(None, None, users, titles, name="x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": [20, 21, 22]},
+        {"min_new_tokens": 9},
+    ],
+    ids=str,
+)
+def test_the_models_own_generation_config_does_not_decide(options):
+    """Qwen2.5-Instruct's repetition penalty forbids what a prompt full of titles asks for: a sequel."""
+    users = make_users(4)
+    model, tokenizer = taught(users, [row["candidates"][row["positive"]] for row in users])
+    for name, value in options.items():
+        setattr(model.generation_config, name, value)
+    result = generate_items(model, tokenizer, users, TITLES, name="taught")
+    assert result.metrics() == {"valid": 1.0, "valid_candidate": 1.0, "hr@1": 1.0}
+    assert getattr(model.generation_config, next(iter(options))) == next(iter(options.values()))
+
+
+def test_an_answer_ends_where_the_chat_template_ends_a_turn():
+    """A base model with a ChatML template: its turns end in another token than its end of sequence."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    users = make_users(3).map(
+        lambda row: {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "candidates": [[{"role": "assistant", "content": text.strip()}] for text in row["candidates"]],
+        },
+        remove_columns=["prompt", "candidates"],
+    )
+    # It has learnt that chats go on after a turn
+    says = [row["candidates"][row["positive"]] + [{"role": "user", "content": "And?"}] for row in users]
+    model = make_model()
+    model.resize_token_embeddings(len(tokenizer))
+    teach(model, tokenizer, users, says)
+    result = generate_items(model, tokenizer, users, [*TITLES, "A title that is longer than all others"], name="x")
+    assert result.metrics() == {"valid": 1.0, "valid_candidate": 1.0, "hr@1": 1.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..modeling.loading import evaluation_mode
+from .._common_prefix import common_prefix_length
+from ..modeling.loading import evaluation_mode, plain_generation
 from ..preprocessing.tokenize import tokenize_completions
 from ._processes import is_sharded, on_main_process, over_processes
 from .intervals import Interval, bootstrap_mean
@@ -135,15 +137,19 @@ def _generate(
         tokenize_completions(tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token)[0]
         for row in questions
     ]
-    stops = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *([] if stops is None else [stops] if isinstance(stops, int) else stops)}
+    stops = _stops(model, tokenizer, questions[0]["prompt"])
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config = GenerationConfig(
         max_new_tokens=longest, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=padding
     )
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     outputs: dict[int, str] = {}
-    with evaluation_mode(model), torch.no_grad(), tqdm(total=len(prompts), desc=bar, disable=bar is None) as progress:
+    with (
+        evaluation_mode(model),
+        plain_generation(model),
+        torch.no_grad(),
+        tqdm(total=len(prompts), desc=bar, disable=bar is None) as progress,
+    ):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             length = len(prompts[rows[0]])
@@ -153,10 +159,28 @@ def _generate(
             generated = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, synced_gpus=sharded
             )
-            texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
+            answers = [
+                list(takewhile(lambda token: token not in stops, row)) for row in generated[:, length:].tolist()
+            ]
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             outputs |= zip(rows, (text.strip() for text in texts), strict=True)
             progress.update(len(rows))
     return [outputs[row] for row in range(len(prompts))]
+
+
+def _stops(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Any) -> set[int]:
+    """Return the tokens that end an answer: those that transformers knows, and what ends a completion in training.
+
+    A chat template may end a turn with another token than the tokenizer's end of sequence.
+    """
+    stops = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *([] if stops is None else [stops] if isinstance(stops, int) else stops)} - {None}
+    texts = ["A", "7"]  # of which nothing but the end is the same
+    completions = texts if isinstance(prompt, str) else [[{"role": "assistant", "content": text}] for text in texts]
+    _, (one, other) = tokenize_completions(tokenizer, prompt, completions, eos_token=tokenizer.eos_token)
+    length = common_prefix_length(one[::-1], other[::-1])
+    end = [token for token in one[len(one) - length :] if token in tokenizer.added_tokens_decoder]
+    return stops | set(end[:1])
 
 
 def _longest_title(tokenizer: PreTrainedTokenizerBase, question: dict[str, Any], titles: Collection[str]) -> int:

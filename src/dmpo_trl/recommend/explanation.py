@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.loading import evaluation_mode
+from ..modeling.loading import evaluation_mode, plain_generation
 
 _BAR_WIDTH = 24
 
@@ -111,8 +111,8 @@ def generate_words(
     device = model.get_input_embeddings().weight.device
     ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    with evaluation_mode(model), torch.no_grad():
-        output = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
-        )
+    stops = model.generation_config.eos_token_id or tokenizer.eos_token_id
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": stops, "pad_token_id": pad}
+    with evaluation_mode(model), plain_generation(model), torch.no_grad():
+        output = model.generate(input_ids=ids, attention_mask=mask, **options)
     return str(tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True)).strip()
