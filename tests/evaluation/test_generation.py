@@ -119,7 +119,7 @@ def test_there_must_be_users_and_titles():
 )
 def test_the_models_own_generation_config_does_not_decide(options):
     """Qwen2.5-Instruct's repetition penalty forbids what a prompt full of titles asks for: a sequel."""
-    users = make_users(4)
+    users = make_users(4).map(lambda row: {"prompt": f"Watched:{row['candidates'][row['positive']]}. Again:"})
     model, tokenizer = taught(users, [row["candidates"][row["positive"]] for row in users])
     for name, value in options.items():
         setattr(model.generation_config, name, value)
