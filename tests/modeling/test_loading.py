@@ -4,11 +4,13 @@ import json
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from support import make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
 
 from dmpo_trl.evaluation.report import load_for_ranking
 from dmpo_trl.modeling import loading
-from dmpo_trl.modeling.loading import load_model_and_tokenizer, load_tokenizer
+from dmpo_trl.modeling.loading import load_model, load_model_and_tokenizer, load_tokenizer
 from dmpo_trl.recommend import Recommender
 
 WHERE = {
@@ -37,6 +39,8 @@ def calls(monkeypatch):
             calls.append((name, path, kwargs))
             if name == "tokenizer" and path == "adapter":
                 raise OSError("no tokenizer")
+            if kwargs.pop("output_loading_info", False):
+                return Loaded(), {"missing_keys": set()}
             return Loaded()
 
         return from_pretrained
@@ -101,3 +105,33 @@ def test_an_adapter_in_a_subfolder_without_a_tokenizer(tmp_path):
     get_peft_model(model, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(adapter / "sub")
     assert json.loads((adapter / "sub" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     assert load_tokenizer(str(adapter), subfolder="sub").get_vocab() == make_tokenizer().get_vocab()
+
+
+def without(folder, part):
+    """Take the weights of a layer out of a saved file."""
+    (file,) = folder.glob("*.safetensors")
+    save_file({name: value for name, value in load_file(file).items() if part not in name}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_without_all_its_weights_is_refused(tmp_path, tied):
+    """It would be half random, and its figures no figures."""
+    make_model(tie_word_embeddings=tied).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path)).config.tie_word_embeddings is tied
+    without(tmp_path, "layers.1.")
+    with pytest.raises(
+        ValueError, match=r"lacks 9 weights of LlamaForCausalLM.*model.layers.1.input_layernorm.weight"
+    ):
+        load_model(str(tmp_path))
+
+
+def test_an_adapter_without_all_its_weights_is_refused(tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).save_pretrained(
+        tmp_path / "adapter"
+    )
+    load_model(str(tmp_path / "adapter"))
+    without(tmp_path / "adapter", "layers.1.")
+    with pytest.raises(ValueError, match=r"adapter lacks weights.*layers.1.self_attn.q_proj.lora_A"):
+        load_model(str(tmp_path / "adapter"))

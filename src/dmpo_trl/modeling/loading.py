@@ -1,5 +1,6 @@
 """Models and tokenizers: loading, unwrapping, evaluation mode."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -55,10 +56,28 @@ def load_model(path: str, **kwargs: Any) -> Any:
 
     Returns:
         A `PreTrainedModel`, or a `PeftModel` around one.
+
+    Raises:
+        ValueError: The files lack weights, which would be random; or keys of the adapter, which would do nothing.
     """
     kwargs = {"dtype": "auto" if torch.cuda.is_available() else torch.float32} | kwargs
-    loader = AutoPeftModelForCausalLM if is_adapter(path, **kwargs) else AutoModelForCausalLM
-    return loader.from_pretrained(path, **kwargs)
+    if is_adapter(path, **kwargs):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+            try:
+                return AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
+            except UserWarning as warning:
+                raise ValueError(f"The adapter {path} lacks weights. {warning} Save or download it anew.") from warning
+    model: Any
+    loaded: Any
+    model, loaded = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **kwargs)
+    if missing := sorted(loaded["missing_keys"]):
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(
+            f"{path} lacks {len(missing)} weights of {type(model).__name__}, which would be random: {shown}. Download "
+            "or save the model anew."
+        )
+    return model
 
 
 def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
