@@ -68,9 +68,8 @@ def load_model(path: str, **kwargs: Any) -> Any:
                 return AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
             except UserWarning as warning:
                 raise ValueError(f"The adapter {path} lacks weights. {warning} Save or download it anew.") from warning
-    model: Any
-    loaded: Any
-    model, loaded = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **kwargs)
+    with_report: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **kwargs)
+    model, loaded = with_report
     if missing := sorted(loaded["missing_keys"]):
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise ValueError(
