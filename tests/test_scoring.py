@@ -8,31 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from support import COPYING, SHARING, make_model, make_tokenizer, naive_logp
+from support import (
+    COMPLETIONS,
+    COPYING,
+    PROMPTS,
+    SHARING,
+    TITLES,
+    check_scores,
+    make_model,
+    make_tokenizer,
+    naive_logp,
+)
 
 import dmpo_trl.scoring as scoring
 from dmpo_trl import score_completions
-from dmpo_trl.preprocessing.tokenize import tokenize_completions
-
-TITLES = ["Alien", "Aliens", "Alien", "Star Wars", "Toy Story", "The Matrix", "The Mask", "The Rock", "Babe", "Heidi"]
-PROMPTS = ["Watched: Alien, Babe. Next:", "Watched: Toy Story. Next:", "Watched: Heidi, The Rock, Babe. Next:"]
-COMPLETIONS = [[f" {title}" for title in TITLES], [" The Rock"], [" Alien", " The Matrix", " Star Wars, Toy Story"]]
-
-
-def expected_scores(model, tokenizer, prompts, completions):
-    for prompt, options in zip(prompts, completions, strict=True):
-        prompt_ids, options_ids = tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)
-        with torch.no_grad():
-            logps = [naive_logp(model, prompt_ids, ids).item() for ids in options_ids]
-        yield np.array(logps), [len(ids) for ids in options_ids]
-
-
-def check(found, model, tokenizer, prompts, completions):
-    expected = list(expected_scores(model, tokenizer, prompts, completions))
-    assert len(found) == len(expected)
-    for scores, (logps, lengths) in zip(found, expected, strict=True):
-        assert scores.logps == pytest.approx(logps, abs=1e-4)
-        assert scores.lengths.tolist() == lengths
 
 
 @pytest.mark.parametrize("name", [*SHARING, *COPYING])
@@ -40,7 +29,7 @@ def test_scores_are_the_models_own(name):
     model, tokenizer = make_model(name), make_tokenizer()
     for tokens_per_batch in (40, 4096):  # a few completions a forward, and everything in one
         found = score_completions(model, tokenizer, PROMPTS, COMPLETIONS, tokens_per_batch=tokens_per_batch)
-        check(found, model, tokenizer, PROMPTS, COMPLETIONS)
+        check_scores(found, model, tokenizer, PROMPTS, COMPLETIONS)
 
 
 def test_messages_and_adapters():
@@ -48,7 +37,7 @@ def test_messages_and_adapters():
     model = get_peft_model(make_model(), LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     completions = [[[{"role": "assistant", "content": text}] for text in options] for options in COMPLETIONS]
-    check(score_completions(model, tokenizer, prompts, completions), model, tokenizer, prompts, completions)
+    check_scores(score_completions(model, tokenizer, prompts, completions), model, tokenizer, prompts, completions)
 
 
 LLAMA, TOKENIZER = make_model("llama"), make_tokenizer()
@@ -66,7 +55,7 @@ def test_any_lists_in_forwards_of_any_size(questions, tokens_per_batch, share):
     found = score_completions(
         LLAMA, TOKENIZER, prompts, completions, tokens_per_batch=tokens_per_batch, prefix_sharing=share
     )
-    check(found, LLAMA, TOKENIZER, prompts, completions)
+    check_scores(found, LLAMA, TOKENIZER, prompts, completions)
 
 
 @pytest.fixture
@@ -94,7 +83,7 @@ def test_a_catalogue_stays_within_the_bound(forwards, share, tokens_per_batch):
     found = score_completions(LLAMA, TOKENIZER, prompts, completions, **options)
     sizes = [ids.numel() for ids in forwards]
     assert max(sizes) <= tokens_per_batch
-    check(found, LLAMA, TOKENIZER, prompts, completions)
+    check_scores(found, LLAMA, TOKENIZER, prompts, completions)
     if not share:
         # Nothing is wasted either: two forwards in a row would not have fitted into one
         assert all(first + second > 0.8 * tokens_per_batch for first, second in pairwise(sizes))
@@ -119,7 +108,7 @@ def test_histories_in_common_do_not_pass_the_bound(forwards):
             LLAMA, TOKENIZER, prompts, completions, tokens_per_batch=tokens_per_batch, prefix_sharing=True
         )
         assert max(ids.numel() for ids in forwards) <= tokens_per_batch
-    check(found, LLAMA, TOKENIZER, prompts, completions)
+    check_scores(found, LLAMA, TOKENIZER, prompts, completions)
 
 
 @pytest.mark.parametrize("prompt_length", [5, 60, 300])
@@ -178,7 +167,7 @@ def test_a_stream_is_taken_up_as_it_is_scored():
 
     stream = scoring.stream_scores(LLAMA, TOKENIZER, questions(), tokens_per_batch=64)
     first = [next(stream) for _ in range(3)]
-    check(first, LLAMA, TOKENIZER, PROMPTS, COMPLETIONS)
+    check_scores(first, LLAMA, TOKENIZER, PROMPTS, COMPLETIONS)
     assert 3 <= len(taken) < 200
     assert len(list(stream)) == 497
 

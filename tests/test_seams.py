@@ -36,6 +36,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "datasets.fingerprint:Hasher": {"278301b789d0509d": "datasets 4.7.0"},
     "datasets.fingerprint:get_temporary_cache_files_directory": {"360b70d63b6e90f5": "datasets 4.7.0"},
     "datasets:Dataset._get_cache_file_path": {"fbafc06c1d2e11c3": "datasets 4.7.0"},
+    "peft.tuners.tuners_utils:BaseTunerLayer": {"3e51e6e0256e8030": "peft 0.21.2"},
     "transformers.data.data_collator:DataCollatorMixin": {"b10e5c115c7f7417": "transformers 5.17.0"},
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS": {"11f19252e5a79327": "transformers 5.17.0"},
     "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS": {
@@ -111,7 +112,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
 # Keywords with a leading underscore, and the function that has to take each
 KEYWORDS = {"_raise_exceptions_for_missing_entries": cached_files}
 # The package's own: a column, an attribute that it sets on scored models, one of classes that are no trainers
-OURS = {"_first", "_forward_without_scoring", "_tokenizer"}
+OURS = {"_first", "_tokenizer"}
 
 
 @cache

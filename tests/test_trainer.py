@@ -19,6 +19,7 @@ from support import (
     make_config,
     make_model,
     make_rows,
+    make_tokenizer,
     make_trainer,
     naive_logp,
     naive_reference,
@@ -384,3 +385,47 @@ def test_ragged_examples_are_what_the_oracle_needs():
     starts = [ids[0] for e in examples for ids in e["rejected_ids"]]
     assert len(set(starts)) < len(starts)
     assert len(set(map(len, itertools.chain.from_iterable(e["rejected_ids"] for e in examples)))) > 1
+
+
+def test_reference_log_probs_have_one_shape_before_and_after_precomputation(tmp_path):
+    """(B,) and (P,), also for a batch in TRL's layout; the table of the precomputation stays inside it."""
+    for precompute in (False, True):
+        trainer = make_trainer(
+            tmp_path,
+            make_rows((1, 3)),
+            model=make_model(),
+            ref_model=make_model(),
+            precompute_ref_log_probs=precompute,
+        )
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model, batch)
+        assert (chosen.shape, rejected.shape) == ((2,), (4,))
+    pairs = [row | {"rejected_ids": row["rejected_ids"][0]} for row in trainer.train_dataset]
+    theirs = DataCollatorForPreference(pad_token_id=0)(
+        [{name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in pairs]
+    )
+    of_pairs = trainer.compute_ref_log_probs(trainer.ref_model, theirs)
+    torch.testing.assert_close(of_pairs[0], chosen)
+    torch.testing.assert_close(of_pairs[1], rejected[[0, 1]])
+
+
+def test_a_collator_in_trls_layout_trains_with_a_precomputed_reference(tmp_path):
+    class Pairs(DataCollatorForPreference):
+        def torch_call(self, examples):
+            return super().torch_call([row | {"rejected_ids": row["rejected_ids"][0]} for row in examples])
+
+    losses = []
+    for precompute in (False, True):
+        trainer = DMPOTrainer(
+            make_model(),
+            make_model(seed=5),
+            args=make_config(tmp_path, precompute_ref_log_probs=precompute, gradient_checkpointing=False),
+            data_collator=lambda rows: Pairs(pad_token_id=0)(rows),
+            train_dataset=make_rows((1, 1)),
+            processing_class=make_tokenizer(),
+        )
+        examples = [trainer.train_dataset[i] for i in range(2)]
+        inputs = trainer._prepare_inputs(trainer.data_collator(examples))
+        losses.append(float(trainer.compute_loss(trainer.model.train(), inputs).detach()))
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[0] != pytest.approx(math.log(2), abs=1e-3)

@@ -252,13 +252,13 @@ def _per_token_gap(batch: ScoredBatch) -> torch.Tensor:
 
 @pairwise("ipo")
 def ipo(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
-    """`(gap - 1/(2 beta))^2` with scores a token (IPO, arXiv 2310.12036, Eq. 17, averaged over tokens as in TRL)."""
+    """`(gap - 1/(2 beta))^2` with scores per token (IPO, arXiv 2310.12036, Eq. 17, averaged over tokens as in TRL)."""
     return (_per_token_gap(batch) - 1 / (2 * args.beta)) ** 2
 
 
 @pairwise("sigmoid_norm")
 def sigmoid_norm(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
-    """`-log sigmoid(beta * gap)` with scores a token (length-normalised DPO, Tülu 3, arXiv 2411.15124)."""
+    """`-log sigmoid(beta * gap)` with scores per token (length-normalised DPO, Tülu 3, arXiv 2411.15124)."""
     return -F.logsigmoid(args.beta * _per_token_gap(batch))
 
 

@@ -217,7 +217,10 @@ class DMPOTrainer(DPOTrainer):
             cache_key = Hasher.hash((dataset._fingerprint, self._precompute_model_hash))  # as in the parent
             checkpoints.set_damaged_cache_aside(dataset._get_cache_file_path(cache_key), len(dataset))
         self._ref_table_width = max_num_rejected(dataset)
-        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        try:
+            dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._ref_table_width = 0
         with global_then_local_main_first():  # one process writes the cache file that all read
             return rows_of_table(dataset)
 
@@ -226,6 +229,7 @@ class DMPOTrainer(DPOTrainer):
 
         Precomputed, the latter are (B, largest N of the dataset), filled up with NaN: processes gather equal shapes.
         """
+        inputs = from_pairs(inputs) if "completion_mask" in inputs else inputs
         completions = Completions.of(inputs)
         chosen, rejected = completions.split(self._reference_logps(model, inputs, completions))
         return chosen, completions.table(rejected, self._ref_table_width) if self._ref_table_width else rejected
@@ -249,8 +253,7 @@ class DMPOTrainer(DPOTrainer):
     # Loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
-        if "completion_mask" in inputs:
-            inputs = from_pairs(inputs)
+        inputs = from_pairs(inputs) if "completion_mask" in inputs else inputs
         own_rows = len(inputs["num_rejected"])
         if not self.model.training:  # rows that fill up the last batch are evaluated in one process only
             own_rows = num_own_rows(own_rows, self.accelerator)

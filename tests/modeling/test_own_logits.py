@@ -6,23 +6,30 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support import (
+    COMPLETIONS,
     COPYING,
+    PROMPTS,
+    RAGGED,
     SHARING,
     VOCAB_SIZE,
+    check_scores,
+    compare_with_oracle,
     layout_logps,
     make_model,
+    make_rows,
     make_tokenizer,
+    make_trainer,
     naive_logps,
     prompts_and_completions,
     ragged_examples,
 )
-from test_scoring import COMPLETIONS, PROMPTS, check
-from test_trainer import RAGGED, compare_with_oracle, make_rows, make_trainer
 from transformers import RobertaConfig, RobertaForCausalLM
 
 from dmpo_trl import score_completions
 from dmpo_trl.batching.collator import lay_out
-from dmpo_trl.modeling.probe import head_difference, prepare_for_scoring
+from dmpo_trl.modeling import head_check
+from dmpo_trl.modeling.head_check import head_difference
+from dmpo_trl.modeling.probe import prepare_for_scoring
 from dmpo_trl.modeling.scoring_head import add_scoring_head
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -70,6 +77,8 @@ def bias(logits):
 UNKNOWN = {
     "factor 1.02": lambda: with_logits(lambda logits: 1.02 * logits),
     "factor 1.3": lambda: with_logits(lambda logits: 1.3 * logits),
+    # Real models' logits are far from zero (SmolLM2: a mean of 14), where bf16 is coarse and log-probs do not see it
+    "factor 1.02 off zero": lambda: with_logits(lambda logits: 1.02 * logits + 14),
     "bias": lambda: with_logits(bias),
     "dense and norm": with_dense_head,
     "mixture of experts": lambda: with_logits(lambda logits: 1.3 * logits, "mixtral"),
@@ -87,7 +96,7 @@ def test_right_heads_are_understood(name, dtype, scale, mode, caplog):
     assert not model.scores_own_logits
     assert "own logits" not in caplog.text
     difference, tolerated = head_difference(model, model)
-    assert difference <= tolerated / 2
+    assert difference <= tolerated * (0.85 if name == "gemma2" else 0.5)  # a soft cap in bf16 rounds to one side
 
 
 @pytest.mark.parametrize("mode", ["auto", False])
@@ -107,11 +116,58 @@ def test_other_heads_are_found_out_with_one_warning(name, dtype, mode, caplog):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_check_is_as_fine_as_rounding_allows(dtype):
     """The tolerance tried from both sides of its edge."""
-    edge = 1e-4 if dtype == torch.float32 else 2**-7
+    edge = 1e-4 if dtype == torch.float32 else 2e-3
     for factor, understood in ((1 + edge / 4, True), (1 + 2 * edge, False)):
         model = with_logits(lambda logits, factor=factor: (factor * logits.float()).to(logits.dtype)).to(dtype)
         prepare_for_scoring(model, model, False)
         assert model.scores_own_logits is not understood
+
+
+@pytest.mark.parametrize("offset", [-20, 5, 50])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_right_heads_far_from_zero_are_understood(dtype, offset):
+    model = with_logits(lambda logits: logits + offset).to(dtype)
+    prepare_for_scoring(model, model, False)
+    assert not model.scores_own_logits
+
+
+def test_an_adapter_of_the_head_is_not_trusted_before_it_is_trained(caplog):
+    """A new one changes nothing, and what was found out then would hold for what training makes of it."""
+    model = get_peft_model(with_logits(lambda logits: logits), LoraConfig(target_modules=["lm_head"]))
+    base_model = model.get_base_model()
+    prepare_for_scoring(model, base_model, False)
+    assert base_model.scores_own_logits
+    assert "its output embeddings have an adapter" in caplog.text
+
+
+def test_a_check_that_could_not_be_made_is_made_again(monkeypatch, caplog):
+    model = with_logits(lambda logits: logits)
+    with monkeypatch.context() as patch:
+        patch.setattr(head_check, "evaluation_mode", lambda model: 1 / 0)
+        prepare_for_scoring(model, model, False)
+    assert model.scores_own_logits  # right, whatever its head is
+    assert "could not be compared with what dmpo-trl computes" in caplog.text
+    prepare_for_scoring(model, model, False)
+    assert not model.scores_own_logits
+
+
+def test_memory_that_does_not_suffice_is_no_verdict(monkeypatch):
+    def fail(model):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = make_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(head_check, "evaluation_mode", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            prepare_for_scoring(model, model, False)
+    prepare_for_scoring(model, model, False)
+    assert not model.scores_own_logits
+
+
+def test_few_learned_positions_suffice_for_the_check():
+    model = make_model("gpt2", n_positions=16)
+    prepare_for_scoring(model, model, False)
+    assert not model.scores_own_logits
 
 
 @pytest.mark.parametrize("loss_type", ["dmpo", "sft"])
@@ -154,7 +210,7 @@ def test_a_trainer_on_copies_of_the_prompt(tmp_path, name):
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_scores_are_the_models_own(name):
     model, tokenizer = UNKNOWN[name](), make_tokenizer()
-    check(score_completions(model, tokenizer, PROMPTS, COMPLETIONS), model, tokenizer, PROMPTS, COMPLETIONS)
+    check_scores(score_completions(model, tokenizer, PROMPTS, COMPLETIONS), model, tokenizer, PROMPTS, COMPLETIONS)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -191,9 +247,9 @@ def test_an_output_that_nobody_asked_for_is_none():
 def test_a_lora_of_the_head_is_found_out():
     """The weight of the layer that peft puts in the head's place is that of the base model alone."""
     model, tokenizer = make_model("llama"), make_tokenizer()
-    check(score_completions(model, tokenizer, PROMPTS, COMPLETIONS), model, tokenizer, PROMPTS, COMPLETIONS)
+    check_scores(score_completions(model, tokenizer, PROMPTS, COMPLETIONS), model, tokenizer, PROMPTS, COMPLETIONS)
     adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False)).eval()
-    check(score_completions(adapted, tokenizer, PROMPTS, COMPLETIONS), adapted, tokenizer, PROMPTS, COMPLETIONS)
+    check_scores(score_completions(adapted, tokenizer, PROMPTS, COMPLETIONS), adapted, tokenizer, PROMPTS, COMPLETIONS)
 
 
 def test_a_head_that_cannot_be_tried_is_not_trusted():

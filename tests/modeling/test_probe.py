@@ -96,7 +96,7 @@ def test_windows_are_tested_however_long_they_are(monkeypatch):
 @pytest.fixture
 def probes(monkeypatch):
     """How often a probe of the trie, and a check of the head, was made."""
-    counts = {"_trie_obstacle": 0, "_head_obstacle": 0}
+    counts = {"_trie_obstacle": 0, "head_obstacle": 0}
 
     def counted(name, ask):
         def count(*args):
@@ -120,7 +120,7 @@ def test_an_answer_is_remembered_yes_or_no(name, shares, probes, caplog):
         for _ in range(3):
             assert prepare_for_scoring(model, model, "auto") is shares
             model.set_attn_implementation(attention)  # as a `RankingCallback` does
-    assert probes == {"_trie_obstacle": 1, "_head_obstacle": 1}
+    assert probes == {"_trie_obstacle": 1, "head_obstacle": 1}
     assert caplog.text.count("Prefix sharing is off") == (0 if shares else 1)
     # What is remembered does not turn an error into copies
     if not shares:
@@ -153,7 +153,7 @@ def test_a_recommender_asks_and_warns_once(probes, caplog):
     recommender = Recommender(make_model("bloom"), make_tokenizer(), items, MOVIES.plain())
     for _ in range(3):
         recommender.rank(["1"], ["1", "2"])
-    assert probes == {"_trie_obstacle": 1, "_head_obstacle": 1}
+    assert probes == {"_trie_obstacle": 1, "head_obstacle": 1}
     assert caplog.text.count("Prefix sharing is off") == 1
 
 

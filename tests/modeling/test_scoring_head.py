@@ -4,6 +4,7 @@ import copy
 import gc
 import inspect
 import json
+import pickle
 import sys
 import weakref
 
@@ -16,6 +17,7 @@ from support import layout_logps, make_model, naive_logps, prompts_and_completio
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from dmpo_trl.batching.collator import lay_out
+from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.probe import prepare_for_scoring
 from dmpo_trl.modeling.scoring_head import add_scoring_head
 
@@ -139,7 +141,7 @@ def bf16():
 
 @pytest.mark.parametrize("order", ["accelerate first", "head first"])
 def test_what_accelerate_puts_on_the_instance_stays(order, bf16):
-    """Autocast around the forward, and without it after `unwrap_model(keep_fp32_wrapper=False)`."""
+    """Autocast around the forward; what was put on after the head can be taken off again."""
     model, accelerator = make_model("llama"), bf16
     if order == "head first":
         prepare_for_scoring(model, model, True)
@@ -208,3 +210,16 @@ def test_a_compiled_model_scores():
     batch = lay_out(prompts, completions, prefix_sharing=True, pad_token_id=0)
     found = layout_logps(compiled, batch, len(expected))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_scored_model_can_be_pickled(lora):
+    """As `torch.save(model)` and spawned processes do: the class has the name of another."""
+    model = get_peft_model(make_model("llama"), LORA) if lora else make_model("llama")
+    prepare_for_scoring(model, base_model_of(model), True)
+    again = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits)
+    assert type(base_model_of(again)) is type(base_model_of(model))
+    prepare_for_scoring(again, base_model_of(again), True)
+    found, own = scored_and_expected(again)
+    torch.testing.assert_close(found, own, atol=2e-5, rtol=1e-5)

@@ -13,20 +13,25 @@ from .oracle import (
     perturb,
 )
 from .rows import RAGGED, WORDS, make_rows, prompts_and_completions, ragged_examples
+from .scores import COMPLETIONS, PROMPTS, TITLES, check_scores
 from .scripts import ROOT, SCRIPTS, cpu_environment, load_script
 from .trainer import dpo_and_dmpo, loss_gradients_and_metrics, make_config, make_trainer
 from .users import make_users
 
 __all__ = [
+    "COMPLETIONS",
     "COPYING",
+    "PROMPTS",
     "RAGGED",
     "ROOT",
     "SCRIPTS",
     "SHARING",
     "TEXT_SIZES",
+    "TITLES",
     "VOCAB_SIZE",
     "WORDS",
     "assert_gradients_agree",
+    "check_scores",
     "compare_with_oracle",
     "cpu_environment",
     "dpo_and_dmpo",

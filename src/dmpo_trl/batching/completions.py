@@ -64,14 +64,25 @@ class Completions:
         return values[self.is_chosen], values[~self.is_chosen]
 
     def join(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-        """Undo `split`, (C,). Values of further examples than those of these completions are left out."""
+        """Undo `split`, (C,). Values of further examples than those of these completions are left out.
+
+        Args:
+            chosen: Values of the chosen completions, (B or more,).
+            rejected: Values of the rejected ones, (P or more,), or (B, 1) as of TRL collators.
+        """
+        rejected = rejected.flatten()
         values = chosen.new_empty(len(self.is_chosen))
         values[self.is_chosen] = chosen[: len(self.num_rejected)]
         values[~self.is_chosen] = rejected[: len(values) - len(self.num_rejected)]
         return values
 
     def table(self, rejected: torch.Tensor, width: int) -> torch.Tensor:
-        """Lay values of the rejected completions, (P,), out as one row per example, (B, width), filled up with NaN."""
+        """Lay values of the rejected completions, (P,), out as one row per example, (B, width), filled up with NaN.
+
+        Args:
+            rejected: The values, example by example.
+            width: At least the largest number of rejected completions of an example.
+        """
         slots = torch.arange(width, device=rejected.device)
         table = rejected.new_full((len(self.num_rejected), width), float("nan"))
         return table.masked_scatter(slots < self.num_rejected[:, None], rejected)
@@ -83,7 +94,7 @@ class Completions:
 
     @cached_property
     def example(self) -> torch.Tensor:
-        """Index of the example that each completion belongs to, (C,)."""
+        """Index of the example that each completion belongs to, (C,); `ScoredBatch.example` is that of each pair."""
         return self.is_chosen.cumsum(0) - 1
 
     @cached_property

@@ -98,7 +98,17 @@ def add_scoring_head(model: Any) -> None:
     _scoring_head_of(model)
 
 
-class ScoringModel:
+class _Pickled:
+    """Mix-in of an object whose class has the name of another, by which pickle would look it up."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        _, (cls, *arguments), *state = reduced
+        mixin, own = cls.__bases__
+        return _unpickled, (mixin, own, *arguments), *state
+
+
+class ScoringModel(_Pickled):
     """Mark of a model that `add_scoring_head` was called with.
 
     Attributes:
@@ -127,7 +137,7 @@ def _scoring_class(cls: Any) -> type:
     return _subclass(cls, ScoringModel, {"forward": forward})
 
 
-class ScoringHead:
+class ScoringHead(_Pickled):
     """Mix-in of an output projection: with targets, the module gives their log-probs instead of logits.
 
     The module is called in either case, so that the hooks of whatever shards its parameters (FSDP2, DeepSpeed ZeRO-3,
@@ -170,6 +180,11 @@ def _subclass(cls: type, mixin: type, namespace: dict[str, Any]) -> type:
     # Under the name of the class it stands for, which saved configs and lookups by module read
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls)(cls.__name__, (mixin, cls), names | namespace)
+
+
+def _unpickled(mixin: type, cls: type, *arguments: Any) -> Any:
+    subclass = _scoring_class(cls) if issubclass(mixin, ScoringModel) else _scoring_head_class(cls)
+    return subclass.__new__(subclass, *arguments)
 
 
 def _become(module: Any, cls: type) -> None:

@@ -63,9 +63,11 @@ def cache_key(
         accelerator: Knows the mixed precision.
         collator: Knows whether prefixes are shared, which rounds in another way.
     """
-    config = base_model_of(reference).config.to_dict()
+    base_model = base_model_of(reference)
+    config = base_model.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "architectures"):  # a copy elsewhere computes the same
         config.pop(name, None)
     layout = getattr(collator, "prefix_sharing", None)
+    head = (type(base_model).__qualname__, getattr(base_model, "scores_own_logits", False))
     options = (args.ld_alpha, args.max_length, args.truncation_mode, accelerator.mixed_precision, layout)
-    return Hasher.hash((reference_hash, config, *options))
+    return Hasher.hash((reference_hash, config, head, *options))

@@ -14,7 +14,8 @@ import torch
 
 from ...modeling.attention import branch_attention, plain_attention
 from ...modeling.loading import base_model_of, learns_prompt
-from ...modeling.probe import compared, obstacle, remembered, short_windows
+from ...modeling.probe import short_windows
+from ...modeling.verdict import compared, obstacle, remembered
 from .branching import BranchingPrefixes
 from .prefixes import CachedPrefixes, Prefixes, RecomputedPrefixes
 
