@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 from peft import LoraConfig
 from support import make_model, make_tokenizer, make_users
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
@@ -156,6 +156,22 @@ def test_reports_get_the_figures_through_the_trainer(tmp_path):
     seen = [logs["eval_ndcg@5"] for logs in report.logs if "eval_ndcg@5" in logs]
     assert len(seen) == 3
     assert logged(trainer, "eval_ndcg@5") == seen
+
+
+@pytest.mark.parametrize("first", ["early stopping", "ranking"])
+@pytest.mark.parametrize("kind", [DMPOTrainer, SFTTrainer])
+def test_early_stopping_finds_the_metrics_in_either_order(tmp_path, kind, first):
+    """Nothing is learnt at a learning rate of 0, so that the third evaluation stops the run."""
+    options = BEST | {"learning_rate": 0.0, "max_steps": 12}
+    early = EarlyStoppingCallback(2)
+    trainer = make_trainer(kind, tmp_path, [early] if first == "early stopping" else None, **options)
+    trainer.add_callback(RankingCallback(USERS, score="sum", metrics=["ndcg@5"], trainer=trainer))
+    if first == "ranking":
+        trainer.add_callback(early)
+    others = [callback for callback in trainer.callback_handler.callbacks if not isinstance(callback, RankingCallback)]
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert trainer.callback_handler.callbacks[1:] == others  # whose order stays
 
 
 def test_no_users_is_an_error():

@@ -5,6 +5,7 @@ from batching.test_vision import _built
 from hypothesis import given
 from hypothesis import strategies as st
 from support import make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from trl.data_utils import _tokenize
 
 from dmpo_trl._common_prefix import common_prefix_length
@@ -65,3 +66,15 @@ def test_a_row_is_one_call_of_the_tokenizer(monkeypatch):
     answers = [[{"role": "assistant", "content": "Alien"}]] * 15
     tokenize_completions(TOKENIZER, [{"role": "user", "content": "Next?"}], answers, eos_token=None)
     assert len(calls) == 3  # the prompt, which ends another way, and the rest
+
+
+@pytest.mark.parametrize("text", [" Alien", " Alien</s>"])
+def test_a_tokenizer_that_appends_its_own_end_appends_one(text):
+    """Else every completion has two, and each length, and so each mean score, counts one token too many."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    )
+    prompt, (completion,) = tokenize_completions(tokenizer, "Next:", [text], eos_token="</s>")
+    assert prompt == tokenizer("<s>Next:", add_special_tokens=False)["input_ids"]
+    assert completion == tokenizer(" Alien</s>", add_special_tokens=False)["input_ids"]

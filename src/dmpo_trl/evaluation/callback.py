@@ -33,7 +33,8 @@ class RankingCallback(TrainerCallback):
 
     The metrics are written to `trainer.state.log_history`, next to the evaluation's. A callback does not know its
     trainer, which has sent the evaluation to its integrations (`report_to`) by then; pass `trainer`, and the metrics
-    are logged through it. With several evaluation datasets the users are ranked after each of them.
+    are logged through it, and `EarlyStoppingCallback` finds them whichever of the two callbacks was added first. With
+    several evaluation datasets the users are ranked after each of them.
 
     Args:
         dataset: Columns of [`ranking_dataset`]; at most a few hundred users keep evaluations short.
@@ -76,6 +77,14 @@ class RankingCallback(TrainerCallback):
         self.trainer = trainer
         self.tokens_per_batch = tokens_per_batch
         self.result: RankingResult | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go before the other callbacks, where the trainer is known: `EarlyStoppingCallback` looks for the metrics."""
+        if self.trainer is not None:
+            callbacks = self.trainer.callback_handler.callbacks
+            callbacks.insert(0, callbacks.pop(callbacks.index(self)))  # those behind keep their places
 
     def on_evaluate(  # type: ignore[override]  # names what the parent leaves in `kwargs`
         self,
