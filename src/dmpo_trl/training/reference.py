@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from typing import Any
 
 from accelerate import Accelerator
@@ -36,7 +37,8 @@ def initial_policy(model: Any, args: DPOConfig, peft_config: Any = None) -> Any:
     """
     if isinstance(model, str) or is_peft_model(model) or peft_config is not None:
         return None
-    if args.precompute_ref_log_probs and not args.fsdp:
+    sharded = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    if args.precompute_ref_log_probs and not sharded:  # FSDP shards the policy too late to compute with it before
         return None
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         logger.warning(
