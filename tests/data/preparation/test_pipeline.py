@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -149,6 +150,35 @@ def test_the_other_splits(raw, tmp_path, split):
         if validation["user"] == test["user"]:
             overlap += set(validation["items"]) == set(test["items"])
     assert overlap == 0  # a user's candidates of the two splits are drawn apart
+
+
+def test_the_draws_of_a_user_share_no_seed(raw, tmp_path):
+    """Else a model would be tested, or chosen, on the very items that it learnt to reject."""
+    had = had_by(raw)
+    item_of = {title(str(item)): str(item) for item in range(ITEMS)}
+    draws: dict[tuple[int, str], dict[str, set[str]]] = {}
+    for seed in (0, 1):  # runs with other seeds must not share them either
+        made = prepare(config(raw, tmp_path / str(seed), split="leave_one_out", seed=seed))
+        for split in ("validation", "test"):
+            draws[seed, f"{split} candidates"] = {
+                row["user"]: set(row["items"]) - had[row["user"]] for row in made.ranking[split]
+            }
+        for split, place in (("train", -3), ("validation", -2)):
+            of_user = {
+                json.dumps(texts(items[:place][-10:], items[place])): user
+                for user, rows in liked_by(raw, 0).items()
+                if len(items := [item for _, item in rows]) > 4
+            }
+            draws[seed, f"{split} negatives"] = {
+                of_user[example]: {item_of[message["content"]] for (message,) in row["rejected"]}
+                for row in made.preference[split]
+                if (example := json.dumps([row["prompt"], row["chosen"]])) in of_user
+            }
+    for (one, of_one), (other, of_other) in itertools.combinations(draws.items(), 2):
+        users = of_one.keys() & of_other.keys()
+        assert len(users) > 20
+        shared = sum(of_one[user] <= of_other[user] or of_one[user] >= of_other[user] for user in users)
+        assert shared < len(users) / 5, f"{one} and {other} are the same for {shared} users of {len(users)}"
 
 
 def test_limits_on_users(raw, tmp_path):
