@@ -80,7 +80,7 @@ def test_a_single_file_brings_the_files_beside_it(tmp_path):
 
 
 def test_a_packed_file_brings_the_packed_files_of_its_name(tmp_path):
-    content = {name: b"" for name in ("x.inter.gz", "x.item.gz", "y.inter.gz", "y.item.gz")}
+    content = dict.fromkeys(("x.inter.gz", "x.item.gz", "y.inter.gz", "y.item.gz"), b"")
     folder = as_folder(tmp_path / "source", content)
     with open_source(folder / "x.inter.gz") as files:
         assert files.ending(".item") == ["x.item"]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import datasets
 import numpy as np
@@ -416,13 +417,34 @@ def test_options_from_the_command_line_and_from_yaml(tmp_path):
         ({"split": "random"}, "split must be one of users, leave_one_out, time, it is 'random'"),
         ({"dataset": "table", "path": None}, "dataset table needs path"),
         ({"dataset": "recbole", "path": None}, "dataset recbole needs path"),
-        ({"candidates": 1}, "candidates at least 2"),
         ({"train_users": 5, "split": "time"}, "train_users belongs to the split users; with time use few_shot_users"),
     ],
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         PrepareConfig(**{"dataset": "movielens", "output_dir": "o", "path": "p"} | options)
+
+
+def test_options_out_of_their_range_are_named():
+    common = {"dataset": "movielens", "output_dir": "o"}
+    least = {"examples_per_user": 0, "seed": 0, "candidates": 2, "batch_size": 2}
+    kinds = get_type_hints(PrepareConfig)
+    whole = [name for name, kind in kinds.items() if kind in (int, int | None)]
+    assert len(whole) == 13
+    for name in whole:
+        lowest = least.get(name, 1)
+        assert getattr(PrepareConfig(**common, **{name: lowest}), name) == lowest
+        for value in (lowest - 1, -5):
+            with pytest.raises(ValueError, match=rf"^{name} must be at least {lowest}, it is {value}\.$"):
+                PrepareConfig(**common, **{name: value})
+    numbers = [name for name, kind in kinds.items() if kind in (float, float | None)]
+    assert set(numbers) == {"min_rating", "validation_from", "test_from", "alpha"}
+    for name in numbers:
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=rf"^{name} must be a finite number, it is {value}\.$"):
+                PrepareConfig(**common, **{name: value})
+    with pytest.raises(ValueError, match=r"^alpha must be above 0, it is 0\.0\.$"):
+        PrepareConfig(**common, alpha=0.0)
 
 
 def test_templates_by_name_by_dataset_and_from_files(tmp_path):
