@@ -77,6 +77,38 @@ def test_from_raw_counts_what_it_drops(caplog):
     assert "Read 8 interactions and 6 items" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [pl.String, pl.Categorical])
+def test_blank_text_is_empty(kind):
+    interactions = pl.DataFrame(
+        [("u1", "i1", 1), ("u1", "i2", 2), ("", "i1", 3), ("u2", " ", 4), (" \t", "i2", 5), ("u2", "i3", 6)],
+        schema=["user", "item", "timestamp"],
+        orient="row",
+    ).cast({"user": kind, "item": kind})
+    items = pl.DataFrame({"item": ["i1", "i2", "", "i3", "\u00a0"], "title": ["Alien", "Babe", "Dune", "\n ", "Emma"]})
+    items = items.cast({"item": kind, "title": kind})
+    data = Interactions.from_raw(interactions, items)
+    assert data.interactions.rows() == [("u1", "i1", 1), ("u1", "i2", 2)]
+    assert data.titles() == {"i1": "Alien", "i2": "Babe"}
+    assert data.dropped == {
+        "interactions with an empty field": 3,
+        "items without a title": 3,
+        "interactions with an unknown item": 1,
+    }
+    for column in ("item", "title"):
+        blank = ITEMS.with_columns(pl.Series(column, ["i1", " "])).cast({column: kind})
+        with pytest.raises(ValueError, match=f"items: column '{column}' has 1 empty values"):
+            Interactions(INTERACTIONS[:1], blank)
+    with pytest.raises(ValueError, match="interactions: column 'user' has 2 empty values"):
+        Interactions(INTERACTIONS.with_columns(user=pl.lit("")).cast({"user": kind}), ITEMS)
+
+
+def test_a_blank_item_with_a_title_is_no_item():
+    rows = pl.DataFrame({"user": ["u", "u"], "item": ["i", " "], "timestamp": [1, 2], "title": ["Alien", "Babe"]})
+    data = read_table(rows)
+    assert data.titles() == {"i": "Alien"}
+    assert data.dropped == {"interactions with an empty field": 1}
+
+
 def test_from_raw_with_nothing_left_is_an_error():
     with pytest.raises(ValueError, match="No interaction is left of 2 read"):
         Interactions.from_raw(INTERACTIONS, ITEMS.with_columns(item=pl.lit("other")))
