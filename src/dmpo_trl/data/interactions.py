@@ -137,7 +137,7 @@ class Interactions:
         filled = interactions.drop_nulls(needed).drop_nans(
             [name for name in needed if interactions[name].dtype.is_float()]
         )
-        interactions = keep("interactions with an empty field", interactions, filled)
+        interactions = keep("interactions with an empty or unreadable field", interactions, filled)
         items = keep("items without a title", items, items.drop_nulls(["item", "title"]))
         items = keep("items listed twice", items, items.unique("item", keep="first", maintain_order=True))
         listed = items.select("item", pl.col("item").first().over("title").alias("canonical"))
