@@ -51,12 +51,12 @@ def test_what_was_dropped_before_is_kept():
     data = Interactions(
         interactions([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "z")]).interactions,
         ITEMS,
-        dropped={"interactions with an empty field": 2},
+        dropped={"interactions with an empty or unreadable field": 2},
         order="position",
         files=("ratings.csv",),
     )
     core = k_core(data, users=2, items=2)
-    assert core.dropped["interactions with an empty field"] == 2
+    assert core.dropped["interactions with an empty or unreadable field"] == 2
     assert (core.order, core.files) == ("position", ("ratings.csv",))
     with pytest.raises(ValueError, match="must be at least 1, they are 0 and 1"):
         k_core(data, users=0, items=1)

@@ -67,7 +67,7 @@ def test_from_raw_counts_what_it_drops(caplog):
     assert data.interactions.rows() == [("u1", "i2", 3, 3.0), ("u1", "i1", 5, 4.0), ("u2", "i1", 2, 1.0)]
     assert data.titles() == {"i1": "Alien", "i2": "Babe", "i5": "Fargo"}
     assert data.dropped == {
-        "interactions with an empty field": 2,
+        "interactions with an empty or unreadable field": 2,
         "items without a title": 1,
         "items listed twice": 1,
         "items merged into another of the same title": 1,
@@ -75,6 +75,38 @@ def test_from_raw_counts_what_it_drops(caplog):
         "earlier interactions of a user with the same item": 1,
     }
     assert "Read 8 interactions and 6 items" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [pl.String, pl.Categorical])
+def test_blank_text_is_empty(kind):
+    interactions = pl.DataFrame(
+        [("u1", "i1", 1), ("u1", "i2", 2), ("", "i1", 3), ("u2", " ", 4), (" \t", "i2", 5), ("u2", "i3", 6)],
+        schema=["user", "item", "timestamp"],
+        orient="row",
+    ).cast({"user": kind, "item": kind})
+    items = pl.DataFrame({"item": ["i1", "i2", "", "i3", "\u00a0"], "title": ["Alien", "Babe", "Dune", "\n ", "Emma"]})
+    items = items.cast({"item": kind, "title": kind})
+    data = Interactions.from_raw(interactions, items)
+    assert data.interactions.rows() == [("u1", "i1", 1), ("u1", "i2", 2)]
+    assert data.titles() == {"i1": "Alien", "i2": "Babe"}
+    assert data.dropped == {
+        "interactions with an empty or unreadable field": 3,
+        "items without a title": 3,
+        "interactions with an unknown item": 1,
+    }
+    for column in ("item", "title"):
+        blank = ITEMS.with_columns(pl.Series(column, ["i1", " "])).cast({column: kind})
+        with pytest.raises(ValueError, match=f"items: column '{column}' has 1 empty values"):
+            Interactions(INTERACTIONS[:1], blank)
+    with pytest.raises(ValueError, match="interactions: column 'user' has 2 empty values"):
+        Interactions(INTERACTIONS.with_columns(user=pl.lit("")).cast({"user": kind}), ITEMS)
+
+
+def test_a_blank_item_with_a_title_is_no_item():
+    rows = pl.DataFrame({"user": ["u", "u"], "item": ["i", " "], "timestamp": [1, 2], "title": ["Alien", "Babe"]})
+    data = read_table(rows)
+    assert data.titles() == {"i": "Alien"}
+    assert data.dropped == {"interactions with an empty or unreadable field": 1}
 
 
 def test_from_raw_with_nothing_left_is_an_error():
@@ -229,7 +261,7 @@ def test_gaps_in_whole_numbers_are_dropped():
     raw = INTERACTIONS.with_columns(user=pl.Series([3.0, None]), timestamp=pl.Series([1, 2]))
     data = Interactions.from_raw(pl.concat([raw, raw[:1].with_columns(user=float("nan"))]), ITEMS)
     assert data.interactions.rows() == [("3", "i1", 1)]
-    assert data.dropped == {"interactions with an empty field": 2}
+    assert data.dropped == {"interactions with an empty or unreadable field": 2}
 
 
 def test_times_too_far_apart_for_one_number_are_sorted_too():
@@ -240,11 +272,11 @@ def test_times_too_far_apart_for_one_number_are_sorted_too():
 def test_what_the_reader_knows_is_kept():
     raw = pl.concat([INTERACTIONS, INTERACTIONS.with_columns(user=pl.lit(None, pl.String))])
     lines = {"interactions": 9, "items": 2}
-    before = {"lines that are not JSON": 3, "interactions with an empty field": 2}
+    before = {"lines that are not JSON": 3, "interactions with an empty or unreadable field": 2}
     data = Interactions.from_raw(raw, ITEMS, dropped=before, order="plays", files=["a.dat"], read=lines)
-    assert data.dropped == {"lines that are not JSON": 3, "interactions with an empty field": 4}
+    assert data.dropped == {"lines that are not JSON": 3, "interactions with an empty or unreadable field": 4}
     assert (data.read, data.order, data.files) == (lines, "plays", ("a.dat",))
-    assert before["interactions with an empty field"] == 2
+    assert before["interactions with an empty or unreadable field"] == 2
     assert Interactions.from_raw(raw, ITEMS).read == {"interactions": 4, "items": 2}
     with pytest.raises(ValueError, match="order must be one of time, plays, position, it is 'date'"):
         Interactions(INTERACTIONS, ITEMS, order="date")

@@ -196,7 +196,10 @@ def test_what_cannot_be_done_is_said():
     examples = leave_one_out(data)
     cases = {
         "strategy must be one of uniform, popularity, in_batch, it is 'hard'": {"strategy": "hard"},
-        "must be positive, they are 2 and 0": {"strategy": "popularity", "alpha": 0},
+        "must be positive and finite, they are 2 and 0": {"strategy": "popularity", "alpha": 0},
+        "must be positive and finite, they are 2 and nan": {"strategy": "popularity", "alpha": float("nan")},
+        "must be positive and finite, they are 2 and inf": {"strategy": "popularity", "alpha": float("inf")},
+        "batch_size must be at least 1, it is 0": {"strategy": "in_batch", "batch_size": 0},
         "belongs to the strategy 'in_batch', which needs it; it is None": {"strategy": "in_batch"},
         "needs it; it is 8": {"batch_size": 8},
         "2 negatives are wanted, but user 'u1' has had 4 of 4 items": {"strategy": "popularity"},

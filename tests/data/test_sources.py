@@ -79,6 +79,14 @@ def test_a_single_file_brings_the_files_beside_it(tmp_path):
         assert files.find("movies.csv") is None  # deeper
 
 
+def test_a_packed_file_brings_the_packed_files_of_its_name(tmp_path):
+    content = dict.fromkeys(("x.inter.gz", "x.item.gz", "y.inter.gz", "y.item.gz"), b"")
+    folder = as_folder(tmp_path / "source", content)
+    with open_source(folder / "x.inter.gz") as files:
+        assert files.ending(".item") == ["x.item"]
+        assert files.need("x.item") == folder / "x.item.gz"
+
+
 def test_what_is_missing_is_named(tmp_path):
     folder = as_folder(tmp_path, {f"file{number:02}": b"" for number in range(25)})
     with open_source(folder) as files, pytest.raises(FileNotFoundError) as error:

@@ -255,6 +255,22 @@ def test_too_few_users_is_an_error():
         split_users(pl.DataFrame({"user": ["a", "b"]}), {"train": 2, "test": 1}, seed=0)
 
 
+def test_negative_numbers_of_users_do_not_mean_all_but():
+    examples = pl.DataFrame({"user": ["a", "b", "c"]})
+    for users in (0, -1):
+        with pytest.raises(ValueError, match=rf"users must be at least 1, it is {users}\."):
+            few_shot(examples, users, seed=0)
+    with pytest.raises(ValueError, match=r"The size of the group 'test' must be at least 0, it is -1\."):
+        split_users(examples, {"train": 2, "test": -1}, seed=0)
+    assert split_users(examples, {"train": 3, "test": 0}, seed=0)["test"].is_empty()
+
+
+def test_a_cut_that_is_not_a_number_is_refused(many):
+    for cuts in ((float("nan"), 0.9), (0.8, float("nan"))):
+        with pytest.raises(ValueError, match=r"test must begin after .* the time nan"):
+            split_by_time(many, validation_from=cuts[0], test_from=cuts[1])
+
+
 ITEMS = [f"i{number}" for number in range(9)]
 TIMES = st.dictionaries(st.tuples(st.sampled_from("abcd"), st.sampled_from(ITEMS)), st.integers(0, 6), min_size=1)
 

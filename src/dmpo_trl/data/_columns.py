@@ -14,6 +14,7 @@ def identifiers(values: pl.Series, where: str) -> pl.Series:
     """Return a column of identifiers as text, codes of text, or integers of at most 64 bits.
 
     Whole numbers are integers whatever holds them: also floats (pandas makes them of integers with gaps) and decimals.
+    Blank text is null.
 
     Args:
         values: (E,).
@@ -32,10 +33,10 @@ def identifiers(values: pl.Series, where: str) -> pl.Series:
     if kind.is_decimal():
         return _whole(values, values.cast(pl.Decimal(38, 0)), where).cast(pl.String)
     if isinstance(kind, pl.Enum) or kind in (pl.Int128, pl.UInt128):
-        return values.cast(pl.String)
+        return blank_as_null(values.cast(pl.String))
     if not kind.is_integer() and not isinstance(kind, pl.String | pl.Categorical):
         raise ValueError(f"{where} must be text or whole numbers, it is {kind}; cast it.")
-    return values
+    return blank_as_null(values)
 
 
 def _whole(values: pl.Series, whole: pl.Series, where: str) -> pl.Series:
@@ -58,6 +59,26 @@ def numbers(values: pl.Series) -> pl.Series:
         return values
     whole = values.cast(pl.Int64, strict=False)
     return whole if (whole == values).fill_null(False).all() else values.cast(pl.Float64)
+
+
+def blank_as_null(values: pl.Series) -> pl.Series:
+    """Return text with nulls where it is empty or white space, and anything else as it is.
+
+    Args:
+        values: (E,), of any type.
+
+    Example:
+        >>> blank_as_null(pl.Series(["a", " ", ""])).to_list()
+        ['a', None, None]
+    """
+    if isinstance(values.dtype, pl.Categorical):
+        if not (values.unique().cast(pl.String).str.strip_chars() == "").any():
+            return values
+        return blank_as_null(values.cast(pl.String)).cast(values.dtype)
+    if not isinstance(values.dtype, pl.String):
+        return values
+    blank = values.str.strip_chars() == ""
+    return values.to_frame().select(pl.when(~blank).then(pl.first())).to_series() if blank.any() else values
 
 
 def above(values: np.ndarray, low: int) -> np.ndarray:

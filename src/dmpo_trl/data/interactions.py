@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ._columns import above, identifiers, numbers, positions
+from ._columns import above, blank_as_null, identifiers, numbers, positions
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Interactions:
         files: Paths of the files that were read.
 
     Raises:
-        ValueError: For a column that is missing or of another type, a null, a repeated user-item pair, item or title,
-            an interaction with an item that `items` does not hold, and another `order`.
+        ValueError: For a column that is missing or of another type, a null, a blank text, a repeated user-item pair,
+            item or title, an interaction with an item that `items` does not hold, and another `order`.
 
     Example:
         >>> interactions = pl.DataFrame({"user": ["ann", "ann"], "item": ["i1", "i2"], "timestamp": [20, 10]})
@@ -93,9 +93,9 @@ class Interactions:
     ) -> Interactions:
         """Clean the two tables, and count and log every row that is dropped on the way.
 
-        Rows with a null in a column that is needed go, and so do interactions with unknown items. Items with the same
-        title become one item, under the identifier that comes first in `items`. Where a user then has an item several
-        times, the latest interaction stays.
+        Rows with a null or a blank text in a column that is needed go, and so do interactions with unknown items.
+        Items with the same title become one item, under the identifier that comes first in `items`. Where a user then
+        has an item several times, the latest interaction stays.
 
         Args:
             interactions: As in the constructor, but nulls, unknown items and repeated pairs are allowed, and `user`
@@ -130,13 +130,14 @@ class Interactions:
         _check_columns("items", items, "item", text=("title",), nulls=True)
         interactions = _with_identifiers("interactions", interactions, "user", "item")
         items = _with_identifiers("items", items, "item").cast({"item": pl.String})
+        items = items.with_columns(blank_as_null(items["title"]))
         read = dict(read or {"interactions": interactions.height, "items": items.height})
 
         needed = [name for name in ("user", "item", "timestamp", "rating") if name in interactions.columns]
         filled = interactions.drop_nulls(needed).drop_nans(
             [name for name in needed if interactions[name].dtype.is_float()]
         )
-        interactions = keep("interactions with an empty field", interactions, filled)
+        interactions = keep("interactions with an empty or unreadable field", interactions, filled)
         items = keep("items without a title", items, items.drop_nulls(["item", "title"]))
         items = keep("items listed twice", items, items.unique("item", keep="first", maintain_order=True))
         listed = items.select("item", pl.col("item").first().over("title").alias("canonical"))
@@ -238,7 +239,7 @@ def _check_columns(
     numeric: tuple[str, ...] = (),
     nulls: bool = False,
 ) -> None:
-    """Raise ValueError where a column is missing, of another type, or has nulls that are not allowed."""
+    """Raise ValueError where a column is missing, of another type, or has nulls or blanks that are not allowed."""
     for name in (*names, *text, *numeric):
         if name not in frame.columns:
             raise ValueError(f"{table}: column {name!r} is missing; the columns are {frame.columns}.")
@@ -247,8 +248,10 @@ def _check_columns(
             raise ValueError(f"{table}: column {name!r} must be text (String), it is {kind}; cast it.")
         if name in numeric and not kind.is_numeric():
             raise ValueError(f"{table}: column {name!r} must be numeric, it is {kind}; cast it.")
-        empty = frame[name].is_nan().fill_null(True).sum() if kind.is_float() else frame[name].null_count()
-        if not nulls and empty:
+        if nulls:
+            continue
+        values = blank_as_null(frame[name])
+        if empty := values.is_nan().fill_null(True).sum() if kind.is_float() else values.null_count():
             raise ValueError(
                 f"{table}: column {name!r} has {empty} empty values. Interactions.from_raw(...) drops and counts them."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -71,8 +72,10 @@ def sample_negatives(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, it is {strategy!r}.")
-    if n < 1 or alpha <= 0:
-        raise ValueError(f"n and alpha must be positive, they are {n} and {alpha}.")
+    if n < 1 or not 0 < alpha < math.inf:
+        raise ValueError(f"n and alpha must be positive and finite, they are {n} and {alpha}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, it is {batch_size}.")
     if (batch_size is None) == (strategy == "in_batch"):
         raise ValueError(f"batch_size belongs to the strategy 'in_batch', which needs it; it is {batch_size}.")
     rows = _Rows.of(examples, data, seed)

@@ -187,7 +187,7 @@ def split_by_time(
     liked = _liked(data, min_rating)
     before, _ = _places(liked)
     first, second = (_as_time(cut, data.interactions["timestamp"]) for cut in (validation_from, test_from))
-    if first >= second:
+    if not first < second:  # also where one is nan
         raise ValueError(
             f"The test must begin after the validation, but validation_from is the time {first} and test_from "
             f"the time {second}; raise test_from or lower validation_from."
@@ -218,7 +218,7 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
         The rows of each group's users.
 
     Raises:
-        ValueError: Where there are fewer users than the sizes add up to.
+        ValueError: Where there are fewer users than the sizes add up to, or a size is negative.
 
     Example:
         >>> examples = pl.DataFrame({"user": ["ann", "bob", "cid", "ann"]})
@@ -226,6 +226,9 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
         >>> {name: rows["user"].to_list() for name, rows in groups.items()}
         {'train': ['ann', 'cid', 'ann'], 'test': ['bob']}
     """
+    for name, size in sizes.items():
+        if size < 0:
+            raise ValueError(f"The size of the group {name!r} must be at least 0, it is {size}.")
     users = examples["user"].unique().sort().to_numpy()
     if sum(sizes.values()) > len(users):
         raise ValueError(f"The groups {dict(sizes)} need {sum(sizes.values())} users, there are {len(users)}.")
@@ -249,12 +252,13 @@ def few_shot(examples: pl.DataFrame, users: int, *, seed: int) -> pl.DataFrame:
         The rows of the users drawn, in their order.
 
     Raises:
-        ValueError: Where there are fewer users.
+        ValueError: Where there are fewer users, or `users` is below 1.
 
     Example:
         >>> few_shot(pl.DataFrame({"user": ["ann", "bob", "ann"]}), 1, seed=0)["user"].to_list()
         ['ann', 'ann']
     """
+    _check_positive(users=users)
     return split_users(examples, {"few": users}, seed=seed)["few"]
 
 

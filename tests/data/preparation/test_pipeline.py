@@ -1,10 +1,12 @@
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import datasets
 import numpy as np
@@ -149,6 +151,35 @@ def test_the_other_splits(raw, tmp_path, split):
         if validation["user"] == test["user"]:
             overlap += set(validation["items"]) == set(test["items"])
     assert overlap == 0  # a user's candidates of the two splits are drawn apart
+
+
+def test_the_draws_of_a_user_share_no_seed(raw, tmp_path):
+    """Else a model would be tested, or chosen, on the very items that it learnt to reject."""
+    had = had_by(raw)
+    item_of = {title(str(item)): str(item) for item in range(ITEMS)}
+    draws: dict[tuple[int, str], dict[str, set[str]]] = {}
+    for seed in (0, 1):  # runs with other seeds must not share them either
+        made = prepare(config(raw, tmp_path / str(seed), split="leave_one_out", seed=seed))
+        for split in ("validation", "test"):
+            draws[seed, f"{split} candidates"] = {
+                row["user"]: set(row["items"]) - had[row["user"]] for row in made.ranking[split]
+            }
+        for split, place in (("train", -3), ("validation", -2)):
+            of_user = {
+                json.dumps(texts(items[:place][-10:], items[place])): user
+                for user, rows in liked_by(raw, 0).items()
+                if len(items := [item for _, item in rows]) > 4
+            }
+            draws[seed, f"{split} negatives"] = {
+                of_user[example]: {item_of[message["content"]] for (message,) in row["rejected"]}
+                for row in made.preference[split]
+                if (example := json.dumps([row["prompt"], row["chosen"]])) in of_user
+            }
+    for (one, of_one), (other, of_other) in itertools.combinations(draws.items(), 2):
+        users = of_one.keys() & of_other.keys()
+        assert len(users) > 20
+        shared = sum(of_one[user] <= of_other[user] or of_one[user] >= of_other[user] for user in users)
+        assert shared < len(users) / 5, f"{one} and {other} are the same for {shared} users of {len(users)}"
 
 
 def test_limits_on_users(raw, tmp_path):
@@ -386,13 +417,34 @@ def test_options_from_the_command_line_and_from_yaml(tmp_path):
         ({"split": "random"}, "split must be one of users, leave_one_out, time, it is 'random'"),
         ({"dataset": "table", "path": None}, "dataset table needs path"),
         ({"dataset": "recbole", "path": None}, "dataset recbole needs path"),
-        ({"candidates": 1}, "candidates at least 2"),
         ({"train_users": 5, "split": "time"}, "train_users belongs to the split users; with time use few_shot_users"),
     ],
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         PrepareConfig(**{"dataset": "movielens", "output_dir": "o", "path": "p"} | options)
+
+
+def test_options_out_of_their_range_are_named():
+    common = {"dataset": "movielens", "output_dir": "o"}
+    least = {"examples_per_user": 0, "seed": 0, "candidates": 2, "batch_size": 2}
+    kinds = get_type_hints(PrepareConfig)
+    whole = [name for name, kind in kinds.items() if kind in (int, int | None)]
+    assert len(whole) == 13
+    for name in whole:
+        lowest = least.get(name, 1)
+        assert getattr(PrepareConfig(**common, **{name: lowest}), name) == lowest
+        for value in (lowest - 1, -5):
+            with pytest.raises(ValueError, match=rf"^{name} must be at least {lowest}, it is {value}\.$"):
+                PrepareConfig(**common, **{name: value})
+    numbers = [name for name, kind in kinds.items() if kind in (float, float | None)]
+    assert set(numbers) == {"min_rating", "validation_from", "test_from", "alpha"}
+    for name in numbers:
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=rf"^{name} must be a finite number, it is {value}\.$"):
+                PrepareConfig(**common, **{name: value})
+    with pytest.raises(ValueError, match=r"^alpha must be above 0, it is 0\.0\.$"):
+        PrepareConfig(**common, alpha=0.0)
 
 
 def test_templates_by_name_by_dataset_and_from_files(tmp_path):

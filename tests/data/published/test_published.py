@@ -96,6 +96,21 @@ def test_llara_variants_must_be_chosen(llara):
         read_llara(llara)
 
 
+def test_llara_reads_no_other_variant_than_the_one_wanted(llara):
+    with pytest.raises(ValueError, match=r"no Val_data\.full\.jsonl, the variant 'full', only Val_data\.jsonl\."):
+        read_llara(llara, variant="full")
+    (llara / "Val_data.jsonl").rename(llara / "Val_data.small.jsonl")
+    with pytest.raises(ValueError, match=r"no Val_data\.full\.jsonl, .*, only Val_data\.small\.jsonl\."):
+        read_llara(llara, variant="full")
+    assert read_llara(llara).examples["validation"].equals(read_llara(llara, variant="small").examples["validation"])
+    (llara / "Val_data.small.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"no file of variant 'full', only train_data\.jsonl\."):
+        read_llara(llara, variant="full")
+    (llara / "train_data.jsonl").rename(llara / "train_data.small.jsonl")
+    with pytest.raises(ValueError, match=r"no train_data\.full\.jsonl, .*, only train_data\.small\.jsonl\."):
+        read_llara(llara, variant="full")
+
+
 def test_llara_items_with_one_title_are_one_item(llara):
     (llara / "id2name.txt").write_text("0::A\n1::B\n2::C\n3::A\n4::E\n5::F\n", encoding="utf-8")
     data, examples = read_llara(llara)

@@ -226,7 +226,7 @@ def test_lines_with_an_empty_field_are_counted(folder):
     rows = [without_rating, review("u7", None, 7), review(None, "i1", 7)]
     write(folder / "Gift_Cards_5.json.gz", REVIEWS + rows)
     data = read_amazon(folder)
-    assert data.dropped["interactions with an empty field"] == 3
+    assert data.dropped["interactions with an empty or unreadable field"] == 3
     assert data.read["interactions"] == 10
 
 

@@ -57,7 +57,7 @@ def test_hetrec_rows_that_are_no_counts_are_counted(hetrec):
     with (hetrec / "user_artists.dat").open("a") as file:
         file.write("11\t51\tmany\r\n11\t52\r\n11\tx\t3\r\n")
     data = read_lastfm(hetrec)
-    assert data.dropped["interactions with an empty field"] == 3
+    assert data.dropped["interactions with an empty or unreadable field"] == 3
     assert data.read["interactions"] == 8
 
 
@@ -113,7 +113,7 @@ def test_reads_1k(tmp_path):
     }
     assert data.order == "time"
     assert data.dropped == {
-        "interactions with an empty field": 2,
+        "interactions with an empty or unreadable field": 2,
         "earlier interactions of a user with the same item": 2,
         "items listed twice": 1,
     }

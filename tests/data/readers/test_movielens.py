@@ -134,7 +134,7 @@ def test_lines_that_are_no_ratings_are_counted(tmp_path, write, bad):
     data = read_movielens(tmp_path)
     assert data.interactions.height == 4
     assert data.read["interactions"] == 8
-    assert data.dropped == {"interactions with an empty field": 4}
+    assert data.dropped == {"interactions with an empty or unreadable field": 4}
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_what_is_no_number_is_counted(recbole_folder):
         file.write("u3\ti1\tgood\t100\nu3\ti2\t5\nu3\ti3\t5\t100\n")
     data = read_recbole(recbole_folder, title_field="movie_title")
     assert data.interactions.height == 7
-    assert data.dropped == {"interactions with an empty field": 2}
+    assert data.dropped == {"interactions with an empty or unreadable field": 2}
 
 
 def test_ratings_are_optional(recbole_folder):

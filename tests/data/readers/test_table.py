@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import datetime
 import os
@@ -84,6 +85,13 @@ DAY = datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC)
         (["2020-01-02 00:00:00.5", "2020-01-02 00:00:00"], [0.5, 0]),
         (["2020-01-02", "3/1/2020"], [0, None]),
         (["2020-01-02T05:00:00+05:00", "yesterday"], [0, None]),
+        # Both kinds in one column, whichever comes first
+        (["2020-01-02T00:00:00Z", "2020-01-02T00:01:00"], [0, 60]),
+        (["2020-01-02 00:00:00", "2020-01-02T00:00:01.5Z"], [0, 1.5]),
+        (["2020-01-02", "2020-01-01T20:30-03:30"], [0, 0]),
+        (["2020-01-02 00:00:00 UTC", "2020-01-02T02:00:00+0200"], [0, 0]),
+        (["2020-01-02T02:00+02", "2020-01-02T00:00:60.5.5Z"], [0, None]),
+        (["2020-01-02", "2020-13-02"], [0, None]),
     ],
 )
 def test_dates_become_seconds_since_1970(times, expected):
@@ -93,7 +101,7 @@ def test_dates_become_seconds_since_1970(times, expected):
     assert found == {
         user: DAY.timestamp() + seconds for user, seconds in zip("uv", expected, strict=True) if seconds is not None
     }
-    assert data.dropped == ({"interactions with an empty field": 1} if None in expected else {})
+    assert data.dropped == ({"interactions with an empty or unreadable field": 1} if None in expected else {})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,7 @@ def test_empty_fields_are_counted(tmp_path):
     data = read_table(path, items, rating="rating")
     assert rows_of(data) == [("u", "a", 1, 5.0)]
     assert data.dropped == {
-        "interactions with an empty field": 4,
+        "interactions with an empty or unreadable field": 4,
         "items without a title": 1,
         "interactions with an unknown item": 1,
     }
@@ -188,6 +196,63 @@ def test_real_ratings_read_as_plain_python_reads_them():
         pairs = {(row["userId"], first[titles[row["movieId"]]]) for row in csv.DictReader(file)}
     assert data.titles() == {item: title for title, item in first.items()}
     assert set(data.interactions.select(pl.col("user", "item").cast(pl.String)).iter_rows()) == pairs
+
+
+ROWS = "user,item,timestamp,title,note\nu1,i1,1,A,n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.parquet", b"junk", r"x\.parquet cannot be read: .*Parquet file"),
+        ("x.parquet", b"", r"x\.parquet cannot be read: "),
+        ("x.csv", b"", r"x\.csv cannot be read: empty CSV\.$"),
+        (
+            "x.csv",
+            (ROWS + "u1,i2,2,B,n,x\n").encode(),
+            r"x\.csv, line 3: there are 6 fields, the header names 5: 'u1,i2",
+        ),
+        (  # the last column is not needed
+            "x.csv",
+            (ROWS + 'u2,i1,1,"A,\nnew line",n\nu1,i2,2,Good, the Bad,n\nu2,i1,3,A,n\n').encode(),
+            r"x\.csv, line 5: there are 6 fields, the header names 5: 'u1,i2,2,Good, the Bad,n'\. Put .* quotes",
+        ),
+        ("x.csv", (ROWS + "u1,i2,2,Caf\u00e9,n\n").encode("latin-1"), r"x\.csv, line 3: the text is not UTF-8"),
+        ("x.jsonl", b"", r"x\.jsonl cannot be read: "),
+        ("x.jsonl", b'{"user": 1}\n\n{"user":\n', r"x\.jsonl, line 3 is not JSON in UTF-8: Expecting value"),
+        ("x.jsonl", b"{'user': 1}\n", r"x\.jsonl, line 1 is not JSON in UTF-8: Expecting property name"),
+        ("x.jsonl", b'\xef\xbb\xbf{"user": 1}\n', r"x\.jsonl, line 1 is not JSON in UTF-8: .*BOM"),
+    ],
+)
+@pytest.mark.parametrize("which", ["interactions", "items"])
+def test_a_table_that_cannot_be_read_is_named(tmp_path, which, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    tables = (path, None) if which == "interactions" else (ORDERS, path)
+    columns = {} if which == "interactions" else {**COLUMNS, "item": "item", "title": "title"}
+    orders = ORDERS.rename({"sku": "item"})
+    with pytest.raises(ValueError, match=f"(?s)^{which}: .*{message}"):
+        read_table(orders if tables[0] is ORDERS else path, tables[1], **columns)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl"])
+def test_a_damaged_table_is_read_or_refused(tmp_path, ending):
+    whole = as_file(tmp_path, ORDERS, ending).read_bytes()
+    path = tmp_path / f"damaged{ending}"
+    for cut in range(0, len(whole), max(len(whole) // 100, 1)):
+        for damaged in (whole[:cut], whole[:cut] + b"\xff" + whole[cut + 1 :]):
+            path.write_bytes(damaged)
+            with contextlib.suppress(ValueError):
+                read_table(path, PRODUCTS, **COLUMNS)
+
+
+def test_a_table_without_columns_is_refused():
+    with pytest.raises(ValueError, match=r"^interactions: the table has no columns\.$"):
+        read_table(pl.DataFrame())
+    with pytest.raises(ValueError, match=r"^items: the table has no columns\.$"):
+        read_table(ORDERS, pl.DataFrame(), **COLUMNS)
+    with pytest.raises(ValueError, match=r"^interactions: the table cannot be read: "):
+        read_table(ORDERS.lazy().select("nothing"))
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])

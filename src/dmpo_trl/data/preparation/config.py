@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,24 @@ from ..prompts import TEMPLATES, PromptTemplate
 _TEMPLATE_OF = {"movielens": "movies", "amazon": "products", "lastfm": "music", "recbole": None, "table": None}
 
 
+# The least that each option may be
+_AT_LEAST = {
+    "k_core_users": 1,
+    "k_core_items": 1,
+    "train_users": 1,
+    "validation_users": 1,
+    "test_users": 1,
+    "few_shot_users": 1,
+    "history_length": 1,
+    "min_history": 1,
+    "examples_per_user": 0,
+    "negatives": 1,
+    "candidates": 2,
+    "batch_size": 2,
+    "seed": 0,
+}
+
+
 def _option(help: str, default: Any = None, choices: list[str] | None = None) -> Any:
     return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
 
@@ -24,7 +43,7 @@ class PrepareConfig:
     """What [`prepare`] reads, how it splits it, and what it writes; for `HfArgumentParser` and `TrlParser`.
 
     Raises:
-        ValueError: For options that do not fit together.
+        ValueError: For an option out of its range, and options that do not fit together.
 
     Example:
         >>> config = PrepareConfig("movielens", "out", path="ml-1m.zip", min_rating=4)
@@ -108,12 +127,17 @@ class PrepareConfig:
             choices = spec.metadata.get("choices")
             if choices and getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, it is {value}.")
+            if name in _AT_LEAST and value is not None and value < _AT_LEAST[name]:
+                raise ValueError(f"{name} must be at least {_AT_LEAST[name]}, it is {value}.")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be above 0, it is {self.alpha}.")
         if self.dataset in ("table", "recbole") and not self.path:
             raise ValueError(f"dataset {self.dataset} needs path, the raw data.")
         if self.train_users is not None and self.split != "users":
             raise ValueError(f"train_users belongs to the split users; with {self.split} use few_shot_users.")
-        if self.negatives < 1 or self.candidates < 2:
-            raise ValueError("negatives must be at least 1, and candidates at least 2.")
 
     def prompt_template(self) -> PromptTemplate:
         """Return the template that the options describe.

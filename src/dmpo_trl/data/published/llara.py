@@ -27,7 +27,7 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
     Args:
         path: Folder or archive.
         variant: Which of `Val_data.{variant}.jsonl` and `Test_data.{variant}.jsonl` to read. Needed only where several
-            lie together.
+            lie together. Variants may share one `train_data.jsonl`.
         names: The file with the titles.
 
     Returns:
@@ -36,7 +36,8 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
 
     Raises:
         FileNotFoundError: Without titles or without any part.
-        ValueError: Where several variants exist and none is named, or a row is not in the format.
+        ValueError: Where several variants exist and none is named, the one that is named does not exist, or a row is
+            not in the format.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -50,22 +51,29 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
     examples = {}
     with open_source(path) as files:
         items = _read_names(files.need(names))
-        for part, stem in _FILES.items():
-            name = _of_variant(files.names, stem, variant)
-            if name:
-                frame = number_users(_read_sequences(files.need(name), items["item"]), part)
-                examples[part] = _one_item_per_title(frame, items)
-        if not examples:
+        found = {part: _of_variant(files.names, stem, variant) for part, stem in _FILES.items()}
+        parts = {part: name for part, name in found.items() if name}
+        if not parts:
             files.need(*(f"{stem}.jsonl" for stem in _FILES.values()))
+        if variant is not None and not any(name.endswith(f".{variant}.jsonl") for name in parts.values()):
+            raise ValueError(f"There is no file of variant {variant!r}, only {', '.join(parts.values())}.")
+        for part, name in parts.items():
+            frame = number_users(_read_sequences(files.need(name), items["item"]), part)
+            examples[part] = _one_item_per_title(frame, items)
         return assemble(examples, items, files=files.used)
 
 
 def _of_variant(names: Iterable[str], stem: str, variant: str | None) -> str | None:
-    """Return the name `stem.jsonl` or `stem.{variant}.jsonl`; where there is only one of them, that one."""
+    """Return the name of the variant's file, `stem.{variant}.jsonl`; without a variant that of the only file."""
     matches = (re.fullmatch(rf"({stem}(?:\.(\w+))?\.jsonl)(?:\.gz)?", name) for name in names)
     by_variant = {match[2]: match[1] for match in matches if match}
     if variant in by_variant:
         return by_variant[variant]
+    if variant is not None and by_variant:
+        if stem == _FILES["train"] and None in by_variant:
+            return by_variant[None]
+        there = ", ".join(by_variant.values())
+        raise ValueError(f"There is no {stem}.{variant}.jsonl, the variant {variant!r}, only {there}.")
     if len(by_variant) > 1:
         variants = ", ".join(map(repr, by_variant))
         raise ValueError(f"There are {', '.join(by_variant.values())}; choose with variant: {variants}.")

@@ -129,7 +129,7 @@ def _read_1k(listens: Path, used: tuple[str, ...]) -> Interactions:
     latest = whole.group_by("user", "item").agg(pl.col("timestamp").max())
     read, complete = (int(column.sum()) for column in (table["rows"], whole["listens"]))
     dropped = {
-        "interactions with an empty field": read - complete,
+        "interactions with an empty or unreadable field": read - complete,
         "earlier interactions of a user with the same item": complete - latest.height,
     }
     return Interactions.from_raw(
