@@ -192,6 +192,21 @@ def test_catalogue_and_template_come_from_a_prepared_folder(case, items, tmp_pat
     (data / MANIFEST).write_text(json.dumps(manifest))
     loaded = Recommender.from_pretrained(tmp_path / "model", data=data)
     assert_same(loaded.recommend(HISTORY, 3), case.recommender.recommend(HISTORY, 3))
+    assert loaded.score == "sum"  # none was saved
+
+
+def test_the_saved_score_is_that_of_the_model_wherever_catalogue_and_template_come_from(case, items, tmp_path):
+    Recommender(case.model, case.tokenizer, items, case.template, score="mean").save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    items.with_columns(popularity=1).write_parquet(data / "items.parquet")
+    manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": {}}
+    (data / MANIFEST).write_text(json.dumps(manifest))
+    for given in ({"data": data}, {"items": items, "template": case.template}):
+        assert Recommender.from_pretrained(tmp_path / "model", **given).score == "mean"
+        assert Recommender.from_pretrained(tmp_path / "model", **given, score="sum").score == "sum"
+    (tmp_path / "model" / "items.parquet").unlink()
+    assert Recommender.from_pretrained(tmp_path / "model", data=data).score == "mean"
 
 
 def test_a_model_without_a_catalogue_says_what_to_give(tmp_path):
