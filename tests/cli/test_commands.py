@@ -9,8 +9,10 @@ import pytest
 from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import COMMANDS, main
+from dmpo_trl.cli.options import ModelArguments, Parser
 from dmpo_trl.data import Prepared
 from dmpo_trl.evaluation import RankingResult, report
+from dmpo_trl.modeling.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +180,36 @@ def test_explain_prints_effects_and_draws_them(folders, prepared, capsys):
     assert picture.read_text().lstrip().startswith("<?xml")
 
 
+def test_explain_finds_that_matplotlib_is_missing_before_it_loads_the_model(prepared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = ["--model", "no such model", "--data", str(prepared), "--history", "10", "--picture", "why.png"]
+    with pytest.raises(SystemExit, match="dmpo-trl explain: A picture needs matplotlib"):
+        main(["explain", *arguments])
+
+
+def test_explain_says_so_where_nothing_is_left_to_recommend(folders, prepared):
+    everything = [str(movie) for movie in range(10, 50)]
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--max_new_tokens", "0"]
+    with pytest.raises(SystemExit, match=r"holds the whole catalogue, so nothing is left .* with --item"):
+        main(["explain", *arguments, "--history", *everything])
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate"], ["recommend", "--history", "10"], ["explain", "--history", "10", "--item", "20"]]
+)
+def test_a_precision_that_is_none_is_refused_with_those_that_are(command, prepared, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--model", "no such model", "--data", str(prepared), "--dtype", "float99"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'float99'" in capsys.readouterr().err
+
+
+def test_every_precision_that_is_offered_loads_a_model(folders):
+    (dtype,) = (option for option in Parser("explain", ModelArguments, example="").options if option.dest == "dtype")
+    for name in dtype.choices:
+        load_model(str(folders / "model"), dtype=name)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_commands_help_says_what_it_does_and_how(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -232,7 +264,13 @@ def test_the_revision_of_a_model_is_not_that_of_its_baseline(folders, prepared, 
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("Wrong."), FileNotFoundError("Not there."), ConnectionError("No."), FloatingPointError("Not finite.")],
+    [
+        ValueError("Wrong."),
+        FileNotFoundError("Not there."),
+        ConnectionError("No."),
+        ImportError("Not installed."),
+        FloatingPointError("Not finite."),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_that_speaks_to_the_user_ends_a_command_with_its_message_alone(error, monkeypatch):

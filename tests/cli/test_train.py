@@ -138,6 +138,24 @@ def test_train_trains_an_adapter_on_a_4_bit_model(model_folder, data_folder, tmp
     assert log_of(out)[0]["loss"] == pytest.approx(float(torch.tensor(2.0).log()), abs=1e-3)
 
 
+@pytest.mark.parametrize("from_adapter", [False, True])
+def test_train_says_what_4_bits_need(model_folder, data_folder, tmp_path, monkeypatch, from_adapter):
+    start, options = model_folder, ["--use_peft"]
+    if from_adapter:
+        start, options = tmp_path / "sft", []
+        get_peft_model(load_model(str(model_folder)), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(start)
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"dmpo-trl train: .*bitsandbytes"):
+        main(["train", *paths(start, data_folder, tmp_path / "out"), *ON_A_CPU, "--load_in_4bit", *options])
+
+
+def test_train_names_the_model_whose_weights_are_cut_off(model_folder, data_folder, tmp_path):
+    file = model_folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match=f"A file of weights of {model_folder}, .* is damaged"):
+        main(["train", *paths(model_folder, data_folder, tmp_path / "out"), *ON_A_CPU])
+
+
 def test_trls_own_trainer_can_never_be_what_runs(model_folder, data_folder, tmp_path, monkeypatch):
     """One loss that TRL has too: with TRL's trainer it would run without a word."""
 

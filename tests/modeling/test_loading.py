@@ -113,6 +113,19 @@ def without(folder, part):
     save_file({name: value for name, value in load_file(file).items() if part not in name}, file, {"format": "pt"})
 
 
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_file_of_weights_that_is_cut_off_is_refused_with_the_models_name(tmp_path, adapter):
+    model = make_model()
+    if adapter:
+        model.save_pretrained(tmp_path / "base")
+        model = get_peft_model(type(model).from_pretrained(tmp_path / "base"), LoraConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "model")
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"A file of weights of {tmp_path / 'model'}, .* is damaged .*anew\."):
+        load_model(str(tmp_path / "model"))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_without_all_its_weights_is_refused(tmp_path, tied):
     """It would be half random, and its figures no figures."""

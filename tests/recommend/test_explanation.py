@@ -90,7 +90,7 @@ def test_picture(tmp_path):
 
 def test_picture_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'dmpo-trl\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plot\]' in a clone"):
         make_explanation().plot(tmp_path / "why.png")
 
 

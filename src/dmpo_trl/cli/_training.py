@@ -20,7 +20,7 @@ from ..config import DMPOConfig
 from ..data import Prepared
 from ..data.preparation.folder import read_manifest
 from ..evaluation import RankingCallback
-from ..modeling.loading import is_adapter, load_model, load_tokenizer
+from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
 from ._splits import choose_split
@@ -92,14 +92,15 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
     }
     if not is_adapter(path, revision=model_options["revision"]):
         config.model_init_kwargs = model_options
-        return DMPOTrainer(
-            path,
-            args=config,
-            train_dataset=train_data,
-            eval_dataset=eval_data,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with refuse_damaged_weights(path):
+            return DMPOTrainer(
+                path,
+                args=config,
+                train_dataset=train_data,
+                eval_dataset=eval_data,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
     if peft_config is not None:
         raise ValueError(
             f"--model_name_or_path {path} is an adapter, which goes on training: leave --use_peft out. To train a new "

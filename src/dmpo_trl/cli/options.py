@@ -149,7 +149,10 @@ class ModelArguments:
     model: str = field(metadata={"help": "Folder or hub id of a model or of an adapter."})
     dtype: str | None = field(
         default=None,
-        metadata={"help": "Precision of the weights, for instance bfloat16. Default: as saved; float32 on a CPU."},
+        metadata={
+            "help": "Precision of the weights. Default: as saved; float32 on a CPU.",
+            "choices": ["auto", "bfloat16", "float16", "float32", "float64"],
+        },
     )
     revision: str | None = field(
         default=None,

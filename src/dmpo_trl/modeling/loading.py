@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -58,8 +59,14 @@ def load_model(path: str, **kwargs: Any) -> Any:
         A `PreTrainedModel`, or a `PeftModel` around one.
 
     Raises:
-        ValueError: The files lack weights, which would be random; or keys of the adapter, which would do nothing.
+        ValueError: The files lack weights, which would be random; or keys of the adapter, which would do nothing; or
+            they are damaged.
     """
+    with refuse_damaged_weights(path):
+        return _load_model(path, **kwargs)
+
+
+def _load_model(path: str, **kwargs: Any) -> Any:
     kwargs = {"dtype": "auto" if torch.cuda.is_available() else torch.float32} | kwargs
     if is_adapter(path, **kwargs):
         with warnings.catch_warnings():
@@ -77,6 +84,33 @@ def load_model(path: str, **kwargs: Any) -> Any:
             "or save the model anew."
         )
     return model
+
+
+@contextmanager
+def refuse_damaged_weights(path: str) -> Iterator[None]:
+    """Turn the error that a damaged file of weights raises inside the block into one that names the model.
+
+    Args:
+        path: Folder or hub id of the model or adapter that is loaded inside the block.
+
+    Raises:
+        ValueError: A file of weights is damaged, for instance cut off by a copy that was interrupted.
+
+    Example:
+        >>> with refuse_damaged_weights("my-model"):
+        ...     raise SafetensorError("incomplete metadata, file not fully covered")
+        Traceback (most recent call last):
+        ...
+        ValueError: A file of weights of my-model, or of its base model, is damaged (incomplete metadata, file not
+        fully covered). Download or save the model anew.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"A file of weights of {path}, or of its base model, is damaged ({error}). Download or save the model "
+            "anew."
+        ) from error
 
 
 def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:

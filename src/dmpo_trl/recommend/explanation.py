@@ -73,11 +73,7 @@ class Explanation:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("A picture needs matplotlib: pip install 'dmpo-trl[plot]'.") from error
-        figure = Figure(figsize=(8, 1.5 + 0.35 * len(self.titles)), layout="constrained")
+        figure = import_figure()(figsize=(8, 1.5 + 0.35 * len(self.titles)), layout="constrained")
         axes = figure.add_subplot()
         places = np.arange(len(self.titles))
         axes.barh(places, self.effects, color=np.where(self.effects >= 0, "tab:blue", "tab:red").tolist())
@@ -87,6 +83,19 @@ class Explanation:
         axes.set_xlabel("score lost when the item is removed (nats)")
         axes.set_title(f"Why {self.title}?".replace("$", r"\$"))
         figure.savefig(path)
+
+
+def import_figure() -> Any:
+    """Return matplotlib's `Figure`, to find out before the work whether there can be a picture.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("A picture needs matplotlib: pip install '.[plot]' in a clone of dmpo-trl.") from error
+    return Figure
 
 
 def generate_words(
