@@ -156,6 +156,17 @@ def test_train_names_the_model_whose_weights_are_cut_off(model_folder, data_fold
         main(["train", *paths(model_folder, data_folder, tmp_path / "out"), *ON_A_CPU])
 
 
+@pytest.mark.parametrize("options", [[], ["--use_peft"]], ids=["whole", "lora"])
+def test_train_leaves_a_card_where_no_checkpoint_is_saved(model_folder, data_folder, tmp_path, options):
+    out = tmp_path / "out"
+    main(["train", *paths(model_folder, data_folder, out), *ON_A_CPU, "--save_strategy", "no", *options])
+    card = (out / "README.md").read_text()
+    assert "# Model Card for out\n" in card
+    assert f'Recommender.from_pretrained("{out}"' in card.replace("'", '"')
+    assert "- Negatives per example (N): 1 to 2, 1.50 on average.\n" in card
+    assert "More Information Needed" not in card
+
+
 def test_trls_own_trainer_can_never_be_what_runs(model_folder, data_folder, tmp_path, monkeypatch):
     """One loss that TRL has too: with TRL's trainer it would run without a word."""
 
