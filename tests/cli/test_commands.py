@@ -92,6 +92,50 @@ def test_evaluate_refuses_a_single_user_before_it_loads_the_model(prepared):
         main(["evaluate", "--model", "no such model", "--data", str(prepared), "--users", "1"])
 
 
+def test_evaluate_finds_that_there_is_no_baseline_before_it_loads_the_model(folders, prepared, monkeypatch):
+    monkeypatch.setattr("dmpo_trl.evaluation.load_for_ranking", lambda *_, **__: pytest.fail("the model was loaded"))
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared)]
+    with pytest.raises(SystemExit, match=rf"dmpo-trl evaluate: The model {folders / 'nosuch'} cannot be loaded"):
+        main(["evaluate", *arguments, "--baseline", str(folders / "nosuch")])
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        (["evaluate"], "tokens_per_batch", 0),
+        (["evaluate"], "top_k", 0),
+        (["recommend", "--history", "10"], "k", 0),
+        (["recommend", "--history", "10"], "num_beams", -1),
+        (["recommend", "--split", "test", "--output", "all.parquet"], "batch_size", 0),
+        (["explain", "--history", "10"], "max_new_tokens", -1),
+    ],
+)
+def test_numbers_that_are_too_low_are_refused_before_the_model_is_loaded(command, option, value, prepared):
+    least = 0 if option == "max_new_tokens" else 1
+    with pytest.raises(SystemExit, match=f"--{option} must be at least {least}, it is {value}"):
+        main([*command, "--model", "no such model", "--data", str(prepared), f"--{option}", str(value)])
+
+
+def test_train_refuses_to_rank_no_users_before_it_loads_data_and_model(tmp_path):
+    arguments = ["--model_name_or_path", "no such model", "--dataset_name", "none", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="--ranking_users must be at least 1, it is 0"):
+        main(["train", *arguments, "--bf16", "False", "--ranking_data", "none", "--ranking_users", "0"])
+
+
+def test_recommend_finds_that_there_are_no_users_before_it_loads_the_model(folders, prepared):
+    arguments = ["--model", "no such model", "--data", str(prepared), "--users", str(folders / "nobody.jsonl")]
+    with pytest.raises(SystemExit, match=r"The file of --users, .*nobody.jsonl, does not exist"):
+        main(["recommend", *arguments, "--output", str(folders / "nobody.parquet")])
+
+
+def test_recommend_names_the_file_and_line_that_are_not_utf_8(folders, prepared):
+    users = folders / "latin.jsonl"
+    users.write_bytes(b'{"user": 1, "history": ["10"]}\n{"user": "Am\xe9lie", "history": ["10"]}\n')
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--users", str(users)]
+    with pytest.raises(SystemExit, match=rf"{users}, line 2: .*utf-8"):
+        main(["recommend", *arguments, "--output", str(folders / "latin.parquet")])
+
+
 def test_evaluate_loads_the_model_once_for_ranking_and_generation(folders, prepared, monkeypatch):
     loaded = []
     load = report.load_model_and_tokenizer
@@ -255,7 +299,16 @@ def test_the_revision_of_a_model_is_not_that_of_its_baseline(folders, prepared, 
         raise ValueError("stopped")
 
     monkeypatch.setattr("dmpo_trl.evaluation.evaluate_model", evaluate)
-    model = ["--model", str(folders / "model"), "--baseline", "other", "--data", str(prepared), "--users", "2"]
+    model = [
+        "--model",
+        str(folders / "model"),
+        "--baseline",
+        str(folders / "model"),
+        "--data",
+        str(prepared),
+        "--users",
+        "2",
+    ]
     with pytest.raises(SystemExit, match="stopped"):
         main(["evaluate", *model, "--revision", "main", "--dtype", "float32"])
     assert "revision" not in calls[0]

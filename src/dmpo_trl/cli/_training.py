@@ -59,8 +59,8 @@ def train(
 
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir)
-    # The main process writes the card. TRL does so at checkpoints only, of which there may be none, and with an adapter
-    # peft leaves an empty template in its place
+    # The main process writes the card. TRL does so at checkpoints only, of which there may be none, and with an
+    # adapter peft leaves an empty template in its place
     trainer.create_model_card(Path(str(trainer.hub_model_id or config.output_dir)).name)
     trainer.accelerator.print(f"The model is in {config.output_dir}.")
     if config.push_to_hub:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .options import ModelArguments, Parser
+from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
     from ..recommend import Recommender
@@ -30,6 +30,10 @@ class ExplainArguments:
     max_new_tokens: int = field(
         default=60, metadata={"help": "Most tokens of the explanation in the model's own words; 0 for none."}
     )
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_at_least(self, max_new_tokens=0)
 
 
 def make_parser() -> Parser:

@@ -94,7 +94,7 @@ def generate_items(
         The texts, and which of them are items.
 
     Raises:
-        ValueError: There are no users, or no titles.
+        ValueError: There are no users, or no titles, or `batch_size` is below 1.
 
     Example:
         >>> result = generate_items(model, tokenizer, users, ["Alien", "Heidi"], name="model")  # doctest: +SKIP
@@ -102,6 +102,8 @@ def generate_items(
     """
     if len(dataset) == 0 or len(titles) == 0:
         raise ValueError(f"There are {len(dataset)} users and {len(titles)} titles; generation needs some of both.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     questions = dataset.select_columns(["prompt", "candidates"])
     longest = _longest_title(tokenizer, questions[0], titles)
 

@@ -10,6 +10,7 @@ from accelerate.utils import extract_model_from_parallel
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 # Of the options for `from_pretrained`, those that say which files are read and from where
@@ -84,6 +85,30 @@ def _load_model(path: str, **kwargs: Any) -> Any:
             "or save the model anew."
         )
     return model
+
+
+def check_found(path: str, **kwargs: Any) -> None:
+    """Check that a model, or an adapter and its base model, can be found, without reading weights.
+
+    Args:
+        path: Folder or hub id.
+        **kwargs: For `from_pretrained`; see `hub_options` for those that count.
+
+    Raises:
+        ValueError: There is no such folder or repository, or it holds no model.
+    """
+    options = hub_options(kwargs)
+    model = path
+    try:
+        if is_adapter(path, **options):
+            adapter = PeftConfig.from_pretrained(path, **options)
+            model = adapter.base_model_name_or_path
+            own = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
+            options = own | {"revision": adapter.revision}
+        if cached_file(model, "config.json", **options) is None:
+            raise ValueError(f"{model} has no config.json.")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {path} cannot be loaded: {error}") from error
 
 
 @contextmanager
