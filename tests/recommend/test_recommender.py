@@ -104,6 +104,8 @@ def test_a_template_with_candidates_ranks_and_does_not_recommend(case, items):
         (lambda r: r.recommend(["Toy Stroy"]), r"history: 'Toy Stroy' is neither.*'Toy Story'"),
         (lambda r: r.recommend([], exclude=["x"]), "exclude: 'x' is neither an item id nor a title"),
         (lambda r: r.recommend([], k=0), "at least 1"),
+        (lambda r: r.recommend_batch([[], []], exclude=[[]]), "exclude: 2 histories need one entry each, there are 1"),
+        (lambda r: r.recommend_batch([[]], exclude=[]), "exclude: 1 histories need one entry each, there are 0"),
         (lambda r: r.rank([], ["Matrix"]), r"candidates: 'Matrix' is neither.*'The Matrix'"),
         (lambda r: r.rank(["100"], []), "nothing to rank"),
         (lambda r: Recommender(r.model, r.tokenizer, r.catalogue.frame, r.template, score="max"), "'sum' or 'mean'"),

@@ -267,6 +267,8 @@ class Recommender:
                 "The template lists candidates in the prompt, so it cannot recommend from the whole catalogue: rank "
                 "candidates, or train with a template without them."
             )
+        if exclude is not None and len(exclude) != len(histories):
+            raise ValueError(f"exclude: {len(histories)} histories need one entry each, there are {len(exclude)}.")
         searches = []
         for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True):
             seen = self.catalogue.rows(history, "history")
