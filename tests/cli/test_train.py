@@ -309,7 +309,7 @@ def test_two_processes_train_from_one_command(model_folder, data_folder, tmp_pat
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
     command += [*launch, *on_cpu, "--per_device_train_batch_size", "1"]
     subprocess.run(command, check=True, env=environment, timeout=300)  # it has hung: tests/distributed/test_ending.py
-    # Each step has two rows, one a process: with one negative and with two
+    # Each step has two rows, one per process: with one negative and with two
     log = log_of(out)
     assert len([entry for entry in log if "num_rejected" in entry]) == 2
     assert log[-1]["epoch"] == 1
