@@ -229,6 +229,21 @@ def test_revision_and_remote_code_reach_model_and_tokenizer(model_folder, data_f
         assert calls[name]["trust_remote_code"] is True
 
 
+@pytest.mark.parametrize("from_adapter", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_that_is_asked_for_is_the_models(
+    model_folder, data_folder, tmp_path, monkeypatch, attention, from_adapter
+):
+    start = model_folder
+    if from_adapter:
+        start = tmp_path / "sft"
+        get_peft_model(load_model(str(model_folder)), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(start)
+    trained = []
+    monkeypatch.setattr(DMPOTrainer, "train", lambda self, **_: trained.append(self.model.config._attn_implementation))
+    main(["train", *paths(start, data_folder, tmp_path / "out"), *ON_A_CPU, "--attn_implementation", attention])
+    assert [name.removeprefix("trie_") for name in trained] == [attention]
+
+
 def test_buffers_that_cannot_be_broadcast_are_left_alone_where_asked_to(
     model_folder, data_folder, tmp_path, monkeypatch
 ):
