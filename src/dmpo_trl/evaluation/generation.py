@@ -112,19 +112,18 @@ def generate_items(
 
     outputs = over_processes(generate, len(dataset), model)
     catalogue = {title.strip() for title in titles}
-    candidates = [[_text(candidate) for candidate in row] for row in dataset["candidates"]]
+    among_candidates, hits = [], []
+    for output, row in zip(outputs, dataset.select_columns(["candidates", "positive"]), strict=True):
+        candidates = [_text(candidate) for candidate in row["candidates"]]  # of one user: they may be the catalogue
+        among_candidates.append(output in candidates)
+        hits.append(output == candidates[row["positive"]])
     return GenerationResult(
         name,
         dataset["user"][:],
         outputs,
         np.array([output in catalogue for output in outputs]),
-        np.array([output in own for output, own in zip(outputs, candidates, strict=True)]),
-        np.array(
-            [
-                output == own[positive]
-                for output, own, positive in zip(outputs, candidates, dataset["positive"], strict=True)
-            ]
-        ),
+        np.array(among_candidates),
+        np.array(hits),
     )
 
 
