@@ -28,7 +28,7 @@ def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
 def print_table(results: dict[str, RankingResult], about: str) -> None:
     """Print all rankers with 95% bootstrap intervals over users, then the paired differences of the stages."""
     print(f"\n{about}")
-    print("log-probs; mean [95% bootstrap interval over users], differences paired by user")
+    print("Means [95% bootstrap intervals over users]; differences are paired by user.")
     rows = {name: result.intervals() for name, result in results.items()}
     rows |= {f"{name} - {other}": results[name].minus(results[other]) for name, other in COMPARISONS}
     print(f"{'':<18}" + "".join(f"{metric:>23}" for metric in METRICS))
@@ -67,7 +67,7 @@ def import_pyplot() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:
-        raise SystemExit('The picture needs matplotlib: pip install "dmpo-trl[plot]".') from error
+        raise SystemExit("The picture needs matplotlib: pip install '.[plot]' in a clone of dmpo-trl.") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

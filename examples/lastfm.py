@@ -9,7 +9,6 @@ negatives, S-DPO (`softmax`) mostly the one that the model likes best.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from stages import compare, prepare_data, train_dmpo, train_sft
 
@@ -28,8 +27,8 @@ def main() -> None:
     sft = train_sft(prepared.sft["train"], settings)
     models = {"zero-shot": settings.model, "SFT": sft}
     for name, loss_type in (("S-DPO", "softmax"), ("DMPO", "dmpo")):
-        own = replace(settings, loss_type=loss_type, results=str(Path(settings.results) / loss_type))
-        models[name] = train_dmpo(prepared.preference["train"], sft, own)
+        own = replace(settings, loss_type=loss_type)
+        models[name] = train_dmpo(prepared.preference["train"], sft, own, name=loss_type)
     print(compare(prepared, models, settings))
 
 

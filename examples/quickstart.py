@@ -2,9 +2,9 @@
 
     python examples/quickstart.py
 
-Needs `pip install "dmpo-trl[gguf,plot]"`. By default it fetches SmolLM2-135M-Instruct and MovieLens 100K and takes
-less than 20 minutes on two CPU cores. Another model: `--model` with a hub id, a folder or a GGUF file. Other data:
-`--data` with a folder of RecBole's atomic files. Everything it writes goes to `--output_dir`:
+Needs `pip install '.[gguf,plot]'` in a clone of dmpo-trl. By default it fetches SmolLM2-135M-Instruct and MovieLens
+100K and takes less than 20 minutes on two CPU cores. Another model: `--model` with a hub id, a folder or a GGUF file.
+Other data: `--data` with a folder of RecBole's atomic files. Everything it writes goes to `--output_dir`:
 
     metrics.json    all figures, the seconds of each stage, the settings
     training.png    loss, rewards and margins of the DMPO stage
@@ -91,7 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     draw_training(dmpo, settings.output_dir / "training.png")
     print_recommendations(results["dmpo"], users, data.titles())
     about = (
-        f"{len(users)} {settings.report} users, {settings.candidates} candidates, scored by the {settings.score} of"
+        f"{len(users)} {settings.report} users, {settings.candidates} candidates, ranked by the {settings.score} of "
+        "their tokens' log-probs."
     )
     print_table(results, about)
     write_metrics(settings.output_dir / "metrics.json", results, seconds, asdict(settings))

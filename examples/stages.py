@@ -23,7 +23,7 @@ class Training:
     model: str = field(
         default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "Hub id or folder of a chat model."}
     )
-    results: str = field(default="outputs", metadata={"help": "Folder for the adapters `sft` and `dmpo`."})
+    results: str = field(default="outputs", metadata={"help": "Folder for the adapters of the stages."})
     loss_type: str = field(default="dmpo", metadata={"help": "Or `softmax` (S-DPO), or any loss type of TRL's."})
     beta: float = 1.0
     train_batch_size: int = 8
@@ -84,19 +84,20 @@ def train_sft(train: Dataset, settings: Training, **options: Any) -> str:
     return folder
 
 
-def train_dmpo(train: Dataset, sft: str, settings: Training, **options: Any) -> str:
+def train_dmpo(train: Dataset, sft: str, settings: Training, name: str = "dmpo", **options: Any) -> str:
     """Continue the SFT adapter against the rejected items.
 
     Args:
         train: Columns `prompt`, `chosen` and `rejected`.
         sft: Folder of the adapter.
         settings: Model and training.
+        name: Name of the adapter's folder in the results' folder.
         **options: More options of `DMPOConfig`.
 
     Returns:
         The new adapter's folder, with what was logged in `trainer_state.json`.
     """
-    folder = str(Path(settings.results) / "dmpo")
+    folder = str(Path(settings.results) / name)
     trainer = DMPOTrainer(
         # A model that comes with an adapter: TRL keeps a frozen copy of it, named "ref", as the reference
         model=PeftModel.from_pretrained(load(settings.model), sft, is_trainable=True),

@@ -118,3 +118,15 @@ def test_the_loss_of_ones_own_trains(tmp_path, monkeypatch):
     names: dict = {}
     exec(example, names)
     assert names["trainer"].state.log_history[-1]["train_loss"] == pytest.approx(1.78, abs=0.005)
+
+
+def test_nothing_says_to_install_by_name_what_is_not_on_pypi():
+    """From a clone it is `pip install .`, with extras `pip install '.[plot]'`."""
+    files = [
+        *PAGES,
+        *(ROOT / "src").rglob("*.py"),
+        *(ROOT / "examples").rglob("*.py"),
+        *ROOT.glob("examples/**/*.ipynb"),
+    ]
+    by_name = re.compile(r"pip install (?:-\S+ )*[\\'\"]*dmpo-trl(?! @)")
+    assert [str(file) for file in files if by_name.search(file.read_text(encoding="utf-8"))] == []

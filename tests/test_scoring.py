@@ -183,6 +183,14 @@ def test_what_cannot_be_scored_is_named_before_the_work(monkeypatch):
         list(scoring.stream_scores(LLAMA, TOKENIZER, [("a", [])]))
 
 
+@pytest.mark.parametrize("tokens_per_batch", [0, -5])
+def test_a_batch_has_at_least_one_token(tokens_per_batch):
+    with pytest.raises(ValueError, match=f"`tokens_per_batch` must be at least 1, got {tokens_per_batch}"):
+        score_completions(LLAMA, TOKENIZER, PROMPTS, COMPLETIONS, tokens_per_batch=tokens_per_batch)
+    one = score_completions(LLAMA, TOKENIZER, PROMPTS[:1], COMPLETIONS[:1], tokens_per_batch=1)
+    check_scores(one, LLAMA, TOKENIZER, PROMPTS[:1], COMPLETIONS[:1])
+
+
 def test_nothing_to_score():
     assert score_completions(LLAMA, TOKENIZER, [], []) == []
 

@@ -58,9 +58,9 @@ def score_completions(
         completions: For each prompt, any number of completions of the same kind. Texts get the end-of-sequence token
             appended, as in training.
         prefix_sharing: See `DMPOConfig.prefix_sharing`.
-        tokens_per_batch: Bound on the tokens of a forward, padding included. The completions of one prompt are spread
-            over several rows where they are too many for one; only a single completion that with its prompt is
-            longer than the bound exceeds it.
+        tokens_per_batch: Bound on the tokens of a forward, padding included; at least 1. The completions of one prompt
+            are spread over several rows where they are too many for one; only a single completion that with its prompt
+            is longer than the bound exceeds it.
         progress: Label of a progress bar; None for no bar.
 
     Returns:
@@ -68,7 +68,7 @@ def score_completions(
 
     Raises:
         ValueError: The numbers of prompts and of lists of completions differ, a list is empty, a completion has no
-            token to score, or `prefix_sharing=True` and the model cannot.
+            token to score, `tokens_per_batch` is below 1, or `prefix_sharing=True` and the model cannot.
 
     Example:
         >>> from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -120,8 +120,10 @@ def stream_scores(
         The scores, in the order of `examples`.
 
     Raises:
-        ValueError: A list is empty, a completion has no token to score, or `prefix_sharing=True` and the model cannot.
+        ValueError: A list is empty, a completion has no token to score, `tokens_per_batch` is below 1, or
+            `prefix_sharing=True` and the model cannot.
     """
+    check_tokens_per_batch(tokens_per_batch)
     if isinstance(model, DistributedDataParallel):
         # Its forward synchronises buffers with the other processes, which may score other numbers of batches
         model = model.module
@@ -152,6 +154,25 @@ def stream_scores(
                 yield from scorer.score(window, bar)
                 window, tokens = [], 0
         yield from scorer.score(window, bar)
+
+
+def check_tokens_per_batch(tokens_per_batch: int) -> None:
+    """Check the bound on the tokens of a forward.
+
+    Args:
+        tokens_per_batch: See [`score_completions`].
+
+    Raises:
+        ValueError: It is below 1.
+
+    Example:
+        >>> check_tokens_per_batch(0)
+        Traceback (most recent call last):
+        ...
+        ValueError: `tokens_per_batch` must be at least 1, got 0.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"`tokens_per_batch` must be at least 1, got {tokens_per_batch}.")
 
 
 def _scored_lengths(prompt: list[int], options: list[list[int]]) -> list[int]:

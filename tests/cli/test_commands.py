@@ -9,8 +9,10 @@ import pytest
 from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import COMMANDS, main
+from dmpo_trl.cli.options import ModelArguments, Parser
 from dmpo_trl.data import Prepared
 from dmpo_trl.evaluation import RankingResult, report
+from dmpo_trl.modeling.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,50 @@ def test_evaluate_ranks_the_whole_catalogue(folders, prepared, capsys):
 def test_evaluate_refuses_a_single_user_before_it_loads_the_model(prepared):
     with pytest.raises(SystemExit, match=r"1 test users \(of 4\).*Raise `--users`"):
         main(["evaluate", "--model", "no such model", "--data", str(prepared), "--users", "1"])
+
+
+def test_evaluate_finds_that_there_is_no_baseline_before_it_loads_the_model(folders, prepared, monkeypatch):
+    monkeypatch.setattr("dmpo_trl.evaluation.load_for_ranking", lambda *_, **__: pytest.fail("the model was loaded"))
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared)]
+    with pytest.raises(SystemExit, match=rf"dmpo-trl evaluate: The model {folders / 'nosuch'} cannot be loaded"):
+        main(["evaluate", *arguments, "--baseline", str(folders / "nosuch")])
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        (["evaluate"], "tokens_per_batch", 0),
+        (["evaluate"], "top_k", 0),
+        (["recommend", "--history", "10"], "k", 0),
+        (["recommend", "--history", "10"], "num_beams", -1),
+        (["recommend", "--split", "test", "--output", "all.parquet"], "batch_size", 0),
+        (["explain", "--history", "10"], "max_new_tokens", -1),
+    ],
+)
+def test_numbers_that_are_too_low_are_refused_before_the_model_is_loaded(command, option, value, prepared):
+    least = 0 if option == "max_new_tokens" else 1
+    with pytest.raises(SystemExit, match=f"--{option} must be at least {least}, it is {value}"):
+        main([*command, "--model", "no such model", "--data", str(prepared), f"--{option}", str(value)])
+
+
+def test_train_refuses_to_rank_no_users_before_it_loads_data_and_model(tmp_path):
+    arguments = ["--model_name_or_path", "no such model", "--dataset_name", "none", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="--ranking_users must be at least 1, it is 0"):
+        main(["train", *arguments, "--bf16", "False", "--ranking_data", "none", "--ranking_users", "0"])
+
+
+def test_recommend_finds_that_there_are_no_users_before_it_loads_the_model(folders, prepared):
+    arguments = ["--model", "no such model", "--data", str(prepared), "--users", str(folders / "nobody.jsonl")]
+    with pytest.raises(SystemExit, match=r"The file of --users, .*nobody.jsonl, does not exist"):
+        main(["recommend", *arguments, "--output", str(folders / "nobody.parquet")])
+
+
+def test_recommend_names_the_file_and_line_that_are_not_utf_8(folders, prepared):
+    users = folders / "latin.jsonl"
+    users.write_bytes(b'{"user": 1, "history": ["10"]}\n{"user": "Am\xe9lie", "history": ["10"]}\n')
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--users", str(users)]
+    with pytest.raises(SystemExit, match=rf"{users}, line 2: .*utf-8"):
+        main(["recommend", *arguments, "--output", str(folders / "latin.parquet")])
 
 
 def test_evaluate_loads_the_model_once_for_ranking_and_generation(folders, prepared, monkeypatch):
@@ -178,6 +224,36 @@ def test_explain_prints_effects_and_draws_them(folders, prepared, capsys):
     assert picture.read_text().lstrip().startswith("<?xml")
 
 
+def test_explain_finds_that_matplotlib_is_missing_before_it_loads_the_model(prepared, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = ["--model", "no such model", "--data", str(prepared), "--history", "10", "--picture", "why.png"]
+    with pytest.raises(SystemExit, match="dmpo-trl explain: A picture needs matplotlib"):
+        main(["explain", *arguments])
+
+
+def test_explain_says_so_where_nothing_is_left_to_recommend(folders, prepared):
+    everything = [str(movie) for movie in range(10, 50)]
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--max_new_tokens", "0"]
+    with pytest.raises(SystemExit, match=r"holds the whole catalogue, so nothing is left .* with --item"):
+        main(["explain", *arguments, "--history", *everything])
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate"], ["recommend", "--history", "10"], ["explain", "--history", "10", "--item", "20"]]
+)
+def test_a_precision_that_is_none_is_refused_with_those_that_are(command, prepared, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--model", "no such model", "--data", str(prepared), "--dtype", "float99"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'float99'" in capsys.readouterr().err
+
+
+def test_every_precision_that_is_offered_loads_a_model(folders):
+    (dtype,) = (option for option in Parser("explain", ModelArguments, example="").options if option.dest == "dtype")
+    for name in dtype.choices:
+        load_model(str(folders / "model"), dtype=name)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_commands_help_says_what_it_does_and_how(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -223,7 +299,16 @@ def test_the_revision_of_a_model_is_not_that_of_its_baseline(folders, prepared, 
         raise ValueError("stopped")
 
     monkeypatch.setattr("dmpo_trl.evaluation.evaluate_model", evaluate)
-    model = ["--model", str(folders / "model"), "--baseline", "other", "--data", str(prepared), "--users", "2"]
+    model = [
+        "--model",
+        str(folders / "model"),
+        "--baseline",
+        str(folders / "model"),
+        "--data",
+        str(prepared),
+        "--users",
+        "2",
+    ]
     with pytest.raises(SystemExit, match="stopped"):
         main(["evaluate", *model, "--revision", "main", "--dtype", "float32"])
     assert "revision" not in calls[0]
@@ -232,7 +317,13 @@ def test_the_revision_of_a_model_is_not_that_of_its_baseline(folders, prepared, 
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("Wrong."), FileNotFoundError("Not there."), ConnectionError("No."), FloatingPointError("Not finite.")],
+    [
+        ValueError("Wrong."),
+        FileNotFoundError("Not there."),
+        ConnectionError("No."),
+        ImportError("Not installed."),
+        FloatingPointError("Not finite."),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_that_speaks_to_the_user_ends_a_command_with_its_message_alone(error, monkeypatch):

@@ -96,6 +96,13 @@ def test_a_file_that_holds_no_options_is_an_error_without_a_traceback(text, mess
         parse(config(text))
 
 
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("word: Amélie".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"The file of --config, {file}, is not YAML in UTF-8"):
+        parse("--config", str(file))
+
+
 def test_variables_in_the_file_go_into_the_environment(config, monkeypatch):
     monkeypatch.setenv("DMPO_TRL_TEST", "before")
     assert parse(config("env: {DMPO_TRL_TEST: 1}\nmodel: m\n")).model == "m"

@@ -138,6 +138,35 @@ def test_train_trains_an_adapter_on_a_4_bit_model(model_folder, data_folder, tmp
     assert log_of(out)[0]["loss"] == pytest.approx(float(torch.tensor(2.0).log()), abs=1e-3)
 
 
+@pytest.mark.parametrize("from_adapter", [False, True])
+def test_train_says_what_4_bits_need(model_folder, data_folder, tmp_path, monkeypatch, from_adapter):
+    start, options = model_folder, ["--use_peft"]
+    if from_adapter:
+        start, options = tmp_path / "sft", []
+        get_peft_model(load_model(str(model_folder)), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(start)
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"dmpo-trl train: .*bitsandbytes"):
+        main(["train", *paths(start, data_folder, tmp_path / "out"), *ON_A_CPU, "--load_in_4bit", *options])
+
+
+def test_train_names_the_model_whose_weights_are_cut_off(model_folder, data_folder, tmp_path):
+    file = model_folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match=f"A file of weights of {model_folder}, .* is damaged"):
+        main(["train", *paths(model_folder, data_folder, tmp_path / "out"), *ON_A_CPU])
+
+
+@pytest.mark.parametrize("options", [[], ["--use_peft"]], ids=["whole", "lora"])
+def test_train_leaves_a_card_where_no_checkpoint_is_saved(model_folder, data_folder, tmp_path, options):
+    out = tmp_path / "out"
+    main(["train", *paths(model_folder, data_folder, out), *ON_A_CPU, "--save_strategy", "no", *options])
+    card = (out / "README.md").read_text()
+    assert "# Model Card for out\n" in card
+    assert f'Recommender.from_pretrained("{out}"' in card.replace("'", '"')
+    assert "- Negatives per example (N): 1 to 2, 1.50 on average.\n" in card
+    assert "More Information Needed" not in card
+
+
 def test_trls_own_trainer_can_never_be_what_runs(model_folder, data_folder, tmp_path, monkeypatch):
     """One loss that TRL has too: with TRL's trainer it would run without a word."""
 
@@ -198,6 +227,21 @@ def test_revision_and_remote_code_reach_model_and_tokenizer(model_folder, data_f
     for name in ("load_model", "load_tokenizer"):
         assert calls[name]["revision"] == "v2"
         assert calls[name]["trust_remote_code"] is True
+
+
+@pytest.mark.parametrize("from_adapter", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_that_is_asked_for_is_the_models(
+    model_folder, data_folder, tmp_path, monkeypatch, attention, from_adapter
+):
+    start = model_folder
+    if from_adapter:
+        start = tmp_path / "sft"
+        get_peft_model(load_model(str(model_folder)), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(start)
+    trained = []
+    monkeypatch.setattr(DMPOTrainer, "train", lambda self, **_: trained.append(self.model.config._attn_implementation))
+    main(["train", *paths(start, data_folder, tmp_path / "out"), *ON_A_CPU, "--attn_implementation", attention])
+    assert [name.removeprefix("trie_") for name in trained] == [attention]
 
 
 def test_buffers_that_cannot_be_broadcast_are_left_alone_where_asked_to(
@@ -280,7 +324,7 @@ def test_two_processes_train_from_one_command(model_folder, data_folder, tmp_pat
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_TORCH_DEVICE": "cpu"}
     command += [*launch, *on_cpu, "--per_device_train_batch_size", "1"]
     subprocess.run(command, check=True, env=environment, timeout=300)  # it has hung: tests/distributed/test_ending.py
-    # Each step has two rows, one a process: with one negative and with two
+    # Each step has two rows, one per process: with one negative and with two
     log = log_of(out)
     assert len([entry for entry in log if "num_rejected" in entry]) == 2
     assert log[-1]["epoch"] == 1

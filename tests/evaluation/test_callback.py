@@ -183,6 +183,7 @@ def test_no_users_is_an_error():
     ("options", "message"),
     [
         ({"score": "median"}, "'sum' or 'mean', not 'median'"),
+        ({"score": "sum", "tokens_per_batch": 0}, "`tokens_per_batch` must be at least 1"),
         ({"score": "sum", "metrics": ["hr@1", "recall@5"]}, r"Unknown metric 'recall@5'.*recall@k is hr@k"),
     ],
 )

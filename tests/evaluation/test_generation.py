@@ -107,6 +107,12 @@ def test_there_must_be_users_and_titles():
             generate_items(None, None, users, titles, name="x")
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_prompt(batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` must be at least 1, got {batch_size}"):
+        generate_items(None, None, make_users(2), TITLES, name="x", batch_size=batch_size)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -56,6 +56,12 @@ def test_ties_are_the_mean_over_all_orders(scores, draw, k):
     assert reciprocal_rank(ranks, k) == pytest.approx(np.mean([1 / place if place <= k else 0 for place in places]))
 
 
+def test_nothing_is_among_the_first_none():
+    ranks = Ranks.from_scores([np.array([3.0, 1.0]), np.array([1.0, 1.0])], [0, 1])
+    for metric in (hit_rate, ndcg, reciprocal_rank):
+        assert metric(ranks, k=0).tolist() == [0, 0]
+
+
 def test_users_with_different_numbers_of_candidates():
     scores = [np.array([3.0, 1.0]), np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 1.0, 1.0])]
     ranks = Ranks.from_scores(scores, [0, 1, 2])

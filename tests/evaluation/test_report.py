@@ -31,6 +31,11 @@ def test_a_folder_is_ranked_beside_its_baselines(tmp_path, kind):
     results["sum"].minus(results["popularity"])  # of the same users
 
 
+def test_a_batch_without_tokens_is_refused_before_the_model_is_loaded():
+    with pytest.raises(ValueError, match="`tokens_per_batch` must be at least 1, got 0"):
+        evaluate_model("no such model", make_users(2), POPULARITY, tokens_per_batch=0)
+
+
 def test_the_table():
     rows = {
         "model": {"hr@1": Interval(0.5, 0.4, 0.6), "auc": Interval(0.75, 0.7, 0.8)},

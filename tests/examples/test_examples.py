@@ -78,6 +78,10 @@ def test_from_raw_files_to_the_table(write, sizes, models, model, tmp_path, monk
     assert rows[-1] == "DMPO - popularity"
     assert table.startswith("5 test users")
     assert Prepared.load(out / "data").preference["train"].num_rows == 8
+    # As where the configs of the same name write, and none in another's
+    adapters = ["sft", *(["softmax"] if "S-DPO" in models else []), "dmpo"]
+    found = {str(file.parent.relative_to(out)) for file in out.rglob("adapter_config.json")}
+    assert found == set(adapters)
 
 
 @pytest.mark.parametrize("name", ["movielens", "amazon", "lastfm"])

@@ -153,9 +153,10 @@ def test_the_picture_is_drawn(run):
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, tmp_path):
+def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, tmp_path, capsys):
     options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": tmp_path, "train_users": 4}
     metrics = run_main(quickstart, options)
+    assert "12 test users, 10 candidates, ranked by the mean of their tokens' log-probs.\n" in capsys.readouterr().out
     assert metrics["dmpo"].keys() == METRICS
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
@@ -190,7 +191,7 @@ def test_groups_of_users_share_nobody_and_sft_sees_no_target(quickstart, data_fo
 
 def test_without_matplotlib_it_says_what_to_install(quickstart, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match=r"dmpo-trl\[plot\]"):
+    with pytest.raises(SystemExit, match=r"pip install '\.\[plot\]' in a clone"):
         quickstart.import_pyplot()
 
 

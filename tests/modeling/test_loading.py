@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from dmpo_trl.evaluation.report import load_for_ranking
 from dmpo_trl.modeling import loading
-from dmpo_trl.modeling.loading import load_model, load_model_and_tokenizer, load_tokenizer
+from dmpo_trl.modeling.loading import check_found, load_model, load_model_and_tokenizer, load_tokenizer
 from dmpo_trl.recommend import Recommender
 
 WHERE = {
@@ -111,6 +111,34 @@ def without(folder, part):
     """Take the weights of a layer out of a saved file."""
     (file,) = folder.glob("*.safetensors")
     save_file({name: value for name, value in load_file(file).items() if part not in name}, file, {"format": "pt"})
+
+
+def test_whether_a_model_can_be_found_is_known_before_it_is_loaded(tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    model = make_model().from_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    for name in ("base", "adapter"):
+        check_found(str(tmp_path / name))
+    (tmp_path / "empty").mkdir()
+    for name in ("nosuch", "empty"):
+        with pytest.raises(ValueError, match=f"The model {tmp_path / name} cannot be loaded: "):
+            check_found(str(tmp_path / name))
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=f"The model {tmp_path / 'adapter'} cannot be loaded: .*{tmp_path / 'base'}"):
+        check_found(str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_file_of_weights_that_is_cut_off_is_refused_with_the_models_name(tmp_path, adapter):
+    model = make_model()
+    if adapter:
+        model.save_pretrained(tmp_path / "base")
+        model = get_peft_model(type(model).from_pretrained(tmp_path / "base"), LoraConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "model")
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"A file of weights of {tmp_path / 'model'}, .* is damaged .*anew\."):
+        load_model(str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -7,7 +7,7 @@ import torch
 from support import naive_logp
 
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
-from dmpo_trl.recommend import Explanation
+from dmpo_trl.recommend import Explanation, Recommender
 
 HISTORY = ["100", "Star Wars", "111", "The Rock"]
 TITLES = ["Alien", "Star Wars", "Babe", "The Rock"]
@@ -65,7 +65,7 @@ def make_explanation():
 
 def test_text_names_items_from_the_strongest_on():
     first, *bars, words = str(make_explanation()).splitlines()
-    assert first.startswith("Heidi (score -3.50)")
+    assert first.startswith("Heidi (score -3.50, sum of the tokens).")
     assert [re.sub(r"\s+", " ", bar.rstrip("█").strip()) for bar in bars] == [
         "Alien 3 +2.000",
         "Babe +0.500",
@@ -73,6 +73,13 @@ def test_text_names_items_from_the_strongest_on():
     ]
     assert [bar.count("█") for bar in bars] == [24, 6, 12]
     assert words.endswith("no evidence of the cause): So!")
+
+
+def test_text_says_which_score_it_is(case, items):
+    recommender = Recommender(case.model, case.tokenizer, items, case.template, score="mean")
+    mean = recommender.explain(HISTORY, "Heidi", max_new_tokens=0)
+    assert str(mean).startswith(f"Heidi (score {mean.score:.2f}, mean per token).")
+    assert "sum of the tokens" in str(case.recommender.explain(HISTORY, "Heidi", max_new_tokens=0))
 
 
 def test_picture(tmp_path):
@@ -83,7 +90,7 @@ def test_picture(tmp_path):
 
 def test_picture_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'dmpo-trl\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[plot\]' in a clone"):
         make_explanation().plot(tmp_path / "why.png")
 
 

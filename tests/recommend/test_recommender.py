@@ -104,6 +104,8 @@ def test_a_template_with_candidates_ranks_and_does_not_recommend(case, items):
         (lambda r: r.recommend(["Toy Stroy"]), r"history: 'Toy Stroy' is neither.*'Toy Story'"),
         (lambda r: r.recommend([], exclude=["x"]), "exclude: 'x' is neither an item id nor a title"),
         (lambda r: r.recommend([], k=0), "at least 1"),
+        (lambda r: r.recommend_batch([[], []], exclude=[[]]), "exclude: 2 histories need one entry each, there are 1"),
+        (lambda r: r.recommend_batch([[]], exclude=[]), "exclude: 1 histories need one entry each, there are 0"),
         (lambda r: r.rank([], ["Matrix"]), r"candidates: 'Matrix' is neither.*'The Matrix'"),
         (lambda r: r.rank(["100"], []), "nothing to rank"),
         (lambda r: Recommender(r.model, r.tokenizer, r.catalogue.frame, r.template, score="max"), "'sum' or 'mean'"),
@@ -192,6 +194,21 @@ def test_catalogue_and_template_come_from_a_prepared_folder(case, items, tmp_pat
     (data / MANIFEST).write_text(json.dumps(manifest))
     loaded = Recommender.from_pretrained(tmp_path / "model", data=data)
     assert_same(loaded.recommend(HISTORY, 3), case.recommender.recommend(HISTORY, 3))
+    assert loaded.score == "sum"  # none was saved
+
+
+def test_the_saved_score_is_that_of_the_model_wherever_catalogue_and_template_come_from(case, items, tmp_path):
+    Recommender(case.model, case.tokenizer, items, case.template, score="mean").save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    items.with_columns(popularity=1).write_parquet(data / "items.parquet")
+    manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": {}}
+    (data / MANIFEST).write_text(json.dumps(manifest))
+    for given in ({"data": data}, {"items": items, "template": case.template}):
+        assert Recommender.from_pretrained(tmp_path / "model", **given).score == "mean"
+        assert Recommender.from_pretrained(tmp_path / "model", **given, score="sum").score == "sum"
+    (tmp_path / "model" / "items.parquet").unlink()
+    assert Recommender.from_pretrained(tmp_path / "model", data=data).score == "mean"
 
 
 def test_a_model_without_a_catalogue_says_what_to_give(tmp_path):

@@ -12,15 +12,16 @@ from ._commands import COMMANDS, suggestion
 
 __all__ = ["COMMANDS", "main"]
 
-# Errors that speak to the user: ValueError of a check, OSError of files and downloads, FloatingPointError of training
-_REPORTED = (ValueError, OSError, FloatingPointError)
+# Errors that speak to the user: ValueError of a check, OSError of files and downloads, ImportError of a package that
+# an option needs, FloatingPointError of training
+_REPORTED = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a subcommand. Its options are flags or keys of the YAML file given with `--config`.
 
-    A mistake in what the user gave, a missing file, a failed download and a loss that is not finite end the command
-    with their message alone; `--verbose` before the subcommand adds the traceback.
+    A mistake in what the user gave, a missing file or package, a failed download and a loss that is not finite end the
+    command with their message alone; `--verbose` before the subcommand adds the traceback.
 
     Args:
         argv: The command line without the program's name. Default: that of the process.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .options import check_at_least
+
 
 @dataclass
 class RankingArguments:
@@ -27,6 +29,10 @@ class RankingArguments:
     ranking_score: Literal["sum", "mean"] = field(
         default="mean", metadata={"help": "Rank by log-prob: its sum or its mean per token."}
     )
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_at_least(self, ranking_users=1)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from ..config import DMPOConfig
 from ..data import Prepared
 from ..data.preparation.folder import read_manifest
 from ..evaluation import RankingCallback
-from ..modeling.loading import is_adapter, load_model, load_tokenizer
+from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
 from ._splits import choose_split
@@ -59,6 +59,9 @@ def train(
 
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir)
+    # The main process writes the card. TRL does so at checkpoints only, of which there may be none, and with an
+    # adapter peft leaves an empty template in its place
+    trainer.create_model_card(Path(str(trainer.hub_model_id or config.output_dir)).name)
     trainer.accelerator.print(f"The model is in {config.output_dir}.")
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
@@ -92,14 +95,15 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
     }
     if not is_adapter(path, revision=model_options["revision"]):
         config.model_init_kwargs = model_options
-        return DMPOTrainer(
-            path,
-            args=config,
-            train_dataset=train_data,
-            eval_dataset=eval_data,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with refuse_damaged_weights(path):
+            return DMPOTrainer(
+                path,
+                args=config,
+                train_dataset=train_data,
+                eval_dataset=eval_data,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
     if peft_config is not None:
         raise ValueError(
             f"--model_name_or_path {path} is an adapter, which goes on training: leave --use_peft out. To train a new "

@@ -28,7 +28,9 @@ def run(arguments: list[str]) -> None:
     try:
         import shtab
     except ImportError as error:
-        raise ValueError("Completion needs the package shtab: pip install 'dmpo-trl[completion]'") from error
+        raise ImportError(
+            "Completion needs the package shtab: pip install '.[completion]' in a clone of dmpo-trl."
+        ) from error
     print(shtab.complete(_whole_parser(), shell))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._splits import choose_split
 from ._train_options import argument_types
-from .options import Parser
+from .options import Parser, check_at_least
 
 if TYPE_CHECKING:
     from ..training.cost import BatchSize, Lengths, StepCost
@@ -32,6 +32,10 @@ class EstimateArguments:
         default=None,
         metadata={"help": "Memory of a device in 10^9 bytes; the largest N that fits into it is then printed."},
     )
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_at_least(self, prompt_tokens=0, completion_tokens=1, negatives=1, sample_rows=1)
 
 
 @dataclass

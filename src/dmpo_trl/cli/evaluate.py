@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._splits import choose_split
-from .options import ModelArguments, Parser
+from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +49,10 @@ class EvaluateArguments:
         },
     )
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_at_least(self, top_k=1, tokens_per_batch=1)
+
 
 def make_parser() -> Parser:
     """Return the command's parser."""
@@ -73,6 +77,7 @@ def run(arguments: list[str]) -> None:
         markdown_table,
         rank_beside_baselines,
     )
+    from ..modeling.loading import check_found
 
     model, options = make_parser().parse(arguments)
     prepared = Prepared.load(options.data)
@@ -82,6 +87,9 @@ def run(arguments: list[str]) -> None:
     if options.whole_catalogue:
         users = full_catalogue(users, titles, prepared.template)
 
+    loading = replace(model, revision=None).from_pretrained()  # of the baseline: the revision is that of --model
+    if options.baseline is not None:
+        check_found(options.baseline, **loading)  # before the work, not after it
     loaded, tokenizer = load_for_ranking(model.model, **model.from_pretrained())
     results = rank_beside_baselines(loaded, tokenizer, users, popularity, tokens_per_batch=options.tokens_per_batch)
     generated = (
@@ -89,7 +97,6 @@ def run(arguments: list[str]) -> None:
     )
     del loaded  # leaves its memory to the baseline
     if options.baseline is not None:
-        loading = replace(model, revision=None).from_pretrained()  # the revision is that of --model
         baseline = evaluate_model(
             options.baseline, users, popularity, tokens_per_batch=options.tokens_per_batch, **loading
         )

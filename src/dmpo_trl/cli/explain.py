@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from .options import ModelArguments, Parser
+from .options import ModelArguments, Parser, check_at_least
+
+if TYPE_CHECKING:
+    from ..recommend import Recommender
 
 
 @dataclass
@@ -27,6 +31,10 @@ class ExplainArguments:
         default=60, metadata={"help": "Most tokens of the explanation in the model's own words; 0 for none."}
     )
 
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_at_least(self, max_new_tokens=0)
+
 
 def make_parser() -> Parser:
     """Return the command's parser."""
@@ -37,12 +45,26 @@ def make_parser() -> Parser:
 def run(arguments: list[str]) -> None:
     """Explain as the arguments say: print the explanation, and draw it where asked to."""
     from ..recommend import Recommender
+    from ..recommend.explanation import import_figure
 
     model, options = make_parser().parse(arguments)
+    if options.picture is not None:
+        import_figure()  # before the work, not after it
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
-    item = options.item or recommender.recommend(options.history, 1)[0].item
+    item = options.item or _best_item(recommender, options.history)
     explanation = recommender.explain(options.history, item, max_new_tokens=options.max_new_tokens)
     print(explanation)
     if options.picture is not None:
         explanation.plot(options.picture)
         print(f"Drawn to {options.picture}.")
+
+
+def _best_item(recommender: Recommender, history: list[str]) -> str:
+    """Return the item that would be recommended."""
+    found = recommender.recommend(history, 1)
+    if not found:
+        raise ValueError(
+            "--history holds the whole catalogue, so nothing is left to recommend: name the item to explain with "
+            "--item."
+        )
+    return found[0].item

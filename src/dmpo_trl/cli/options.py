@@ -126,13 +126,35 @@ class Parser(TrlParser):
         return suggestion(name, known, "--")
 
 
+def check_at_least(options: Any, **minimums: int) -> None:
+    """Refuse numbers that are too low, before anything is loaded. What is not given is not checked.
+
+    Args:
+        options: A dataclass of options.
+        **minimums: The least value of each.
+
+    Raises:
+        ValueError: One of them is too low.
+
+    Example:
+        >>> check_at_least(argparse.Namespace(k=0), k=1)
+        Traceback (most recent call last):
+        ...
+        ValueError: --k must be at least 1, it is 0.
+    """
+    for name, minimum in minimums.items():
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"--{name} must be at least {minimum}, it is {value}.")
+
+
 def _read_config(path: str) -> dict[str, Any]:
     """Read the file of `--config`; variables under its key `env` go into the environment, as with TRL's parser."""
     with open(path, encoding="utf-8") as file:
         try:
             config = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"The file of --config, {path}, is not YAML: {error}.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"The file of --config, {path}, is not YAML in UTF-8: {error}.") from error
     if not isinstance(config, dict):
         raise ValueError(f"The file of --config, {path}, must hold options as `name: value`.")
     variables = config.pop("env", {})
@@ -149,7 +171,10 @@ class ModelArguments:
     model: str = field(metadata={"help": "Folder or hub id of a model or of an adapter."})
     dtype: str | None = field(
         default=None,
-        metadata={"help": "Precision of the weights, for instance bfloat16. Default: as saved; float32 on a CPU."},
+        metadata={
+            "help": "Precision of the weights. Default: as saved; float32 on a CPU.",
+            "choices": ["auto", "bfloat16", "float16", "float32", "float64"],
+        },
     )
     revision: str | None = field(
         default=None,

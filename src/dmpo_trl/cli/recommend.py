@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..recommend import UserHistory
 from ._splits import choose_split
-from .options import ModelArguments, Parser
+from .options import ModelArguments, Parser, check_at_least
 
 
 @dataclass
@@ -55,6 +55,10 @@ class RecommendArguments:
     )
     batch_size: int = field(default=8, metadata={"help": "Users searched together."})
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_at_least(self, k=1, num_beams=1, batch_size=1)
+
 
 def make_parser() -> Parser:
     """Return the command's parser."""
@@ -79,6 +83,8 @@ def run(arguments: list[str]) -> None:
             raise ValueError("Many users need --output, the Parquet file to write.")
         if Path(options.output).exists() and not options.overwrite:
             raise ValueError(f"{options.output} exists already; choose another file, or set --overwrite.")
+    if options.users is not None and not Path(options.users).exists():
+        raise ValueError(f"The file of --users, {options.users}, does not exist.")
 
     from ..recommend import Recommender
 
@@ -108,10 +114,10 @@ def _users_of(data: str, split: str) -> Iterator[UserHistory]:
 
 
 def _read_users(path: str) -> Iterator[UserHistory]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # decoded line by line, so that one that is not UTF-8 is named
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
                 user, lists = str(row["user"]), [row["history"], row.get("seen", [])]
                 if not all(isinstance(items, list) for items in lists):
                     raise TypeError("history and seen must be lists")

@@ -17,6 +17,7 @@ from transformers import (
 
 from ..modeling.attention import attention_restored
 from ..modeling.loading import base_model_of
+from ..scoring import check_tokens_per_batch
 from .metrics import METRICS, check_metrics
 from .ranking import check_score, rank_by_log_prob, score_candidates
 from .report import markdown_table
@@ -47,7 +48,8 @@ class RankingCallback(TrainerCallback):
         result: The latest evaluation's [`RankingResult`], with the values of every user; None before the first.
 
     Raises:
-        ValueError: There are no users, `score` is neither `"sum"` nor `"mean"`, or there is no metric of a name.
+        ValueError: There are no users, `score` is neither `"sum"` nor `"mean"`, there is no metric of a name, or
+            `tokens_per_batch` is below 1.
 
     Example:
         >>> callback = RankingCallback(users, score="mean")  # doctest: +SKIP
@@ -71,6 +73,7 @@ class RankingCallback(TrainerCallback):
             raise ValueError("The dataset has no users to rank.")
         check_score(score)
         check_metrics(metrics)
+        check_tokens_per_batch(tokens_per_batch)
         self.dataset = dataset
         self.score = score
         self.metrics = metrics

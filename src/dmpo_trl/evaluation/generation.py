@@ -94,7 +94,7 @@ def generate_items(
         The texts, and which of them are items.
 
     Raises:
-        ValueError: There are no users, or no titles.
+        ValueError: There are no users, or no titles, or `batch_size` is below 1.
 
     Example:
         >>> result = generate_items(model, tokenizer, users, ["Alien", "Heidi"], name="model")  # doctest: +SKIP
@@ -102,6 +102,8 @@ def generate_items(
     """
     if len(dataset) == 0 or len(titles) == 0:
         raise ValueError(f"There are {len(dataset)} users and {len(titles)} titles; generation needs some of both.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     questions = dataset.select_columns(["prompt", "candidates"])
     longest = _longest_title(tokenizer, questions[0], titles)
 
@@ -110,19 +112,18 @@ def generate_items(
 
     outputs = over_processes(generate, len(dataset), model)
     catalogue = {title.strip() for title in titles}
-    candidates = [[_text(candidate) for candidate in row] for row in dataset["candidates"]]
+    among_candidates, hits = [], []
+    for output, row in zip(outputs, dataset.select_columns(["candidates", "positive"]), strict=True):
+        candidates = [_text(candidate) for candidate in row["candidates"]]  # of one user: they may be the catalogue
+        among_candidates.append(output in candidates)
+        hits.append(output == candidates[row["positive"]])
     return GenerationResult(
         name,
         dataset["user"][:],
         outputs,
         np.array([output in catalogue for output in outputs]),
-        np.array([output in own for output, own in zip(outputs, candidates, strict=True)]),
-        np.array(
-            [
-                output == own[positive]
-                for output, own, positive in zip(outputs, candidates, dataset["positive"], strict=True)
-            ]
-        ),
+        np.array(among_candidates),
+        np.array(hits),
     )
 
 

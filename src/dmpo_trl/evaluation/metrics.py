@@ -160,7 +160,7 @@ def reciprocal_rank(ranks: Ranks, k: int | None = None) -> np.ndarray:
         array([0.5 , 0.25])
     """
     positions = np.arange(1, ranks.candidates.max() + 1)
-    return _mean_over_ties(ranks, np.where(positions <= (k or len(positions)), 1 / positions, 0))
+    return _mean_over_ties(ranks, np.where(positions <= (len(positions) if k is None else k), 1 / positions, 0))
 
 
 def auc(ranks: Ranks) -> np.ndarray:

@@ -188,8 +188,8 @@ def full_catalogue(
     whole catalogue can order models differently (Krichene and Rendle, KDD 2020, "On Sampled Metrics for Item
     Recommendation"): report which of the two it was.
 
-    The catalogue is kept once, not once per user: the columns `items` and `candidates` hold numbers, which are
-    replaced by ids and completions as they are read. Write such a dataset to a file as `Dataset.from_list(list(...))`.
+    Of a dataset that was read from files, the result lies in the cache of `datasets` on the disk and takes no memory
+    beyond the rows that are read.
 
     Args:
         dataset: Columns of [`ranking_dataset`].
@@ -218,10 +218,8 @@ def full_catalogue(
             "template without them."
         )
     number = {item: place for place, item in enumerate(titles)}
-    shared: dict[str, list[Any]] = {
-        "items": list(titles),
-        "candidates": [template.completion(title) for title in titles.values()],
-    }
+    items = list(titles)
+    completions = [template.completion(title) for title in titles.values()]
 
     def widen(row: dict[str, Any]) -> dict[str, Any]:
         target = row["items"][row["positive"]]
@@ -231,17 +229,14 @@ def full_catalogue(
             )
         had = [*row["history"], *row.get("seen", ())] if seen is None else seen.get(row["user"], ())
         left_out = [number[item] for item in set(had) - {target} if item in number]
-        candidates = np.delete(np.arange(len(number), dtype=np.int32), left_out)
-        positive = int(np.searchsorted(candidates, number[target]))
-        return {"items": candidates, "positive": positive, "candidates": candidates}
-
-    def decode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        kept = np.delete(np.arange(len(number)), left_out)
         return {
-            column: [[shared[column][place] for place in own] for own in values] if column in shared else values
-            for column, values in batch.items()
+            "items": [items[place] for place in kept],
+            "positive": int(np.searchsorted(kept, number[target])),
+            "candidates": [completions[place] for place in kept],
         }
 
-    return dataset.map(widen, writer_batch_size=100).with_transform(decode)  # rows are thousands of candidates long
+    return dataset.map(widen, writer_batch_size=100)  # rows are thousands of candidates long
 
 
 def check_score(score: str) -> None:

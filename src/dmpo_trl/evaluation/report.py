@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import load_model_and_tokenizer
+from ..scoring import check_tokens_per_batch
 from .intervals import Difference, Interval
 from .ranking import SCORES, rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
 from .result import RankingResult
@@ -41,6 +42,7 @@ def evaluate_model(
         >>> results = evaluate_model("outputs/dmpo", users, popularity)  # doctest: +SKIP
         >>> print(results["mean"].intervals()["ndcg@5"])  # doctest: +SKIP
     """
+    check_tokens_per_batch(tokens_per_batch)  # before the model is loaded
     model, tokenizer = load_for_ranking(path, **model_options)
     return rank_beside_baselines(model, tokenizer, dataset, popularity, tokens_per_batch=tokens_per_batch)
 

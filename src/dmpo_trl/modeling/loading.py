@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 # Of the options for `from_pretrained`, those that say which files are read and from where
@@ -58,8 +60,14 @@ def load_model(path: str, **kwargs: Any) -> Any:
         A `PreTrainedModel`, or a `PeftModel` around one.
 
     Raises:
-        ValueError: The files lack weights, which would be random; or keys of the adapter, which would do nothing.
+        ValueError: The files lack weights, which would be random; or keys of the adapter, which would do nothing; or
+            they are damaged.
     """
+    with refuse_damaged_weights(path):
+        return _load_model(path, **kwargs)
+
+
+def _load_model(path: str, **kwargs: Any) -> Any:
     kwargs = {"dtype": "auto" if torch.cuda.is_available() else torch.float32} | kwargs
     if is_adapter(path, **kwargs):
         with warnings.catch_warnings():
@@ -77,6 +85,57 @@ def load_model(path: str, **kwargs: Any) -> Any:
             "or save the model anew."
         )
     return model
+
+
+def check_found(path: str, **kwargs: Any) -> None:
+    """Check that a model, or an adapter and its base model, can be found, without reading weights.
+
+    Args:
+        path: Folder or hub id.
+        **kwargs: For `from_pretrained`; see `hub_options` for those that count.
+
+    Raises:
+        ValueError: There is no such folder or repository, or it holds no model.
+    """
+    options = hub_options(kwargs)
+    model = path
+    try:
+        if is_adapter(path, **options):
+            adapter = PeftConfig.from_pretrained(path, **options)
+            model = adapter.base_model_name_or_path
+            own = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
+            options = own | {"revision": adapter.revision}
+        if cached_file(model, "config.json", **options) is None:
+            raise ValueError(f"{model} has no config.json.")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model {path} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def refuse_damaged_weights(path: str) -> Iterator[None]:
+    """Turn the error that a damaged file of weights raises inside the block into one that names the model.
+
+    Args:
+        path: Folder or hub id of the model or adapter that is loaded inside the block.
+
+    Raises:
+        ValueError: A file of weights is damaged, for instance cut off by a copy that was interrupted.
+
+    Example:
+        >>> with refuse_damaged_weights("my-model"):
+        ...     raise SafetensorError("incomplete metadata, file not fully covered")
+        Traceback (most recent call last):
+        ...
+        ValueError: A file of weights of my-model, or of its base model, is damaged (incomplete metadata, file not
+        fully covered). Download or save the model anew.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"A file of weights of {path}, or of its base model, is damaged ({error}). Download or save the model "
+            "anew."
+        ) from error
 
 
 def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:

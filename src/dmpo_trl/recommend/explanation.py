@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,16 +27,17 @@ class Explanation:
     Attributes:
         item: The recommended item.
         title: Its title.
-        score: Its score after the whole history (the recommender's `score`).
+        score: Its log-prob after the whole history, of the `kind` below.
         history: The items of the history, from old to new.
         titles: Their titles.
         effects: Contribution of each to the score, (history,), in nats. Positive: it speaks for the recommendation.
         words: The model's own words; empty where none were asked for.
+        kind: The recommender's `score`: `"sum"` over the title's tokens, or `"mean"` per token.
 
     Example:
         >>> effects = np.array([0.25, -0.5])
         >>> print(Explanation("7", "Aliens", -3.5, ("1", "2"), ("Alien", "Heidi"), effects, words=""))
-        Aliens (score -3.50). What each item of the history adds to the score:
+        Aliens (score -3.50, sum of the tokens). What each item of the history adds to the score:
           Alien   +0.250  ████████████
           Heidi   -0.500  ████████████████████████
     """
@@ -48,12 +49,14 @@ class Explanation:
     titles: tuple[str, ...]
     effects: np.ndarray
     words: str
+    kind: Literal["sum", "mean"] = "sum"
 
     def __str__(self) -> str:
         """Return the effects as bars, from the most positive on, and the words."""
         width = max(map(len, self.titles))
         largest = max(float(np.abs(self.effects).max()), 1e-9)
-        lines = [f"{self.title} (score {self.score:.2f}). What each item of the history adds to the score:"]
+        kind = "mean per token" if self.kind == "mean" else "sum of the tokens"
+        lines = [f"{self.title} (score {self.score:.2f}, {kind}). What each item of the history adds to the score:"]
         for index in np.argsort(-self.effects, kind="stable"):
             bar = "█" * round(abs(self.effects[index]) / largest * _BAR_WIDTH)
             lines.append(f"  {self.titles[index]:<{width}}  {self.effects[index]:+7.3f}  {bar}".rstrip())
@@ -70,11 +73,7 @@ class Explanation:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("A picture needs matplotlib: pip install 'dmpo-trl[plot]'.") from error
-        figure = Figure(figsize=(8, 1.5 + 0.35 * len(self.titles)), layout="constrained")
+        figure = import_figure()(figsize=(8, 1.5 + 0.35 * len(self.titles)), layout="constrained")
         axes = figure.add_subplot()
         places = np.arange(len(self.titles))
         axes.barh(places, self.effects, color=np.where(self.effects >= 0, "tab:blue", "tab:red").tolist())
@@ -84,6 +83,19 @@ class Explanation:
         axes.set_xlabel("score lost when the item is removed (nats)")
         axes.set_title(f"Why {self.title}?".replace("$", r"\$"))
         figure.savefig(path)
+
+
+def import_figure() -> Any:
+    """Return matplotlib's `Figure`, to find out before the work whether there can be a picture.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("A picture needs matplotlib: pip install '.[plot]' in a clone of dmpo-trl.") from error
+    return Figure
 
 
 def generate_words(

@@ -110,7 +110,7 @@ class Recommender:
             data: A prepared folder (`dmpo-trl prepare`).
             items: See the class.
             template: See the class.
-            score: See the class; by default what was saved, else `"sum"`.
+            score: See the class; by default what was saved beside the model, else `"sum"`.
             **model_options: For the model's `from_pretrained`: `dtype`, `device_map`, `revision`,
                 `trust_remote_code`, ...
 
@@ -124,7 +124,11 @@ class Recommender:
             >>> Recommender.from_pretrained("outputs/dmpo", data="data", dtype="bfloat16")  # doctest: +SKIP
         """
         path = str(path)
-        saved: dict[str, Any] = {}
+        settings, stored = (
+            cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_options(model_options))
+            for name in (_SETTINGS, _ITEMS)
+        )
+        saved = {} if settings is None else json.loads(Path(settings).read_text(encoding="utf-8"))
         if data is not None:
             from ..data.preparation.folder import Prepared
 
@@ -132,16 +136,11 @@ class Recommender:
             items = prepared.items if items is None else items
             template = template or prepared.template
         elif items is None or template is None:
-            settings, stored = (
-                cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_options(model_options))
-                for name in (_SETTINGS, _ITEMS)
-            )
             if settings is None or stored is None:
                 raise ValueError(
                     f"{path} holds no {_SETTINGS} and {_ITEMS}: give data=<the prepared folder>, or items= and "
                     "template=. `Recommender.save_pretrained` stores them beside the model."
                 )
-            saved = json.loads(Path(settings).read_text(encoding="utf-8"))
             items = pl.read_parquet(stored) if items is None else items
             template = template or PromptTemplate.from_dict(saved["template"])
 
@@ -268,6 +267,8 @@ class Recommender:
                 "The template lists candidates in the prompt, so it cannot recommend from the whole catalogue: rank "
                 "candidates, or train with a template without them."
             )
+        if exclude is not None and len(exclude) != len(histories):
+            raise ValueError(f"exclude: {len(histories)} histories need one entry each, there are {len(exclude)}.")
         searches = []
         for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True):
             seen = self.catalogue.rows(history, "history")
@@ -369,6 +370,7 @@ class Recommender:
             titles=tuple(titles),
             effects=full - np.array(without),
             words=generate_words(self.model, self.tokenizer, self._why(titles, title), max_new_tokens),
+            kind=self.score,
         )
 
     def _score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:

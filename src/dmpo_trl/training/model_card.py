@@ -129,7 +129,7 @@ def _quick_start(summary: TrainingSummary) -> str:
         conversational = isinstance(first_row.get("prompt", first_row.get("chosen")), list)
         start = _OF_A_CATALOGUE.format(model=model, conversational=conversational)
     code = f"{start}\n{_RANK.format(history=history, candidates=candidates)}"
-    return f"## Quick start\n\n```bash\npip install dmpo-trl\n```\n\n```python\n{code}\n```"
+    return f"## Quick start\n\n```bash\npip install .  # in a clone of dmpo-trl\n```\n\n```python\n{code}\n```"
 
 
 def _training_data(summary: TrainingSummary) -> str:

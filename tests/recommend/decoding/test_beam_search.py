@@ -103,6 +103,19 @@ def test_what_is_proven_is_exhaustive(llama, seed, count, k, num_beams, data):
     assert_same(search.found, expected, k)
 
 
+@pytest.mark.parametrize(
+    ("second_token", "proven"), [(-0.25, True), (-0.5, False), (-0.75, False), (-1.25, False), (-5.0, False)]
+)
+def test_what_was_left_out_must_be_below_the_last_item_found(second_token, proven):
+    """One beam of two titles: the other, at -1.5 after its first token, could still be as good as what was found."""
+    search = Search([6], TitleTrie([[6, EOS], [7, EOS]]), (), k=1)
+    search.advance(*search.children(), np.array([-1.0, -1.5]), num_beams=1)
+    assert search.left_out == -1.5
+    search.advance(*search.children(), np.array([second_token]), num_beams=1)
+    assert search.found == [(-1.0 + second_token, 0)]
+    assert search.proven is proven
+
+
 def test_too_few_beams_prove_nothing(llama):
     """Scores of a beam that misses the best item: not proven; with more beams it is found."""
     missed = 0
