@@ -52,13 +52,17 @@ def test_recommends_what_scoring_the_catalogue_would(case, items):
     assert [one.score for one in found] == pytest.approx(logps, abs=2e-5)
 
 
-def test_items_of_one_title_come_out_together_unless_excluded(case):
+def test_items_of_one_title_come_out_and_go_out_together(case):
+    """A user who had one, or wants none of it, is not shown the other."""
     everything = case.recommender.recommend(["Heidi"], k=13, num_beams=50)
     places = {one.item: place for place, one in enumerate(everything)}
     assert places["105"] == places["103"] + 1
     assert everything[places["103"]].score == everything[places["105"]].score
-    without = [one.item for one in case.recommender.recommend(["Heidi"], k=12, exclude=["103"], num_beams=50)]
-    assert without == [one.item for one in everything if one.item != "103"]
+    without = [one.item for one in everything if one.item not in ("103", "105")]
+    for entry in ("103", "105", "The Mask"):
+        found = case.recommender.recommend(["Heidi"], k=11, exclude=[entry], num_beams=50)
+        assert [one.item for one in found] == without
+        assert "The Mask" not in [one.title for one in case.recommender.recommend([entry], k=11, num_beams=50)]
 
 
 def test_more_than_are_left_gives_all_that_are_left(case, items, caplog):

@@ -272,7 +272,7 @@ def _liked(data: Interactions, min_rating: float | None) -> pl.DataFrame:
     if min_rating is None:
         return data.interactions
     if "rating" not in data.interactions.columns:
-        raise ValueError("min_rating is given, but the interactions have no column 'rating'; pass min_rating=None.")
+        raise ValueError("min_rating is given, but the interactions have no column 'rating'; leave it out.")
     liked = data.interactions.filter(pl.col("rating") >= float(min_rating))
     if liked.is_empty():
         highest = data.interactions["rating"].max()

@@ -61,7 +61,9 @@ class Catalogue:
         self.items: list[str] = items["item"].to_list()
         self.titles: list[str] = items["title"].to_list()
         self._row = {item: row for row, item in enumerate(self.items)}
-        self._row_of_title = {title: row for row, title in reversed(list(enumerate(self.titles)))}
+        self._rows_of_title: dict[str, list[int]] = {}
+        for row, title in enumerate(self.titles):
+            self._rows_of_title.setdefault(title, []).append(row)
 
     def rows(self, entries: Iterable[str], what: str) -> list[int]:
         """Return the row of each entry, an item id or an exact title (the first item of that title).
@@ -78,7 +80,7 @@ class Catalogue:
             raise ValueError(f"{what}: give a list of items, not the text {entries!r}.")
         rows = []
         for entry in entries:
-            row = self._row.get(entry, self._row_of_title.get(entry))
+            row = self._row.get(entry, self._rows_of_title.get(entry, [None])[0])
             if row is None:
                 close = difflib.get_close_matches(str(entry), self.titles, n=3, cutoff=0.5)
                 close = [str(entry)] if str(entry) in self._row else close  # a number: ids are texts
@@ -86,6 +88,14 @@ class Catalogue:
                 raise ValueError(f"{what}: {entry!r} is neither an item id nor a title of the catalogue.{hint}")
             rows.append(row)
         return rows
+
+    def of_same_title(self, rows: Iterable[int]) -> list[int]:
+        """Return the rows of all items that have the title of one of `rows`: a model cannot tell them apart.
+
+        Args:
+            rows: Rows of items.
+        """
+        return [row for title in {self.titles[row] for row in rows} for row in self._rows_of_title[title]]
 
 
 class TitleTrie:

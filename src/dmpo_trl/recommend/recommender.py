@@ -213,7 +213,7 @@ class Recommender:
         """Search the whole catalogue for the best items after a history, with beams that can only spell titles.
 
         Args:
-            history: Items from old to new. They are not recommended again.
+            history: Items from old to new. They are not recommended again, nor is another of the same title.
             k: Number of items. Where fewer are left in the catalogue, all of them are returned, with a warning in
                 the log.
             exclude: Further items that must not be recommended.
@@ -245,7 +245,7 @@ class Recommender:
         """Run `recommend` for several users in one search.
 
         Args:
-            histories: Items of each user, from old to new. They are not recommended again.
+            histories: Items of each user, from old to new. They, and their titles, are not recommended again.
             k: See `recommend`.
             exclude: Further items that must not be recommended, one entry per user.
             num_beams: See `recommend`.
@@ -273,7 +273,8 @@ class Recommender:
         for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True):
             seen = self.catalogue.rows(history, "history")
             prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
-            searches.append(Search(prompt_ids, trie, [*seen, *self.catalogue.rows(own_exclude, "exclude")], k))
+            had = self.catalogue.of_same_title([*seen, *self.catalogue.rows(own_exclude, "exclude")])
+            searches.append(Search(prompt_ids, trie, had, k))
         with evaluation_mode(self.model):
             has_items = [len(search.nodes) > 0 for search in searches]
             (exact_search if exact else beam_search)(self.model, searches, max(k, num_beams))
