@@ -40,6 +40,11 @@ class DMPOConfig(DPOConfig):
             are formed once, in the order of `train_sampling_strategy` (`"random"`, `"sequential"` or
             `"group_by_prompt"`), and come in another order each epoch. A batch's loss is the mean over its examples,
             so an example weighs less in a batch that holds many. The effect on learning is not measured.
+
+    Example:
+        >>> args = DMPOConfig("out", loss_type=["dmpo", "sft"], loss_weights=[1.0, 0.2], bf16=False)
+        >>> args.loss_type, args.prefix_sharing
+        (['dmpo', 'sft'], 'auto')
     """
 
     loss_type: list[str] = field(

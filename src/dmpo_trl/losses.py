@@ -36,6 +36,15 @@ class ScoredBatch:
         chosen_nll: Mean negative log-prob of the batch's chosen tokens, a scalar.
         f_divergence_type: Divergence that regularises the policy; see `DPOConfig`.
         f_alpha_divergence_coef: Its alpha.
+
+    Example:
+        >>> one, two = torch.tensor([-1.0]), torch.tensor([-2.0, -4.0])  # an example with two rejected completions
+        >>> zeros, lengths = torch.zeros_like, torch.ones_like
+        >>> batch = ScoredBatch(
+        ...     one, two, zeros(one), zeros(two), torch.tensor([2]), lengths(one), lengths(two), torch.tensor(1.0)
+        ... )
+        >>> batch.score_gaps, batch.mean_over_rejected(batch.score_gaps)
+        (tensor([1., 3.]), tensor([2.]))
     """
 
     chosen_logps: torch.Tensor

@@ -33,6 +33,11 @@ class CompletionScores:
         logps: Summed log-prob of each completion given the prompt, in nats, (N,).
         lengths: Its number of tokens that were scored, (N,): all but the first after an empty prompt, which nothing
             predicts.
+
+    Example:
+        >>> scores = CompletionScores(logps=np.array([-6.0, -4.0]), lengths=np.array([3, 1]))
+        >>> (scores.logps / scores.lengths).tolist()  # mean per token
+        [-2.0, -4.0]
     """
 
     logps: np.ndarray

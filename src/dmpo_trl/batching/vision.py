@@ -100,6 +100,12 @@ class DataCollatorForVisionMultiPreference(DataCollatorMixin):
         processor: Its tokenizer needs a padding token.
         max_length: Longest sequence (prompt with image tokens, and completion), in tokens; what exceeds it is cut
             at the end, with a warning. None for no limit.
+
+    Example:
+        >>> collator = DataCollatorForVisionMultiPreference(processor, max_length=1024)  # doctest: +SKIP
+        >>> row = {"images": [poster], "prompt": messages, "chosen": one, "rejected": [two, three]}  # doctest: +SKIP
+        >>> collator([row])["num_rejected"]  # doctest: +SKIP
+        tensor([2])
     """
 
     processor: ProcessorMixin

@@ -54,6 +54,9 @@ def load_for_ranking(path: str, **model_options: Any) -> tuple[Any, PreTrainedTo
         path: Folder or hub id of a model or an adapter.
         **model_options: For `from_pretrained`, such as `revision`. By default the weights keep their `dtype` on a GPU
             and are float32 on a CPU, where half precision is slow; `device_map` spreads the model over devices.
+
+    Example:
+        >>> model, tokenizer = load_for_ranking("outputs/dmpo", revision="v2")  # doctest: +SKIP
     """
     device = PartialState().device
     dtype = "float32" if device.type == "cpu" else "auto"

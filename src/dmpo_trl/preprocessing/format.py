@@ -36,6 +36,10 @@ class RowError(ValueError):
         column: The column's name.
         problem: What is wrong there.
         remedy: What to do.
+
+    Example:
+        >>> print(RowError("train", 3, "rejected", "the list is empty", "Drop the row"))
+        Row 3 of the train dataset, column `rejected`: the list is empty. Drop the row.
     """
 
     def __init__(
