@@ -78,3 +78,10 @@ def test_a_tokenizer_that_appends_its_own_end_appends_one(text):
     prompt, (completion,) = tokenize_completions(tokenizer, "Next:", [text], eos_token="</s>")
     assert prompt == tokenizer("<s>Next:", add_special_tokens=False)["input_ids"]
     assert completion == tokenizer(" Alien</s>", add_special_tokens=False)["input_ids"]
+
+
+def test_an_end_that_a_text_itself_holds_is_kept():
+    """Only what the tokenizer appends is taken off: a prompt may end with the token too."""
+    prompt, (completion,) = tokenize_completions(TOKENIZER, "Next:</s>", [""], eos_token="</s>")
+    assert prompt == TOKENIZER("Next:</s>")["input_ids"]
+    assert completion == [TOKENIZER.eos_token_id]

@@ -114,11 +114,11 @@ def tokenize_completions(
     if isinstance(prompt, str):
         end = eos_token or ""
         texts = [prompt, *(prompt + text + ("" if text.endswith(end) else end) for text in completions)]
-        prompt_ids, *wholes = processing_class(text=texts)["input_ids"]
-        if end:  # a tokenizer may append one too
-            tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
-            end_id = tokenizer.convert_tokens_to_ids(end)
-            wholes = [whole[:-1] if whole[-2:] == [end_id, end_id] else whole for whole in wholes]
+        # Of a text without an end, the tokens show whether the tokenizer appends one by itself
+        prompt_ids, *wholes, without_end = processing_class(text=[*texts, "A"])["input_ids"]
+        tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
+        if end and without_end[-1:] == [tokenizer.convert_tokens_to_ids(end)]:
+            wholes = [whole[:-1] for whole in wholes]
     else:
         (prompt_ids,) = _render(processing_class, [prompt], add_generation_prompt=True, **template_kwargs)
         wholes = _render(processing_class, [prompt + messages for messages in completions], **template_kwargs)
