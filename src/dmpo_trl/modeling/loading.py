@@ -101,10 +101,7 @@ def check_found(path: str, **kwargs: Any) -> None:
     model = path
     try:
         if is_adapter(path, **options):
-            adapter = PeftConfig.from_pretrained(path, **options)
-            model = adapter.base_model_name_or_path
-            own = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
-            options = own | {"revision": adapter.revision}
+            model, options = _base_of_adapter(path, options)
         if cached_file(model, "config.json", **options) is None:
             raise ValueError(f"{model} has no config.json.")
     except (OSError, ValueError) as error:
@@ -151,9 +148,15 @@ def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     except (OSError, ValueError):
         if not is_adapter(path, **kwargs):
             raise
-    adapter = PeftConfig.from_pretrained(path, **hub_options(kwargs))
-    options = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    return AutoTokenizer.from_pretrained(adapter.base_model_name_or_path, revision=adapter.revision, **options)
+    base, options = _base_of_adapter(path, kwargs)
+    return AutoTokenizer.from_pretrained(base, **options)
+
+
+def _base_of_adapter(path: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The base model of an adapter, and the options to load it with: its revision stands in the adapter's config."""
+    adapter = PeftConfig.from_pretrained(path, **hub_options(options))
+    own = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
+    return adapter.base_model_name_or_path, own | {"revision": adapter.revision}
 
 
 def load_model_and_tokenizer(path: str, **kwargs: Any) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -27,6 +27,11 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     return {name: dataset for name, dataset in {"train": train_dataset, **evaluation}.items() if dataset is not None}
 
 
+def shown_name(key: str) -> str:
+    """Return a dataset's name in messages: TRL calls one of several evaluation datasets by its key alone."""
+    return key if key in ("train", "eval") else f"eval_{key}"
+
+
 def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
     """Refuse a dataset without rows, or with one that visibly breaks the data contract.
 

@@ -97,7 +97,7 @@ class RemoteFile:
             DownloadError: Without network, without room on the disk, or where the checksum is another.
         """
         path = self.path
-        with _room_on_disk(path.parent):
+        with room_on_disk(path.parent):
             if path.is_file():
                 self._check(path, "The file was changed after it was downloaded: delete it and run again.")
                 return path
@@ -192,7 +192,8 @@ def _explain_address(url: str, error: Exception) -> str:
 
 
 @contextmanager
-def _room_on_disk(folder: Path) -> Iterator[None]:
+def room_on_disk(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full or locked disk inside the block into a `DownloadError` with the remedy."""
     try:
         yield
     except OSError as error:
