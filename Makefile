@@ -41,6 +41,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --rounds 2 $(BENCH)
 	$(BIN)/python benchmarks/heads.py --tokens 36 144 --rounds 3 $(BENCH)
 	$(BIN)/python benchmarks/ranking.py $(BENCH)
+	$(BIN)/python benchmarks/head_check.py $(BENCH)
 
 # The DMPO authors' pairs, which may not be redistributed: make bench-pairs PAIRS=FOLDER
 PAIRS_OPTIONS := --name step-rows --batches 4 --rounds 2 --copies_at_once 10 --sides trie "trie, padded rows" $(BENCH)
