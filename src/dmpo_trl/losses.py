@@ -127,7 +127,7 @@ class ScoredBatch:
         )
 
     def mean_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean over the pairs of each example: (P,) to (B,)."""
+        """Average over the pairs of each example: (P,) to (B,)."""
         sums = values.new_zeros(len(self.num_rejected)).index_add(0, self.example, values)
         return sums / self.num_rejected
 
@@ -198,7 +198,7 @@ def _register(registry: dict[str, Loss], other: dict[str, Loss], name: str, loss
 def preference_loss(
     name: str, batch: ScoredBatch, args: DPOConfig, pair_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Value of the loss `name` for each example.
+    """Compute the loss `name` of each example.
 
     Args:
         name: A registered loss.
@@ -355,7 +355,7 @@ def aot_unpaired(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
 
 @torch.no_grad()
 def wpo_weights(outputs: Any, completions: Completions) -> torch.Tensor:
-    """Weight of each pair by the policy's own likelihood of both completions (WPO, arXiv 2406.11827, Eq. 2), (P,).
+    """Weigh each pair by the policy's own likelihood of both completions (WPO, arXiv 2406.11827, Eq. 2), (P,).
 
     Args:
         outputs: Of the scoring head: `log_probs` and `log_sum_sq_probs`, (S,) each.

@@ -54,7 +54,7 @@ def score_completions(
     tokens_per_batch: int = 4096,
     progress: str | None = None,
 ) -> list[CompletionScores]:
-    """Log-probs of completions given their prompts, each prompt computed once where the model allows it.
+    """Score completions by their log-probs given the prompts, each computed once where the model allows it.
 
     Args:
         model: A causal language model of transformers, a `PeftModel` around one, or what accelerate wraps around it.

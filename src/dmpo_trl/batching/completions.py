@@ -45,7 +45,7 @@ class Completions:
         return cls(**{field.name: batch[field.name] for field in fields(cls)})
 
     def first(self, rows: int) -> "Completions":
-        """The completions of the first `rows` examples alone. The forward, and so the scored pairs, stay whole."""
+        """Return the completions of the first `rows` examples. The forward, and so the scored pairs, stay whole."""
         num_rejected = self.num_rejected[:rows]
         number = rows + int(num_rejected.sum())
         kept = self.token_completions < number
@@ -129,7 +129,7 @@ _OUTCOME = {field.name for field in fields(Completions)} | {"ref_chosen_logps", 
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the forward takes of a collated batch; the rest says how its outcome is read."""
+    """Return what the forward takes of a collated batch; the rest says how its outcome is read."""
     return {name: value for name, value in batch.items() if name not in _OUTCOME} | {"use_cache": False}
 
 

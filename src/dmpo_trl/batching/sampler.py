@@ -21,7 +21,7 @@ Epoch = Callable[[], int]
 
 
 def group_by_prompt(prompts: Sequence[Any], min_shared: float = 0.5) -> list[list[int]]:
-    """Groups of examples whose prompts begin alike.
+    """Group examples whose prompts begin alike.
 
     In lexicographic order a prompt shares its longest prefix with a neighbour. Neighbours are in one group where what
     they share is at least `min_shared` of the longer one; what all prompts share (an instruction that stands before
@@ -201,7 +201,7 @@ def check_sampling(args: DPOConfig, dataset: Any) -> None:
 
 
 def make_train_sampler(args: DPOConfig, dataset: Any, batch_size: int, epoch: Epoch) -> Sampler[int] | None:
-    """The sampler that `train_sampling_strategy` and `max_tokens_per_batch` ask for; None where TRL's is meant.
+    """Make the sampler that `train_sampling_strategy` and `max_tokens_per_batch` ask for; None where TRL's is meant.
 
     Args:
         args: The training arguments.
@@ -221,7 +221,7 @@ def make_train_sampler(args: DPOConfig, dataset: Any, batch_size: int, epoch: Ep
 def make_batches(
     args: DPOConfig, dataset: Dataset, batch_size: int, collate: Callable[[list[dict[str, Any]]], Any]
 ) -> Batches | None:
-    """The batches that `max_tokens_per_batch` asks for; None where it is not set.
+    """Form the batches that `max_tokens_per_batch` asks for; None where it is not set.
 
     Args:
         args: The training arguments.

@@ -85,7 +85,7 @@ def build_row(
 
 
 def join_trees(trees: Sequence[Row]) -> Row:
-    """One row in which `trees` stand side by side; what they have in common is not shared."""
+    """Join `trees` side by side in one row; what they have in common is not shared."""
     row = Row()
     for tree in trees:
         nodes, entries = len(row.input_ids), len(row.scored_nodes)

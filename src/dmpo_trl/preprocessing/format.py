@@ -21,7 +21,7 @@ LEAVE_OUT = "Leave it out: nothing can be preferred to itself"
 
 
 def numbered_columns(columns: Iterable[str]) -> list[str]:
-    """Columns that each hold one rejected completion, in the order of their numbers."""
+    """Return the columns that each hold one rejected completion, in the order of their numbers."""
     matches = filter(None, map(_NUMBERED.fullmatch, columns))
     return [match.string for match in sorted(matches, key=lambda match: (match[1], int(match[2])))]
 
@@ -50,7 +50,7 @@ class RowError(ValueError):
 
 
 def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
-    """The row's prompt (None if implicit), chosen completion and list of rejected completions, checked.
+    """Return the row's prompt (None if implicit), chosen completion and list of rejected completions, checked.
 
     Args:
         example: The row, text.
@@ -108,7 +108,7 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
 
 
 def read_tokens(example: dict[str, Any], error: Any) -> tuple[list[int], list[int], list[list[int]]]:
-    """`read_row` for a row that is tokenised already: ids of the prompt, the chosen and each rejected completion."""
+    """Return ids of the prompt, the chosen and each rejected completion of a tokenised row, checked."""
     entries = rejected_entries(example)
     for column, entry, ids in (
         *((name, "it", example[name]) for name in TOKEN_COLUMNS[:2]),
@@ -122,7 +122,7 @@ def read_tokens(example: dict[str, Any], error: Any) -> tuple[list[int], list[in
 
 
 def rejected_entries(example: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """The rejected completions of a row: column, name within it for messages, and value."""
+    """Return the rejected completions of a row: column, name within it for messages, and value."""
     if example.keys() >= set(TOKEN_COLUMNS):
         column, numbered = TOKEN_COLUMNS[2], []
         rejected = example[column]

@@ -95,7 +95,7 @@ def tokenize_completions(
     eos_token: str | None,
     **template_kwargs: Any,
 ) -> tuple[list[int], list[list[int]]]:
-    """Token ids of a prompt and of each of its completions.
+    """Tokenise a prompt and each of its completions.
 
     Prompt and completion are tokenised together, as TRL does, and split where the prompt's tokens end; where the
     tokenised prompt is no prefix of the whole, the completion starts where they diverge.

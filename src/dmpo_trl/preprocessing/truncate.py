@@ -131,7 +131,7 @@ _measured: WeakKeyDictionary[Dataset, Lengths] = WeakKeyDictionary()
 
 
 def token_lengths(dataset: Dataset) -> Lengths:
-    """Number of tokens of each prompt, chosen and rejected completion, and the row that each rejected one belongs to.
+    """Count the tokens of each prompt, chosen and rejected completion, and name the row of each rejected one.
 
     Measured once per dataset.
     """
@@ -163,6 +163,6 @@ def _measure(dataset: Dataset) -> Lengths:
 
 
 def max_num_rejected(dataset: Dataset) -> int:
-    """The largest number of rejected completions in a row of `dataset`."""
+    """Return the largest number of rejected completions in a row of `dataset`."""
     owners = token_lengths(dataset)[3]
     return int(np.bincount(owners).max()) if len(owners) else 0

@@ -19,7 +19,7 @@ _BATCH = 100_000  # rows
 
 
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
-    """The datasets of a trainer by their names in messages."""
+    """Return the datasets of a trainer by their names in messages."""
     if isinstance(eval_dataset, dict):
         evaluation = {f"eval_{name}": dataset for name, dataset in eval_dataset.items()}
     else:
@@ -90,7 +90,7 @@ def _suspects(dataset: Dataset) -> Iterator[int]:
 
 
 def is_list_type(kind: pa.DataType) -> bool:
-    """Whether an Arrow column of this type holds lists."""
+    """Return whether an Arrow column of this type holds lists."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 

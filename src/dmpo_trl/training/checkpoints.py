@@ -86,7 +86,7 @@ def checkpoint_to_resume(
 
 
 def last_whole_checkpoint(output_dir: str) -> str | None:
-    """The whole checkpoint of the highest step in a folder, or `None`."""
+    """Return the whole checkpoint of the highest step in a folder, or `None`."""
     whole = (folder for folder in reversed(_checkpoints(output_dir)) if not problems(folder))
     return next(map(str, whole), None)
 
@@ -151,7 +151,7 @@ def write_file_list(checkpoint: str) -> None:
 
 
 def problems(checkpoint: str | Path) -> list[str]:
-    """What keeps a checkpoint from being whole, in words that name the files; empty for a whole one.
+    """Return what keeps a checkpoint from being whole, in words that name the files; empty for a whole one.
 
     Where we wrote it, its files are compared with the list of their sizes. A checkpoint of plain TRL or transformers
     has no list: what the formats tell must do (safetensors and torch files know where they end).

@@ -52,7 +52,7 @@ class BatchSize:
 
     @classmethod
     def trie(cls, lengths: Lengths, *, attention_balance: float = 4096.0) -> BatchSize:
-        """The trie layout where examples share nothing and completions begin differently: an upper bound.
+        """Return the trie layout where examples share nothing and completions begin differently: an upper bound.
 
         An example has ``p + sum_i (c_i - 1)`` nodes: the prompt once, and every completion but its last token, which
         predicts nothing. Where prefixes are shared, `measured` tells what is left.
@@ -69,13 +69,13 @@ class BatchSize:
 
     @classmethod
     def copies(cls, lengths: Lengths) -> BatchSize:
-        """One copy of the prompt for every completion: ``p + c_i - 1`` tokens each, padded to the longest."""
+        """Return the layout of copies of the prompt: ``p + c_i - 1`` tokens each, padded to the longest."""
         sequences = [prompt + completion - 1 for prompt, completions in lengths for completion in completions]
         return cls(sum(sequences), len(sequences), max(*sequences, 1), _scored(lengths))
 
     @classmethod
     def measured(cls, batch: dict[str, torch.Tensor]) -> BatchSize:
-        """The layout of a batch that `DataCollatorForMultiPreference` made."""
+        """Return the layout of a batch that `DataCollatorForMultiPreference` made."""
         rows, length = batch["input_ids"].shape
         return cls(int(batch["attention_mask"].sum()), rows, length, len(batch["scored_targets"]))
 
@@ -229,7 +229,7 @@ class StepCost:
 
 
 def step_cost(model: ModelSize, layout: BatchSize, options: TrainingOptions) -> StepCost:
-    """Cost of a forward and a backward pass over a batch, with the reference's forward pass.
+    """Return the cost of a forward and a backward pass over a batch, with the reference's forward pass.
 
     With T computed tokens, A attention pairs, S scored pairs (`BatchSize`) and the letters of `ModelSize`:
 
@@ -278,7 +278,7 @@ def step_cost(model: ModelSize, layout: BatchSize, options: TrainingOptions) -> 
 
 
 def largest(fits: Callable[[int], bool], limit: int = 2**20) -> int:
-    """The largest number from 1 to `limit` that fits, 0 if 1 does not; what fits must also fit when smaller.
+    """Return the largest number from 1 to `limit` that fits, 0 if 1 does not; what fits must fit when smaller.
 
     Example:
         >>> largest(lambda size: size**2 <= 50)

@@ -14,7 +14,7 @@ from datasets.fingerprint import get_temporary_cache_files_directory
 
 
 def num_own_rows(rows: int, accelerator: Accelerator) -> int:
-    """How many of the rows of this process's batch, the first ones, are its own to count.
+    """Return how many rows of this process's batch, the first ones, are its own to count.
 
     So that all processes get as many rows, accelerate fills the last batch up with rows that have been there before.
 
@@ -32,7 +32,7 @@ def num_own_rows(rows: int, accelerator: Accelerator) -> int:
 
 
 def readable_by_all(dataset: Dataset, name: str, accelerator: Accelerator) -> Dataset:
-    """`dataset`, in a file that all processes can read, where it is in memory and there are several of them.
+    """Return `dataset` in a file that all processes can read, where it is in memory and there are several of them.
 
     The cache of a dataset is written beside its files by one process and read by all; one in memory has none.
 

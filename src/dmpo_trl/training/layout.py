@@ -33,7 +33,7 @@ class Layout:
     packed_length: int | None
 
     def collator(self, trl_collator: DataCollatorForPreference) -> DataCollatorForMultiPreference:
-        """The collator of this layout, with the parameters that TRL made its own from (padding, truncation)."""
+        """Make the collator of this layout, with the parameters that TRL made its own from (padding, truncation)."""
         return DataCollatorForMultiPreference(
             pad_token_id=trl_collator.pad_token_id,
             max_length=trl_collator.max_length,

@@ -36,7 +36,7 @@ ones. The definition is the same for every loss, so that runs can be compared.
 
 
 def example_metrics(batch: ScoredBatch, beta: float) -> dict[str, torch.Tensor]:
-    """The metrics of each example by name, (B,) each; see the module.
+    """Return the metrics of each example by name, (B,) each; the module's table defines them.
 
     Args:
         batch: Log-probs of the batch.
@@ -61,7 +61,7 @@ def example_metrics(batch: ScoredBatch, beta: float) -> dict[str, torch.Tensor]:
 
 
 def token_metrics(outputs: Any, completions: Completions) -> dict[str, torch.Tensor]:
-    """TRL's metrics of the completions' tokens by name, one value per token, and `aux_loss` where the model has one.
+    """Return TRL's metrics of the completions' tokens, one value per token, and `aux_loss` where there is one.
 
     Args:
         outputs: Of the scoring head: `entropy`, `mean_logits`, `is_top1`, (S,) each, and `aux_loss`.

@@ -66,7 +66,7 @@ class TrainingSummary:
 
     @classmethod
     def of(cls, trainer: Any) -> TrainingSummary:
-        """The summary of what a trainer has done so far."""
+        """Return the summary of what a trainer has done so far."""
         state = trainer.state
         sections = [
             callback.card_section(state.log_history, state.best_global_step, trainer.args.metric_for_best_model)
@@ -86,7 +86,7 @@ class TrainingSummary:
 
 
 def hub_dataset(dataset: Any) -> str | None:
-    """Hub id of a dataset that `load_dataset` downloaded; None for any other."""
+    """Return the hub id of a dataset that `load_dataset` downloaded; None for any other."""
     for file in getattr(dataset, "cache_files", []):
         # Where `datasets` keeps what it downloaded: <cache>/<namespace>___<name>/<config>/...
         if found := [part for part in Path(file["filename"]).parts if "___" in part]:
