@@ -293,4 +293,4 @@ def loss_of(name: str, logps: torch.Tensor, ref_logps: torch.Tensor | None, exam
         rejected_lengths=torch.ones(len(rejected)),
         chosen_nll=torch.zeros(()),  # nor at the likelihood of the chosen completion
     )
-    return preference_loss(name, batch, SimpleNamespace(beta=0.1, label_smoothing=0.0)).mean()
+    return preference_loss(name, batch, SimpleNamespace(label_smoothing=0.0)).mean()

@@ -33,7 +33,7 @@ CORE = [
     "tests/preprocessing/test_format.py",
     "tests/preprocessing/test_truncate.py",
     "tests/test_config.py",
-    "tests/test_losses.py",
+    "tests/losses",
     "tests/test_scoring.py",
     "tests/test_seams.py",
     "tests/test_trainer.py",

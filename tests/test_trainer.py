@@ -137,6 +137,8 @@ def test_one_negative_is_dpo(tmp_path, loss_type, our_loss_type, options):
     assert_gradients_agree(ours[1], theirs[1], tolerance=3e-5 if loss_type == "discopop" else 1e-5)
     assert ours[2].keys() >= theirs[2].keys()
     for name in theirs[2].keys() - {"num_tokens"}:  # tokens computed, which is what prefix sharing saves
+        if loss_type == "sft" and name.startswith("rewards/"):
+            continue  # TRL computes a reference for them
         assert ours[2][name] == pytest.approx(theirs[2][name], abs=1e-4, rel=1e-4), name
 
 

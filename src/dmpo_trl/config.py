@@ -25,7 +25,12 @@ class DMPOConfig(DPOConfig):
         loss_type (`list[str]`, *optional*, defaults to `["dmpo"]`):
             `"dmpo"` (arXiv 2405.16127), `"softmax"` (S-DPO, arXiv 2406.09215), or any loss of `DPOConfig`, averaged
             over the pairs of an example. Several are added up with `loss_weights`. With one rejected completion
-            `"dmpo"`, `"softmax"` and `"sigmoid"` are the same number.
+            `"dmpo"`, `"softmax"` and `"sigmoid"` are the same number. `"sampled_softmax"` and `"mppo"` (arXiv
+            2412.15244) have no reference: where no loss has one, no reference model is loaded. docs/losses.md has
+            them all.
+        negative_selection (`str`, *optional*, defaults to `"all"`):
+            Which rejected completions of an example count in its loss: `"all"`, or `"boundary"` (DynamicPO, arXiv
+            2605.00327), those at the decision boundary, each with a beta of its own. It goes with any loss.
         prefix_sharing (`str` or `bool`, *optional*, defaults to `"auto"`):
             Whether to compute every distinct prefix of a batch once. `"auto"` does where a probe before the first
             step finds the model's numbers unchanged by it, and says so where not; `True` does or raises; `False`
@@ -52,6 +57,14 @@ class DMPOConfig(DPOConfig):
         metadata={
             "help": "Type of loss to use: 'dmpo', 'softmax' (S-DPO), or any loss of DPOConfig, averaged over the "
             "pairs of an example. Several are added up with the weights in `loss_weights`."
+        },
+    )
+    negative_selection: str = field(
+        default="all",
+        metadata={
+            "help": "Which rejected completions of an example count in its loss: 'all', or 'boundary' (DynamicPO), "
+            "those at the decision boundary, each with a beta of its own.",
+            "choices": ["all", "boundary"],
         },
     )
     truncation_mode: str = field(
@@ -93,6 +106,8 @@ class DMPOConfig(DPOConfig):
         if choice not in choices:
             raise ValueError(f"`prefix_sharing` must be 'auto', True or False, got {self.prefix_sharing!r}.")
         self.prefix_sharing = choices[choice]  # type: ignore[assignment]
+        if self.negative_selection not in ("all", "boundary"):
+            raise ValueError(f"`negative_selection` must be 'all' or 'boundary', got {self.negative_selection!r}.")
         if self.max_tokens_per_batch is not None:
             if self.max_tokens_per_batch < 1:
                 raise ValueError(f"`max_tokens_per_batch` must be at least 1, got {self.max_tokens_per_batch}.")

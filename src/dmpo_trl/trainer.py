@@ -1,7 +1,6 @@
 """`DMPOTrainer`: TRL's `DPOTrainer` for any number of rejected completions."""
 
 import contextlib
-import textwrap
 import warnings
 from functools import cached_property
 from typing import Any
@@ -19,19 +18,26 @@ from .batching.completions import Completions, from_pairs, model_inputs
 from .batching.sampler import check_sampling, make_batches, make_train_sampler
 from .batching.vision import vision_collator
 from .config import DMPOConfig
-from .losses import ScoredBatch, preference_loss, wpo_weights
+from .losses import SELECTIONS, ScoredBatch, weighted_loss, wpo_weights
 from .modeling.aux_loss import num_copies
 from .modeling.loading import base_model_of
 from .preprocessing.dataset import tokenize_dataset
+from .preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS
 from .preprocessing.truncate import max_num_rejected
 from .preprocessing.validate import check_rows, named_datasets, shown_name
 from .training import checkpoints
 from .training.checks import check_limits, check_options, check_step
-from .training.distributed import check_checkpoint_kind, num_own_rows, readable_by_all, rows_of_table
+from .training.distributed import (
+    check_checkpoint_kind,
+    check_compute_metrics,
+    num_own_rows,
+    readable_by_all,
+    rows_of_table,
+)
 from .training.layout import choose_layout
 from .training.metrics import example_metrics, means_over_processes, token_metrics
-from .training.model_card import TrainingSummary, complete_card, hub_dataset
-from .training.reference import cache_key, initial_policy
+from .training.model_card import PAPER, TrainingSummary, complete_card, hub_dataset
+from .training.reference import cache_key, initial_policy, needs_reference, options_of_parent
 
 
 class DMPOTrainer(DPOTrainer):
@@ -71,22 +77,13 @@ class DMPOTrainer(DPOTrainer):
 
     _tag_names = ["trl", "dpo", "dmpo", "recommendation"]  # noqa: RUF012 (the parent's type)
     _name = "DMPO"
-    _paper = {  # noqa: RUF012
-        "title": "Finetuning Large Language Model for Personalized Ranking",
-        "id": "2405.16127",
-        "citation": textwrap.dedent("""\
-            @article{bai2024dmpo,
-                title   = {{Finetuning Large Language Model for Personalized Ranking}},
-                author  = {Zhuoxi Bai and Ning Wu and Fengyu Cai and Xinyi Zhu and Yun Xiong},
-                year    = 2024,
-                journal = {arXiv preprint arXiv:2405.16127},
-            }"""),
-    }
+    _paper = PAPER
 
     args: DPOConfig
     model: Any
     ref_model: Any
     data_collator: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -106,29 +103,24 @@ class DMPOTrainer(DPOTrainer):
         for name, dataset in named_datasets(train_dataset, eval_dataset).items():
             check_rows(dataset, name)
         check_sampling(args, train_dataset)
-        if ref_model is None:
+        self._has_reference = needs_reference(args, ref_model)
+        if ref_model is None and self._has_reference:
             ref_model = initial_policy(model, args, kwargs.get("peft_config"))
         self._given_collator = data_collator
         self._ref_table_width = 0  # while reference log-probs are precomputed, the largest N of the dataset
-        # The parent checks options against the loss types that it knows, and ours are like "sigmoid" to it
-        loss_types = args.loss_type
-        args.loss_type = ["sigmoid" if name in ("dmpo", "softmax") else name for name in loss_types]
-        try:
+        with options_of_parent(args, self._has_reference):
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *args_and_kwargs, **kwargs
             )
-        finally:
-            args.loss_type = loss_types
-        self.loss_types = loss_types
+        self.loss_types = args.loss_type
+        self.precompute_ref_logps = args.precompute_ref_log_probs and self._has_reference
+        if not self._has_reference:
+            self.ref_model = None
         self.data_collator = self._collator
         if not self._is_vision_dataset and not self.precompute_ref_logps:
             self.train_dataset = self._within_limits(self.train_dataset, "train")
             self.eval_dataset = self._within_limits(self.eval_dataset, "eval")
-        if self.compute_metrics is not None and data_collator is None and self.accelerator.num_processes > 1:
-            raise ValueError(
-                "`compute_metrics` cannot gather the logits of ragged batches from several processes: leave it out "
-                "(what `DPOTrainer` logs is logged), or evaluate in one process."
-            )
+        check_compute_metrics(self.compute_metrics, data_collator, self.accelerator)
 
     @cached_property
     def _collator(self) -> Any:
@@ -174,6 +166,10 @@ class DMPOTrainer(DPOTrainer):
             return {key: self._within_limits(own, f"{name}_{key}") for key, own in dataset.items()}
         return dataset and check_limits(dataset, f"tokenised {name}", self.model, self.ref_model, self.args.max_length)
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in PAIR_COLUMNS if name not in self._signature_columns]
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         # `set_epoch` would not do: it does not reach the sampler of a run resumed in the middle of an epoch under DDP
@@ -210,6 +206,8 @@ class DMPOTrainer(DPOTrainer):
         self._reference_hash = reference_hash
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        if not self._has_reference or set(REFERENCE_COLUMNS) <= set(dataset.column_names or ()):
+            return self._within_limits(dataset, shown_name(name))  # nothing to compute, or it stands in the dataset
         if isinstance(dataset, IterableDataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)  # refuses it
         self.data_collator = self._collator
@@ -269,28 +267,30 @@ class DMPOTrainer(DPOTrainer):
         if self.use_weighting:
             scored_outputs += ("log_sum_sq_probs",)
         outputs = model(**forward_inputs, scored_outputs=scored_outputs)
-        if self.precompute_ref_logps:
-            ref_logps = completions.join(inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
+        if not self._has_reference:
+            ref_logps = None
+        elif REFERENCE_COLUMNS[0] in inputs:
+            ref_logps = completions.join(*(inputs[name] for name in REFERENCE_COLUMNS))
         else:
             ref_model = self.model if self.ref_model is None else self.ref_model
             ref_logps = self._reference_logps(ref_model, inputs, completions)
         batch = ScoredBatch.of(
             completions,
-            logps=completions.logps(outputs.log_probs, self.ld_alpha),
-            ref_logps=ref_logps,
-            chosen_nll=-completions.per_token(outputs.log_probs)[completions.token_is_chosen].mean(),
+            outputs.log_probs,
+            ref_logps,
+            ld_alpha=self.ld_alpha,
+            beta=self.beta,
             f_divergence_type=self.f_divergence_type,
             f_alpha_divergence_coef=self.f_alpha_divergence_coef,
+            pair_weights=wpo_weights(outputs, completions) if self.use_weighting else None,
+            **{name: inputs[name] for name in PAIR_COLUMNS if name in inputs},
         )
-        pair_weights = wpo_weights(outputs, completions) if self.use_weighting else None
-        loss: Any = sum(
-            weight * preference_loss(loss_type, batch, self.args, pair_weights).mean()
-            for loss_type, weight in zip(self.loss_types, self.loss_weights, strict=True)
-        )
+        selected = SELECTIONS[getattr(self.args, "negative_selection", "all")](batch)
+        loss: Any = weighted_loss(self.loss_types, self.loss_weights, selected, self.args)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         with torch.no_grad():
-            metrics = example_metrics(batch, self.beta) | token_metrics(outputs, completions)
+            metrics = example_metrics(batch) | token_metrics(outputs, completions)
         self._record(metrics, num_tokens=inputs["attention_mask"].sum(), counted=own_rows > 0)
         if not return_outputs:
             return loss

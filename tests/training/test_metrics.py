@@ -18,7 +18,7 @@ ROW = st.tuples(LOGP, LOGP, st.lists(st.tuples(LOGP, LOGP), min_size=1, max_size
 RAGGED = st.lists(ROW, min_size=1, max_size=5)
 
 
-def make_batch(rows):
+def make_batch(rows, beta=1.0):
     def column(values):
         return torch.tensor(list(values), dtype=torch.float64)
 
@@ -32,6 +32,7 @@ def make_batch(rows):
         chosen_lengths=torch.ones(len(rows)),
         rejected_lengths=torch.ones(len(pairs)),
         chosen_nll=torch.tensor(0.0),
+        beta=beta,
     )
 
 
@@ -52,13 +53,14 @@ def metrics_of(row, beta):
         "rewards/saturated": sum(1 / (1 + math.exp(margin)) < 0.01 for margin in margins) / n,
         "logps/chosen": chosen,
         "logps/rejected": sum(policy for policy, _ in rejected) / n,
+        "logps/margins_min": min(chosen - policy for policy, _ in rejected),
         "num_rejected": n,
     }
 
 
 @given(rows=RAGGED, beta=st.sampled_from([0.1, 0.5, 2.0]))
 def test_each_example_has_the_values_of_the_definitions(rows, beta):
-    found = example_metrics(make_batch(rows), beta)
+    found = example_metrics(make_batch(rows, beta))
     expected = [metrics_of(row, beta) for row in rows]
     assert found.keys() == expected[0].keys()
     for name, values in found.items():
@@ -67,7 +69,7 @@ def test_each_example_has_the_values_of_the_definitions(rows, beta):
 
 
 def test_a_tie_beats_nothing():
-    found = example_metrics(make_batch([(-1.0, -1.0, [(-2.0, -2.0), (-9.0, -1.0)])]), beta=1.0)
+    found = example_metrics(make_batch([(-1.0, -1.0, [(-2.0, -2.0), (-9.0, -1.0)])]))
     assert found["rewards/margins_min"].item() == 0
     assert found["rewards/top1"].item() == 0
     assert found["rewards/accuracies"].item() == 0.5
@@ -78,7 +80,7 @@ def test_a_saturated_pair_has_lost_its_gradient():
     margins = torch.tensor([-2.0, 0.0, 4.5, 4.7, 30.0], requires_grad=True)
     (-torch.nn.functional.logsigmoid(margins)).sum().backward()
     batch = make_batch([(margin, 0.0, [(0.0, 0.0)]) for margin in margins.tolist()])
-    saturated = example_metrics(batch, beta=1.0)["rewards/saturated"]
+    saturated = example_metrics(batch)["rewards/saturated"]
     assert saturated.tolist() == (margins.grad.abs() < SATURATED).float().tolist() == [0, 0, 0, 1, 1]
 
 

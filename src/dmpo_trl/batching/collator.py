@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
+from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS
 from .trie import Row, TokenIds, build_row, join_trees, pack, plan_rows, plan_trees
 
 
@@ -129,9 +130,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     """Collate tokenised preference examples with any number of rejected completions each.
 
     Examples hold `prompt_ids`, `chosen_ids` (lists of token ids) and `rejected_ids` (a list of such lists, or one
-    such list), and may hold `ref_chosen_logps` (float) and `ref_rejected_logps` (list of floats). The batch holds the
-    tensors of `lay_out`, `num_rejected` (B,), `is_chosen` (all completions,), and the reference log-probs as (B,) and
-    (sum of N,). Completions are numbered example by example, the chosen one first.
+    such list), and may hold `ref_chosen_logps` (float), `ref_rejected_logps`, `margins` and `rejected_logq` (a list of
+    floats, one for each rejected completion). The batch holds the tensors of `lay_out`, `num_rejected` (B,),
+    `is_chosen` (all completions,), and these numbers as (B,) and (sum of N,). Completions are numbered example by
+    example, the chosen one first.
 
     Args:
         pad_token_id: Token that fills rows up to the longest.
@@ -185,9 +187,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             attention_balance=self.attention_balance,
             packed_length=self.packed_length,
         )
-        if "ref_chosen_logps" in examples[0]:
-            batch["ref_chosen_logps"] = torch.tensor([example["ref_chosen_logps"] for example in examples])
-            batch["ref_rejected_logps"] = torch.tensor(
-                [logp for example in examples for logp in example["ref_rejected_logps"]]
-            )
+        for name in (*PAIR_COLUMNS, *REFERENCE_COLUMNS):
+            if name in examples[0]:
+                values = [example[name] for example in examples]
+                flat = values if name == REFERENCE_COLUMNS[0] else chain.from_iterable(values)
+                batch[name] = torch.tensor(list(flat), dtype=torch.float32)
         return batch

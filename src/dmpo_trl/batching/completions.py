@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -125,7 +127,7 @@ class Completions:
         return tokens - starts[self.token_completions] >= shortest[self.example[self.token_completions]]
 
 
-_OUTCOME = {field.name for field in fields(Completions)} | {"ref_chosen_logps", "ref_rejected_logps"}
+_OUTCOME = {field.name for field in fields(Completions)} | {*PAIR_COLUMNS, *REFERENCE_COLUMNS}
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from trl.trainer.utils import flush_left
 
-from ..preprocessing.format import RowError, numbered_columns, read_row
+from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS, RowError, numbered_columns, read_row
 
 logger = logging.get_logger(__name__)
 
@@ -65,6 +65,10 @@ def _check_rows(dataset: Dataset | IterableDataset, dataset_name: str) -> None:
         raise ValueError(
             f"The columns {numbered} of the {dataset_name} dataset are not folded into `rejected` where rows have "
             "images: put their entries into one list in a column `rejected`."
+        )
+    if values := sorted(columns & {*PAIR_COLUMNS, *REFERENCE_COLUMNS}):
+        raise ValueError(
+            f"The columns {values} of the {dataset_name} dataset are not used where rows have images: remove them."
         )
     if isinstance(dataset, Dataset):
         for index, row in enumerate(dataset.select_columns(sorted(columns - {"image", "images"}))):

@@ -4,11 +4,14 @@ A row has `prompt`, `chosen` and `rejected`, standard (text) or conversational (
 implicit prompt, exactly as in TRL, except that `rejected` holds a list of completions, of any length. One completion
 instead of a list means a list of one. Numbered columns (`rejected1`, ..., of S-DPO, `negative_1`, ..., of
 sentence-transformers) are folded into the list; a null there means that the row has fewer. A row may also come as
-token ids: `prompt_ids`, `chosen_ids`, `rejected_ids`. What is refused, and why, is in docs/bad-input.md.
+token ids: `prompt_ids`, `chosen_ids`, `rejected_ids`. Further columns may hold one number for each rejected
+completion (`PAIR_COLUMNS`), or the reference's log-probs (`REFERENCE_COLUMNS`). What is refused, and why, is in
+docs/bad-input.md.
 
 Plain Python: `dmpo_trl.data` reads rows too, and must not import torch for it.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +19,10 @@ from typing import Any
 from .._common_prefix import common_prefix_length
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+PAIR_COLUMNS = ("margins", "rejected_logq")
+"""One number for each rejected completion; see `ScoredBatch`."""
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Log-probs of the chosen and of each rejected completion under the reference policy."""
 _NUMBERED = re.compile(r"(rejected|negative)_?(\d+)")
 LEAVE_OUT = "Leave it out: nothing can be preferred to itself"
 
@@ -119,6 +126,36 @@ def read_tokens(example: dict[str, Any], error: Any) -> tuple[list[int], list[in
     if not entries:
         raise error(TOKEN_COLUMNS[2], "the list is empty", "Give at least one rejected completion, or drop the row")
     return example["prompt_ids"], example["chosen_ids"], [ids for _, _, ids in entries]
+
+
+def check_values(example: dict[str, Any], num_rejected: int, error: Any) -> None:
+    """Refuse numbers of a row that do not belong to its rejected completions one to one.
+
+    Args:
+        example: The row.
+        num_rejected: Its number of rejected completions.
+        error: Makes the exception of a column, a problem and a remedy.
+    """
+    for column in (*PAIR_COLUMNS, *REFERENCE_COLUMNS[1:]):
+        if column not in example:
+            continue
+        values = example[column]
+        if not (isinstance(values, list) and len(values) == num_rejected and all(map(_is_number, values))):
+            raise error(
+                column,
+                f"expected {num_rejected} finite numbers, one for each rejected completion, got {_shown(values)}",
+                "Fix the row, or remove the column",
+            )
+    if REFERENCE_COLUMNS[0] in example and not _is_number(example[REFERENCE_COLUMNS[0]]):
+        raise error(
+            REFERENCE_COLUMNS[0],
+            f"expected a finite number, got {_shown(example[REFERENCE_COLUMNS[0]])}",
+            "Fix the row, or remove the column",
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def rejected_entries(example: dict[str, Any]) -> list[tuple[str, str, Any]]:

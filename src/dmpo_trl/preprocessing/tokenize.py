@@ -9,7 +9,16 @@ from transformers.utils import logging
 from trl.data_utils import prepare_multimodal_messages
 
 from .._common_prefix import common_prefix_length
-from .format import LEAVE_OUT, TOKEN_COLUMNS, RowError, extract_prompt, read_row, read_tokens, rejected_entries
+from .format import (
+    LEAVE_OUT,
+    TOKEN_COLUMNS,
+    RowError,
+    check_values,
+    extract_prompt,
+    read_row,
+    read_tokens,
+    rejected_entries,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +76,7 @@ def tokenize_row(
             raise error(column, f"{entry} has no tokens", "Give it text, or leave it out")
         if ids == chosen_ids:
             raise error(column, f"{entry} has the same tokens as the chosen completion", LEAVE_OUT)
+    check_values(example, len(rejected_ids), error)
 
     prompt_tokens_cut = 0
     if max_length is not None and truncation_mode == "keep_completion":

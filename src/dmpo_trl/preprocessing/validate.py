@@ -13,7 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from .format import TOKEN_COLUMNS, RowError, numbered_columns, read_row, read_tokens
+from .format import (
+    PAIR_COLUMNS,
+    REFERENCE_COLUMNS,
+    TOKEN_COLUMNS,
+    RowError,
+    check_values,
+    numbered_columns,
+    read_row,
+    read_tokens,
+)
 
 _BATCH = 100_000  # rows
 
@@ -55,21 +64,27 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
     if "image" in first or "images" in first:
         return
     tokenised = first.keys() >= set(TOKEN_COLUMNS)
-    read = read_tokens if tokenised else read_row
+
+    def read(row: dict[str, Any], error: Any) -> None:
+        _, _, rejected = (read_tokens if tokenised else read_row)(row, error)
+        check_values(row, len(rejected), error)
+
     # A column has one type, so the first row speaks for the types of all
     read(first, partial(RowError, name, 0))
     if isinstance(dataset, Dataset):
         columns = TOKEN_COLUMNS if tokenised else ("prompt", "chosen", "rejected", *numbered_columns(first))
+        columns = (*columns, *PAIR_COLUMNS, *REFERENCE_COLUMNS)
         dataset = dataset.select_columns([column for column in columns if column in first])
         for index in _suspects(dataset):
             read(dataset[index], partial(RowError, name, index))
 
 
 def _suspects(dataset: Dataset) -> Iterator[int]:
-    """Rows with a null, an empty list, or a rejected text that is the chosen one, in their order."""
+    """Rows with a null, an empty list, a rejected text that is the chosen one, or too few numbers, in their order."""
     offset = 0
     for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
         columns = {column: table[column].combine_chunks() for column in table.column_names}
+        values = {name: columns.pop(name) for name in (*PAIR_COLUMNS, *REFERENCE_COLUMNS) if name in columns}
         chosen = next(columns[name] for name in ("chosen_ids", "chosen") if name in columns)
         suspects = np.zeros(len(table), dtype=bool)
         counts = np.zeros(len(table), dtype=int)
@@ -85,6 +100,8 @@ def _suspects(dataset: Dataset) -> Iterator[int]:
             else:  # one completion, or a null for none
                 counts += column.is_valid().to_numpy(zero_copy_only=False)
                 suspects |= _are_equal(column, chosen)
+        for column in values.values():
+            suspects |= _are_not_numbers(column, counts)
         yield from (offset + np.flatnonzero(suspects | (counts == 0))).tolist()
         offset += len(table)
 
@@ -99,6 +116,20 @@ def _is_missing(column: pa.Array) -> np.ndarray:
     if is_list_type(column.type):
         missing = pc.or_(missing, pc.equal(pc.list_value_length(column).fill_null(0), 0))
     return missing.to_numpy(zero_copy_only=False)
+
+
+def _are_not_numbers(column: pa.Array, counts: np.ndarray) -> np.ndarray:
+    """Whether a row has not one finite number for each rejected completion, or of the chosen one not one."""
+    bad = column.is_null().to_numpy(zero_copy_only=False)
+    owners = np.arange(len(column))
+    if is_list_type(column.type):
+        bad |= pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False) != counts
+        owners = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+        column = pc.list_flatten(column)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return np.ones(len(bad), dtype=bool)
+    bad[owners[~pc.is_finite(column.cast(pa.float64())).fill_null(False).to_numpy(zero_copy_only=False)]] = True
+    return bad
 
 
 def _are_equal(column: pa.Array, other: pa.Array) -> np.ndarray:

@@ -74,6 +74,24 @@ def rows_of_table(dataset: Dataset) -> Dataset:
     return concatenate_datasets([dataset.remove_columns("ref_rejected_logps"), rejected], axis=1)
 
 
+def check_compute_metrics(compute_metrics: Any, data_collator: Any, accelerator: Accelerator) -> None:
+    """Refuse `compute_metrics` where several processes evaluate ragged batches.
+
+    Args:
+        compute_metrics: That given to the trainer, or None.
+        data_collator: That given to the trainer; None for its own, whose batches are ragged.
+        accelerator: Knows the other processes.
+
+    Raises:
+        ValueError: There are others.
+    """
+    if compute_metrics is not None and data_collator is None and accelerator.num_processes > 1:
+        raise ValueError(
+            "`compute_metrics` cannot gather the logits of ragged batches from several processes: leave it out "
+            "(what `DPOTrainer` logs is logged), or evaluate in one process."
+        )
+
+
 def check_checkpoint_kind(checkpoint: str, accelerator: Accelerator) -> None:
     """Refuse a checkpoint that was written by another way to shard than this launch's, whose optimizer does not load.
 

@@ -11,6 +11,7 @@ Notation of `losses`; `delta_i = rewards+ - reward_i` is the margin of a pair, w
 | `rewards/margins_min` | smallest `delta_i`: the margin to the hardest negative | ours |
 | `rewards/top1` | 1 where that is above 0: the chosen beats all negatives | ours |
 | `rewards/saturated` | share of its pairs with `sigmoid(-delta_i) < 0.01` | ours |
+| `logps/margins_min` | smallest `log pi(y+) - log pi(y_i)`: above 0 the policy ranks the chosen first | ours |
 | `num_rejected` | its number of negatives, N | ours |
 
 The mean over examples is logged, so that every example weighs the same, whatever its N.
@@ -35,17 +36,16 @@ ones. The definition is the same for every loss, so that runs can be compared.
 """
 
 
-def example_metrics(batch: ScoredBatch, beta: float) -> dict[str, torch.Tensor]:
+def example_metrics(batch: ScoredBatch) -> dict[str, torch.Tensor]:
     """Return the metrics of each example by name, (B,) each; the module's table defines them.
 
     Args:
-        batch: Log-probs of the batch.
-        beta: That of the loss.
+        batch: Log-probs of the batch, all its negatives among them.
     """
-    chosen_rewards = beta * batch.chosen_logratios
-    rejected_rewards = beta * batch.rejected_logratios
+    chosen_rewards = batch.beta * batch.chosen_logratios
+    rejected_rewards = batch.beta * batch.rejected_logratios
     margins = chosen_rewards[batch.example] - rejected_rewards  # (P,)
-    hardest = torch.full_like(chosen_rewards, torch.inf).scatter_reduce(0, batch.example, margins, "amin")
+    hardest = batch.min_over_rejected(margins)
     return {
         "rewards/chosen": chosen_rewards,
         "rewards/rejected": batch.mean_over_rejected(rejected_rewards),
@@ -56,6 +56,7 @@ def example_metrics(batch: ScoredBatch, beta: float) -> dict[str, torch.Tensor]:
         "rewards/saturated": batch.mean_over_rejected((torch.sigmoid(-margins) < SATURATED).float()),
         "logps/chosen": batch.chosen_logps,
         "logps/rejected": batch.mean_over_rejected(batch.rejected_logps),
+        "logps/margins_min": batch.min_over_rejected(batch.chosen_logps[batch.example] - batch.rejected_logps),
         "num_rejected": batch.num_rejected.float(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,19 @@ from huggingface_hub import ModelCard
 from trl.trainer.utils import get_config_model_id
 
 from ..preprocessing.truncate import token_lengths
+
+PAPER = {
+    "title": "Finetuning Large Language Model for Personalized Ranking",
+    "id": "2405.16127",
+    "citation": textwrap.dedent("""\
+        @article{bai2024dmpo,
+            title   = {{Finetuning Large Language Model for Personalized Ranking}},
+            author  = {Zhuoxi Bai and Ning Wu and Fengyu Cai and Xinyi Zhu and Yun Xiong},
+            year    = 2024,
+            journal = {arXiv preprint arXiv:2405.16127},
+        }"""),
+}
+"""What the card cites."""
 
 _RANK = """
 for one in recommender.rank(history={history!r}, candidates={candidates!r}):

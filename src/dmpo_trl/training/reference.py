@@ -3,6 +3,8 @@
 import copy
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,6 +12,7 @@ from accelerate.utils import is_peft_model
 from datasets.fingerprint import Hasher
 from trl import DPOConfig
 
+from ..losses import registered
 from ..modeling.loading import base_model_of
 from .layout import remove_fused_lm_head
 
@@ -51,6 +54,55 @@ def initial_policy(model: Any, args: DPOConfig, peft_config: Any = None) -> Any:
         base_model_of(model)
     )  # which another trainer of TRL left: a copy would compute with its model
     return copy.deepcopy(model).eval()
+
+
+def needs_reference(args: DPOConfig, ref_model: Any) -> bool:
+    """Return whether a loss of the run uses the reference's log-probs, and refuse options that would ask for them.
+
+    Args:
+        args: The training arguments.
+        ref_model: The reference that the trainer was given.
+
+    Raises:
+        ValueError: A loss is unknown, or an option, or a reference, belongs to no loss of the run.
+
+    Example:
+        >>> from dmpo_trl import DMPOConfig
+        >>> needs_reference(DMPOConfig("out", loss_type=["sampled_softmax"], bf16=False), None)
+        False
+    """
+    if any(loss.reference for loss in registered(args.loss_type)):
+        return True
+    unused = {
+        "ref_model": ref_model is not None,
+        "sync_ref_model": args.sync_ref_model,
+        "f_divergence_type": args.f_divergence_type != "reverse_kl",
+    }
+    if given := [name for name, is_given in unused.items() if is_given]:
+        raise ValueError(
+            f"`{given[0]}` says something of the reference, and loss_type={args.loss_type} has none: leave it out, or "
+            "choose a loss that uses a reference, such as 'dmpo'."
+        )
+    return False
+
+
+@contextmanager
+def options_of_parent(args: DPOConfig, has_reference: bool) -> Iterator[None]:
+    """Show the parent's constructor options that it knows, in the place of those that only we have.
+
+    Args:
+        args: The training arguments; they are as before when the constructor has ended.
+        has_reference: Whether a loss uses the reference. Without one the parent is told that log-probs will be
+            precomputed: then it loads no model for them.
+    """
+    loss_types, precompute = args.loss_type, args.precompute_ref_log_probs
+    # The parent checks options against the loss types that it knows, and ours are like "sigmoid" to it
+    args.loss_type = ["sigmoid" if name in ("dmpo", "softmax") else name for name in loss_types]
+    args.precompute_ref_log_probs = precompute or not has_reference
+    try:
+        yield
+    finally:
+        args.loss_type, args.precompute_ref_log_probs = loss_types, precompute
 
 
 def cache_key(

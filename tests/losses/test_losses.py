@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -6,19 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmpo_trl import losses
 from dmpo_trl.batching.completions import Completions
 from dmpo_trl.losses import (
-    MULTI_NEGATIVE_LOSSES,
-    PAIRWISE_LOSSES,
+    LOSSES,
     ScoredBatch,
     multi_negative,
     pairwise,
     preference_loss,
+    weighted_loss,
     wpo_weights,
 )
 
-ARGS = SimpleNamespace(beta=0.3, label_smoothing=0.1, discopop_tau=0.05)
+PAIRWISE_LOSSES = [name for name, loss in LOSSES.items() if loss.pairwise]
+
+BETA = 0.3
+ARGS = SimpleNamespace(label_smoothing=0.1, discopop_tau=0.05)
 
 
 def make_batch(counts, seed=0, scale=3.0, **options):
@@ -37,6 +40,9 @@ def make_batch(counts, seed=0, scale=3.0, **options):
         chosen_lengths=torch.arange(1, B + 1),
         rejected_lengths=torch.arange(2, P + 2),
         chosen_nll=torch.tensor(1.5, dtype=torch.float64),
+        chosen_probs=torch.rand(B, generator=generator, dtype=torch.float64, requires_grad=True),
+        rejected_probs=torch.rand(P, generator=generator, dtype=torch.float64, requires_grad=True),
+        beta=BETA,
         **options,
     )
 
@@ -58,7 +64,7 @@ counts = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 def test_dmpo_is_the_papers_formula(counts, seed):
     batch = make_batch(counts, seed)
     expected = [
-        -math.log(1 / (1 + math.exp(-(ARGS.beta * chosen - sum(ARGS.beta * s for s in rejected) / len(rejected)))))
+        -math.log(1 / (1 + math.exp(-(BETA * chosen - sum(BETA * s for s in rejected) / len(rejected)))))
         for chosen, rejected in log_ratios(batch)
     ]
     assert preference_loss("dmpo", batch, ARGS).tolist() == pytest.approx(expected, abs=1e-12)
@@ -68,7 +74,7 @@ def test_dmpo_is_the_papers_formula(counts, seed):
 def test_softmax_is_the_s_dpo_formula(counts, seed):
     batch = make_batch(counts, seed)
     expected = [
-        -math.log(1 / (1 + sum(math.exp(ARGS.beta * (s - chosen)) for s in rejected)))
+        -math.log(1 / (1 + sum(math.exp(BETA * (s - chosen)) for s in rejected)))
         for chosen, rejected in log_ratios(batch)
     ]
     assert preference_loss("softmax", batch, ARGS).tolist() == pytest.approx(expected, abs=1e-12)
@@ -84,7 +90,7 @@ def test_softmax_does_not_overflow():
 
 @given(counts, st.integers(0, 1000))
 @settings(max_examples=20)
-@pytest.mark.parametrize("name", sorted(PAIRWISE_LOSSES))
+@pytest.mark.parametrize("name", PAIRWISE_LOSSES)
 def test_pairwise_losses_average_over_the_pairs_of_an_example(name, counts, seed):
     batch = make_batch(counts, seed)
     found = preference_loss(name, batch, ARGS)
@@ -101,6 +107,7 @@ def test_pairwise_losses_average_over_the_pairs_of_an_example(name, counts, seed
                 chosen_lengths=batch.chosen_lengths[b : b + 1],
                 rejected_lengths=batch.rejected_lengths[i : i + 1],
                 chosen_nll=batch.chosen_nll,
+                beta=BETA,
             )
             values.append(preference_loss(name, pair, ARGS).item())
         start += count
@@ -114,7 +121,7 @@ def test_one_negative_makes_dmpo_softmax_and_sigmoid_equal():
     torch.testing.assert_close(losses[1], losses[2], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(MULTI_NEGATIVE_LOSSES | PAIRWISE_LOSSES))
+@pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_loss_is_one_finite_value_an_example_and_differentiable(name):
     batch = make_batch([2, 1, 3])
     loss = preference_loss(name, batch, ARGS)
@@ -122,7 +129,94 @@ def test_every_loss_is_one_finite_value_an_example_and_differentiable(name):
     assert torch.isfinite(loss).all()
     if name != "sft":  # sft is given its value
         loss.mean().backward()
-        assert batch.chosen_logps.grad.abs().sum() > 0
+        assert (
+            sum(one.grad.abs().sum() for one in (batch.chosen_logps, batch.chosen_probs) if one.grad is not None) > 0
+        )
+
+
+@given(counts, st.integers(0, 1000), st.booleans())
+def test_sampled_softmax_is_the_cross_entropy_over_the_candidates(counts, seed, corrected):
+    logq = -torch.rand(sum(counts), dtype=torch.float64) if corrected else None
+    batch = make_batch(counts, seed, rejected_logq=logq)
+    corrections = torch.zeros(sum(counts)) if logq is None else logq
+    expected, start = [], 0
+    for b, count in enumerate(counts):
+        own = slice(start, start + count)
+        start += count
+        logits = torch.cat([BETA * batch.chosen_logps[b : b + 1], BETA * batch.rejected_logps[own] - corrections[own]])
+        expected.append(-logits.log_softmax(0)[0].item())
+    assert preference_loss("sampled_softmax", batch, ARGS).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_corrected_by_the_drawing_probabilities_sampled_softmax_estimates_that_over_the_catalogue():
+    """The mean over many draws of the sum over the sampled items is the sum over all."""
+    generator = torch.Generator().manual_seed(0)
+    logps = -5 * torch.rand(50, generator=generator, dtype=torch.float64)  # of a catalogue of 50 items
+    q = torch.rand(50, generator=generator, dtype=torch.float64) + 0.1
+    q /= q.sum()
+    draws, n = 2000, 20
+    items = torch.multinomial(q, draws * n, replacement=True, generator=generator)
+    batch = make_batch([n] * draws)
+    batch = replace(
+        batch,
+        chosen_logps=torch.full((draws,), -3.0, dtype=torch.float64),
+        rejected_logps=logps[items],
+        rejected_logq=(n * q[items]).log(),
+        beta=1.0,
+    )
+    sums = preference_loss("sampled_softmax", batch, ARGS).exp() - 1  # sum_i e^{l_i} / q_i, over e^{l+}
+    assert sums.mean().item() == pytest.approx((logps + 3).exp().sum().item(), rel=0.02)
+
+
+@given(counts, st.integers(0, 1000))
+def test_mppo_is_the_papers_formula(counts, seed):
+    batch = make_batch(counts, seed)
+    expected, start = [], 0
+    for b, count in enumerate(counts):
+        gap = count * batch.chosen_probs[b].item() - sum(batch.rejected_probs[start : start + count].tolist())
+        start += count
+        expected.append(-math.log(1 / (1 + math.exp(-gap))))
+    assert preference_loss("mppo", batch, ARGS).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dmpo", "softmax", "sigmoid", "sampled_softmax"])
+def test_margins_are_taken_off_delta_and_factors_multiply_beta(name):
+    batch = make_batch([2, 3])
+    factors, margins = torch.rand(2, 5, dtype=torch.float64)
+    changed = replace(batch, beta_factors=factors, margins=margins)
+    reference = name != "sampled_softmax"
+    # The same delta of unchanged beta, from other log-probs of the rejected completions
+    start = (batch.chosen_logps - reference * batch.ref_chosen_logps)[batch.example]
+    gaps = start - batch.rejected_logps + reference * batch.ref_rejected_logps
+    rejected = start - (factors * gaps - margins / BETA)
+    plain = replace(batch, rejected_logps=rejected + reference * batch.ref_rejected_logps)
+    torch.testing.assert_close(preference_loss(name, changed, ARGS), preference_loss(name, plain, ARGS))
+
+
+def test_margins_that_no_loss_uses_are_refused():
+    batch = make_batch([2], margins=torch.ones(2))
+    with pytest.raises(ValueError, match=r"column `margins`, and no loss of loss_type=\['mppo', 'nca_pair'\] uses it"):
+        weighted_loss(["mppo", "nca_pair"], [1.0, 1.0], batch, ARGS)
+    assert weighted_loss(["mppo", "dmpo"], [1.0, 1.0], batch, ARGS).isfinite()
+
+
+@given(counts, st.integers(0, 1000), st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=2, max_size=2))
+def test_a_batch_has_the_weighted_mean_of_its_examples(counts, seed, weights):
+    batch = make_batch(counts, seed)
+    parts = [preference_loss(name, batch, ARGS).mean() for name in ("dmpo", "sampled_softmax")]
+    expected = weights[0] * parts[0] + weights[1] * parts[1]
+    torch.testing.assert_close(weighted_loss(["dmpo", "sampled_softmax"], weights, batch, ARGS), expected)
+
+
+@given(counts, st.integers(0, 1000))
+def test_a_loss_without_reference_does_not_look_at_it(counts, seed):
+    batch = make_batch(counts, seed)
+    other = replace(
+        batch, ref_chosen_logps=batch.ref_chosen_logps + 1, ref_rejected_logps=batch.ref_rejected_logps * 3
+    )
+    for name, loss in LOSSES.items():
+        same = torch.equal(preference_loss(name, batch, ARGS), preference_loss(name, other, ARGS))
+        assert same or loss.reference, name
 
 
 @pytest.mark.parametrize("name", ["dmpo", "softmax", "sigmoid", "hinge"])
@@ -142,13 +236,13 @@ def vars_of(batch):
 
 def test_pair_weights_weigh_pairs():
     batch = make_batch([2, 1])
-    weights = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
-    pairs = PAIRWISE_LOSSES["sigmoid"](batch, ARGS)
+    weighted = replace(batch, pair_weights=torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64))
+    pairs = LOSSES["sigmoid"].function(batch, ARGS)
     expected = torch.stack([pairs[0] / 2, 2 * pairs[2]])
-    torch.testing.assert_close(preference_loss("sigmoid", batch, ARGS, weights), expected)
+    torch.testing.assert_close(preference_loss("sigmoid", weighted, ARGS), expected)
     dmpo = preference_loss("dmpo", batch, ARGS)
     torch.testing.assert_close(
-        preference_loss("dmpo", batch, ARGS, weights), dmpo * torch.tensor([0.5, 2.0], dtype=torch.float64)
+        preference_loss("dmpo", weighted, ARGS), dmpo * torch.tensor([0.5, 2.0], dtype=torch.float64)
     )
 
 
@@ -177,19 +271,18 @@ def test_unknown_names_are_refused_with_the_known_ones():
 
 @pytest.fixture
 def registries(monkeypatch):
-    for name in ("MULTI_NEGATIVE_LOSSES", "PAIRWISE_LOSSES"):
-        monkeypatch.setattr(losses, name, dict(getattr(losses, name)))
+    monkeypatch.setattr("dmpo_trl.losses.registry.LOSSES", dict(LOSSES))
 
 
 def test_a_loss_of_ones_own_is_one_function(registries):
     @multi_negative("hardest")
     def hardest(batch, args):
         gaps = [gaps.min() for gaps in batch.score_gaps.split(batch.num_rejected.tolist())]
-        return -torch.nn.functional.logsigmoid(args.beta * torch.stack(gaps))
+        return -torch.nn.functional.logsigmoid(batch.beta * torch.stack(gaps))
 
     batch = make_batch([2, 1])
     expected = [
-        math.log1p(math.exp(-ARGS.beta * min(chosen - s for s in rejected))) for chosen, rejected in log_ratios(batch)
+        math.log1p(math.exp(-BETA * min(chosen - s for s in rejected))) for chosen, rejected in log_ratios(batch)
     ]
     assert preference_loss("hardest", batch, ARGS).tolist() == pytest.approx(expected)
 

@@ -1,0 +1,101 @@
+"""Which negatives of an example count in its loss, and how much."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..batching.completions import Completions
+from .batch import ScoredBatch
+
+CLUSTERS = 3
+"""DynamicPO sorts an example's negatives into hard, middling and easy ones where all rank below the chosen one."""
+
+
+@torch.no_grad()
+def boundary(batch: ScoredBatch) -> ScoredBatch:
+    """Keep the negatives at the decision boundary, each with a beta of its own (DynamicPO, arXiv 2605.00327).
+
+    With `l = log pi(y|x)`, those negatives are kept that rank above the chosen completion, `l_i >= l+`. Where there is
+    none it is the topmost of three clusters of the `l_i` (k-means in one dimension, solved exactly; fewer than four
+    negatives are their own clusters). Kept negative i is given
+    `beta_i = beta * (1 + tanh((m1 - m2 - 2) / (|m1| + |m2|)) / 2)`, where `m1 = l+ - l_i`, and `m2` is `l_i` less the
+    mean of the negatives that are not kept, or of all where all are.
+
+    It goes with any loss: the kept negatives are all that the loss sees. `beta_i` acts through `deltas` and
+    `logp_deltas`; losses that are not made of them keep the one `beta`.
+
+    Args:
+        batch: Log-probs of the batch. Its selection has no gradient.
+
+    Returns:
+        The batch with the kept negatives, one or more of each example.
+
+    Example:
+        >>> one, four = torch.tensor([-3.0]), torch.tensor([-9.0, -1.0, -2.0, -8.0])
+        >>> zeros, lengths = torch.zeros_like, torch.ones_like
+        >>> batch = ScoredBatch(
+        ...     one, four, zeros(one), zeros(four), torch.tensor([4]), lengths(one), lengths(four), torch.tensor(1.0)
+        ... )
+        >>> boundary(batch).rejected_logps
+        tensor([-1., -2.])
+    """
+    chosen, rejected = batch.chosen_logps.double()[batch.example], batch.rejected_logps.double()
+    kept = rejected >= chosen
+    has_any = batch.mean_over_rejected(kept.double()) > 0
+    kept |= ~has_any[batch.example] & _in_top_cluster(batch, rejected)
+    others = torch.where(batch.mean_over_rejected((~kept).double())[batch.example] > 0, ~kept, kept).double()
+    mean_of_others = batch.mean_over_rejected(rejected * others) / batch.mean_over_rejected(others)
+    m1, m2 = chosen - rejected, rejected - mean_of_others[batch.example]
+    tiny = torch.finfo(torch.float64).tiny  # both are 0 where all completions are equally likely
+    factors = 1 + torch.tanh((m1 - m2 - 2) / (m1.abs() + m2.abs()).clamp(min=tiny)) / 2
+    with torch.enable_grad():
+        return replace(batch, beta_factors=factors.to(batch.rejected_logps.dtype)).only(kept)
+
+
+def _in_top_cluster(batch: ScoredBatch, values: torch.Tensor) -> torch.Tensor:
+    """Whether each value is in the topmost of the clusters of its example's values, (P,)."""
+    counts = batch.num_rejected
+    width = int(counts.max())
+    slots = torch.arange(width, device=values.device)
+    is_slot = slots < counts[:, None]
+    table = values.new_full(is_slot.shape, -torch.inf).masked_scatter(is_slot, values)
+    ordered, order = table.sort(dim=1, descending=True)
+    centred = torch.where(is_slot, ordered - ordered[:, :1], 0.0)  # padding sorts last
+    # sums[:, k] are those of the first k; a cluster of the values from i to j costs its sum of squared deviations
+    first, second = (torch.nn.functional.pad((centred**power).cumsum(1), (1, 0)) for power in (1, 2))
+
+    def cost(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        size = (end - start).clamp(min=1)
+        return (
+            second.gather(1, end)
+            - second.gather(1, start)
+            - (first.gather(1, end) - first.gather(1, start)) ** 2 / size
+        )
+
+    top, middle = torch.cartesian_prod(slots, slots).T  # sizes of the topmost cluster, and of it with the next
+    top, middle = (sizes.expand(len(counts), -1).contiguous() for sizes in (top, middle))
+    end = counts[:, None].expand_as(top).contiguous()
+    costs = cost(torch.zeros_like(top), top) + cost(top, middle) + cost(middle, end)
+    costs = torch.where((top >= 1) & (top < middle) & (middle < end), costs, torch.inf)
+    sizes = torch.where(counts > CLUSTERS, top.gather(1, costs.argmin(dim=1, keepdim=True))[:, 0], 1)
+    in_top = torch.zeros_like(is_slot).scatter(1, order, slots.expand_as(order) < sizes[:, None])
+    return in_top[is_slot]
+
+
+SELECTIONS: dict[str, Callable[[ScoredBatch], ScoredBatch]] = {"all": lambda batch: batch, "boundary": boundary}
+"""What `negative_selection` may name."""
+
+
+@torch.no_grad()
+def wpo_weights(outputs: Any, completions: Completions) -> torch.Tensor:
+    """Weigh each pair by the policy's own likelihood of both completions (WPO, arXiv 2406.11827, Eq. 2), (P,).
+
+    Args:
+        outputs: Of the scoring head: `log_probs` and `log_sum_sq_probs`, (S,) each.
+        completions: The completions of the batch.
+    """
+    logps = completions.sum(completions.per_token(outputs.log_probs - outputs.log_sum_sq_probs))
+    chosen, rejected = completions.split(torch.exp(logps / completions.lengths.clamp(min=1)))
+    return chosen.repeat_interleave(completions.num_rejected) * rejected
