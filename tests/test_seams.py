@@ -76,7 +76,6 @@ KNOWN: dict[str, dict[str, str]] = {
     "trl:DPOTrainer._save_checkpoint": {"b6ee0a370c266b6f": "trl 1.15.0"},
     "trl:DPOTrainer._save_rng_state": {"27a97d1061240f42": "transformers 5.17.0"},
     "trl:DPOTrainer._set_signature_columns_if_needed": {"71225a628baed4cb": "trl 1.15.0"},
-    "trl:DPOTrainer._set_signature_columns_if_needed": {"71225a628baed4cb": "trl 1.16.0"},
     "trl:DPOTrainer.compute_loss": {"c453890e84beb4cb": "trl 1.15.0"},
     "trl:DPOTrainer.compute_ref_log_probs": {"90611af9cbadb8ec": "trl 1.15.0"},
     "trl:DPOTrainer.create_model_card": {"4f8a407fd9fd3f6e": "trl 1.15.0"},
