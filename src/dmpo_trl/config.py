@@ -39,6 +39,9 @@ class DMPOConfig(DPOConfig):
             Those of `transformers`, and `"group_by_prompt"`: examples whose prompts share at least half of their
             tokens (the same history) come in the same batch, so that prefix sharing computes the history once; batches
             are in random order. It changes what stands together in a batch; its effect on learning is not measured.
+        min_groups_per_step (`int`, *optional*, defaults to `4`):
+            With `"group_by_prompt"`: an optimizer step has room for at least so many histories. A long history's
+            examples alone would fill batches, and gradients that all point the same way make training unsteady.
         max_tokens_per_batch (`int`, *optional*):
             Form batches of at most so many tokens (as laid out, padding counted) and at most
             `per_device_train_batch_size` examples. An example that alone has more is a batch of its own. The batches
@@ -84,6 +87,13 @@ class DMPOConfig(DPOConfig):
             "choices": ["random", "sequential", "group_by_length", "batch_rebalance", "group_by_prompt"],
         },
     )
+    min_groups_per_step: int = field(
+        default=4,
+        metadata={
+            "help": "With train_sampling_strategy 'group_by_prompt': an optimizer step has room for at least so many "
+            "histories."
+        },
+    )
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={
@@ -108,6 +118,8 @@ class DMPOConfig(DPOConfig):
         self.prefix_sharing = choices[choice]  # type: ignore[assignment]
         if self.negative_selection not in ("all", "boundary"):
             raise ValueError(f"`negative_selection` must be 'all' or 'boundary', got {self.negative_selection!r}.")
+        if self.min_groups_per_step < 1:
+            raise ValueError(f"`min_groups_per_step` must be at least 1, got {self.min_groups_per_step}.")
         if self.max_tokens_per_batch is not None:
             if self.max_tokens_per_batch < 1:
                 raise ValueError(f"`max_tokens_per_batch` must be at least 1, got {self.max_tokens_per_batch}.")

@@ -105,6 +105,30 @@ def test_odd_groups_do_not_shift_the_others_over_the_ends_of_batches(seed):
     assert len(cut) <= 2  # one after the other would cut most of those after the group of four
 
 
+@given(st.lists(st.integers(1, 40), min_size=4, max_size=12), st.integers(4, 16), st.integers(1, 4), st.integers(0, 9))
+def test_a_batch_has_room_for_several_groups(sizes, batch_size, min_groups, seed):
+    groups = numbered_groups(sizes)
+    sampler = PromptGroupSampler(groups, batch_size, seed, lambda: 0, min_groups)
+    batches = list(BatchSampler(sampler, batch_size, drop_last=False))
+    assert sorted(chain.from_iterable(batches)) == list(range(sum(sizes)))
+    room = max(batch_size // min_groups, 2)
+    # Where groups are alike, none has more of a batch than its room
+    if len(set(sizes)) == 1 and sizes[0] % room == 0 and batch_size % room == 0:
+        full = [batch for batch in batches if len(batch) == batch_size]
+        crowded = [batch for batch in full if any(len(set(batch) & set(group)) > room for group in groups)]
+        assert len(crowded) <= min_groups  # those that were joined at the end
+
+
+@given(st.integers(0, 50))
+def test_long_histories_share_every_batch(seed):
+    groups = numbered_groups([20] * 16)
+    batches = list(BatchSampler(PromptGroupSampler(groups, 16, seed, lambda: 0, 4), 16, drop_last=False))
+    counts = [len({example // 20 for example in batch}) for batch in batches]
+    assert sum(count >= 4 for count in counts) >= len(counts) - 3  # the last ones take what is left
+    alone = list(BatchSampler(PromptGroupSampler(groups, 16, seed, lambda: 0), 16, drop_last=False))
+    assert any(len({example // 20 for example in batch}) == 1 for batch in alone)
+
+
 def test_the_order_is_the_seeds_and_the_epochs():
     orders = {(seed, epoch): group_batches([5] * 20, 10, seed, epoch) for seed in (0, 7) for epoch in (0, 1)}
     assert orders[0, 1] == group_batches([5] * 20, 10, 0, 1)
@@ -229,7 +253,7 @@ def make_trainer(folder, rows, **options):
 
 
 def test_the_trainer_groups_rows_of_a_history(tmp_path, rows):
-    trainer, seen = make_trainer(tmp_path, rows, train_sampling_strategy="group_by_prompt")
+    trainer, seen = make_trainer(tmp_path, rows, train_sampling_strategy="group_by_prompt", min_groups_per_step=1)
     trainer.train()
     assert len(seen) == 8
     for batch in seen:

@@ -52,20 +52,25 @@ def group_by_prompt(prompts: Sequence[Any], min_shared: float = 0.5) -> list[lis
 class PromptGroupSampler(Sampler[int]):
     """Random order in which the examples of a group fall into the same batch, as far as a batch holds them.
 
-    Each epoch groups, and the examples of each, are shuffled. A group larger than a batch fills batches of its own.
-    What is left of it, and smaller groups, go where they fill a batch up best; batches that remain incomplete are
-    joined, and only there may the end of a batch cut a group in two. Then batches are shuffled, an incomplete one
-    comes last. The usual `BatchSampler` cuts them from the order, and accelerate shares them out between processes.
+    Each epoch groups, and the examples of each, are shuffled. A group is cut into chunks that leave room for
+    `min_groups` groups in a batch, and chunks go where they fill a batch up best, those of one group into different
+    batches. Batches that remain incomplete are joined, and only there may the end of a batch cut a chunk in two. Then
+    batches are shuffled, an incomplete one comes last. The usual `BatchSampler` cuts them from the order, and
+    accelerate shares them out between processes.
 
     Args:
         groups: Indices of the examples of each group.
         batch_size: Number of examples per batch, in one process.
         seed: With the epoch it decides the order, the same in every process.
         epoch: Number of the current epoch; asked when iteration begins.
+        min_groups: How many groups a batch has room for. The gradients of one group's examples point the same way.
     """
 
-    def __init__(self, groups: Sequence[Sequence[int]], batch_size: int, seed: int, epoch: Epoch) -> None:
+    def __init__(
+        self, groups: Sequence[Sequence[int]], batch_size: int, seed: int, epoch: Epoch, min_groups: int = 1
+    ) -> None:
         self.groups, self.batch_size, self.seed, self.epoch = groups, batch_size, seed, epoch
+        self.chunk_size = max(batch_size // min_groups, min(batch_size, 2))  # alone, an example shares nothing
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
@@ -73,19 +78,30 @@ class PromptGroupSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = random.Random(self.seed + self.epoch())
         chunks = [
-            chunk for group in self.groups for chunk in _chunks(generator.sample(group, len(group)), self.batch_size)
+            (number, chunk)
+            for number, group in enumerate(self.groups)
+            for chunk in _chunks(generator.sample(group, len(group)), self.chunk_size)
         ]
         generator.shuffle(chunks)
-        with_room: list[list[list[int]]] = [[] for _ in range(self.batch_size + 1)]  # batches by their free places
-        for chunk in chunks:  # best-fit bin packing
-            room = next((room for room in range(len(chunk), self.batch_size) if with_room[room]), None)
-            batch = [] if room is None else with_room[room].pop()
-            with_room[self.batch_size - len(batch) - len(chunk)].append(batch + chunk)
-        batches, *incomplete = with_room
-        batches += _chunks(list(chain.from_iterable(chain.from_iterable(incomplete))), self.batch_size)
+        # Batches by their free places, each with the groups that it has
+        with_room: list[list[tuple[list[int], set[int]]]] = [[] for _ in range(self.batch_size + 1)]
+        for number, chunk in chunks:  # best-fit bin packing
+            batch, numbers = _take(with_room[len(chunk) : self.batch_size], number) or ([], set())
+            with_room[self.batch_size - len(batch) - len(chunk)].append((batch + chunk, numbers | {number}))
+        full, *incomplete = ([batch for batch, _ in batches] for batches in with_room)
+        batches = full + _chunks(list(chain.from_iterable(chain.from_iterable(incomplete))), self.batch_size)
         last = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
         generator.shuffle(batches)
         return chain.from_iterable(batches + last)
+
+
+def _take(with_room: list[list[tuple[list[int], set[int]]]], number: int) -> tuple[list[int], set[int]] | None:
+    """Take out the fullest batch that has nothing of group `number` yet; the lists come from full to empty."""
+    for batches in with_room:
+        for place in reversed(range(len(batches))):
+            if number not in batches[place][1]:
+                return batches.pop(place)
+    return None
 
 
 def _chunks(values: list[int], size: int) -> list[list[int]]:
@@ -215,7 +231,9 @@ def make_train_sampler(args: DPOConfig, dataset: Any, batch_size: int, epoch: Ep
         )
     if not _asks_for_ours(args):
         return None
-    return PromptGroupSampler(_prompt_groups(dataset), batch_size, _seed(args), epoch)
+    batches_per_step = args.gradient_accumulation_steps * args.world_size
+    min_groups = -(-getattr(args, "min_groups_per_step", 1) // batches_per_step)
+    return PromptGroupSampler(_prompt_groups(dataset), batch_size, _seed(args), epoch, min_groups)
 
 
 def make_batches(
