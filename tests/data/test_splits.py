@@ -299,3 +299,62 @@ def test_a_ranking_row_tells_what_the_user_had_beyond_the_history():
     row = ranking_dataset(examples.with_columns(negatives=pl.lit(["i8"])), data, MOVIES, seed=0)[0]
     assert row["history"] == ["i4", "i5"]
     assert row["seen"] == ["i0", "i1", "i2", "i3", "i4", "i5", "i6"]  # the disliked ones too
+
+
+def grown_histories(items, history_length, min_history, per_user):
+    """The definition for the items of one user: blocks are laid out from the last target backwards."""
+    targets = list(range(min_history, len(items)))[-per_user if per_user else 0 :]
+    rows, last = [], len(items) - 1
+    for target in reversed(targets):
+        if last - target > history_length - min_history:
+            last = target  # a new block ends here
+        rows.append((items[max(last - history_length, 0) : target], items[target]))
+    return rows[::-1]
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(1, 12) | st.none(),
+)
+def test_growing_histories_are_prefixes_of_each_other(sizes, history_length, min_history, per_user):
+    history_length = max(history_length, min_history)
+    rows = [(f"u{user}", f"i{user}-{place}", place, 5.0) for user, size in enumerate(sizes) for place in range(size)]
+    expected = [
+        (f"u{user}", history, target)
+        for user, size in enumerate(sizes)
+        for history, target in grown_histories(
+            [f"i{user}-{place}" for place in range(size)], history_length, min_history, per_user
+        )
+    ]
+    options = {"history_length": history_length, "min_history": min_history, "per_user": per_user, "growing": True}
+    if not expected:
+        with pytest.raises(ValueError, match="No user has"):
+            next_items(interactions(rows), **options)
+        return
+    examples = next_items(interactions(rows), **options)
+    assert examples.select("user", "history", "target").rows() == expected
+    lengths = examples["history"].list.len()
+    assert lengths.min() >= min_history
+    assert lengths.max() <= history_length
+    # The same targets as those of the latest histories, and the last history of a user is the same
+    latest = next_items(interactions(rows), **options | {"growing": False})
+    assert examples["target"].to_list() == latest["target"].to_list()
+    last = pl.col("user").is_last_distinct()
+    assert examples.filter(last).rows() == latest.filter(last).rows()
+
+
+def test_only_training_histories_grow():
+    data = interactions([("u", f"i{place}", place, 5.0) for place in range(12)])
+    parts = split_leave_one_out(data, history_length=4, min_history=2, growing=True)
+    assert parts["train"]["history"].list.len().to_list() == [2, 3, 2, 3, 4, 2, 3, 4]
+    assert parts["test"]["history"].to_list() == [["i7", "i8", "i9", "i10"]]
+    timed = split_by_time(data, validation_from=8, test_from=10, history_length=4, min_history=2, growing=True)
+    assert timed["train"]["history"].list.len().to_list() == [2, 3, 4, 2, 3, 4]
+    assert timed["test"]["history"].list.len().to_list() == [4, 4]
+
+
+def test_growing_histories_need_room_to_grow(data):
+    with pytest.raises(ValueError, match="history_length must be at least min_history"):
+        next_items(data, history_length=2, min_history=3, growing=True)

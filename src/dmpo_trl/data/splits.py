@@ -22,8 +22,14 @@ def next_items(
     history_length: int = 10,
     min_history: int = 1,
     per_user: int | None = None,
+    growing: bool = False,
 ) -> pl.DataFrame:
     """Make an example of every item that a user liked, with the items liked before it as history.
+
+    Where histories grow, those of a user are prefixes of each other: they begin at the same item and end one item
+    later from example to example. A prefix trie holds them all at little more than the price of the longest. Where a
+    history would become longer than `history_length`, a new one begins, with `min_history` items; the last one of a
+    user is the longest.
 
     Args:
         data: The interactions.
@@ -31,6 +37,7 @@ def next_items(
         history_length: At most so many items before the target, the latest ones.
         min_history: Items with fewer liked items before them are not targets.
         per_user: At most so many examples per user, the latest ones; `None` takes all.
+        growing: Whether histories grow, or else each has the latest items before its target.
 
     Returns:
         One row per example, by user and time: `user` (String), `history` (List[String], items from old to new),
@@ -52,7 +59,7 @@ def next_items(
     _check_positive(history_length=history_length, min_history=min_history, per_user=per_user)
     liked = _liked(data, min_rating)
     before, _ = _places(liked)
-    return _examples(liked, before, before >= 0, history_length, min_history, per_user)
+    return _examples(liked, before, before >= 0, history_length, min_history, per_user, growing=growing)
 
 
 def leave_one_out(
@@ -97,6 +104,7 @@ def split_leave_one_out(
     history_length: int = 10,
     min_history: int = 1,
     per_user: int | None = None,
+    growing: bool = False,
 ) -> dict[str, pl.DataFrame]:
     """Test on the last item of each user, validate on the one before, train on the earlier ones.
 
@@ -110,6 +118,7 @@ def split_leave_one_out(
         history_length: As in [`next_items`].
         min_history: As in [`next_items`].
         per_user: At most so many training examples per user, the latest ones; `None` takes all.
+        growing: Whether the histories of training examples grow; see [`next_items`].
 
     Returns:
         `{"train": ..., "validation": ..., "test": ...}`, each as [`next_items`] returns it.
@@ -131,7 +140,9 @@ def split_leave_one_out(
     test, validation = enough & (after == 0), enough & (after == 1)
     targets = {"train": ~test & ~validation, "validation": validation, "test": test}
     parts = {
-        name: _examples(liked, before, which, history_length, min_history, per_user, name)
+        name: _examples(
+            liked, before, which, history_length, min_history, per_user, name, growing=growing and name == "train"
+        )
         for name, which in targets.items()
     }
     logger.info("%d users of %d are tested", parts["test"].height, int((after == 0).sum()))
@@ -148,6 +159,7 @@ def split_by_time(
     history_length: int = 10,
     min_history: int = 1,
     per_user: int | None = None,
+    growing: bool = False,
 ) -> dict[str, pl.DataFrame]:
     """Train before one point in time, validate from there on, test from a later one on, for all users alike.
 
@@ -162,6 +174,7 @@ def split_by_time(
         history_length: As in [`next_items`].
         min_history: As in [`next_items`].
         per_user: At most so many examples per user in each part, the latest ones; `None` takes all.
+        growing: Whether the histories of training examples grow; see [`next_items`].
 
     Returns:
         `{"train": ..., "validation": ..., "test": ...}`, each as [`next_items`] returns it.
@@ -197,7 +210,9 @@ def split_by_time(
         time = time.astype(np.float64)
     targets = {"train": time < first, "validation": (time >= first) & (time < second), "test": time >= second}
     parts = {
-        name: _examples(liked, before, which, history_length, min_history, per_user, name)
+        name: _examples(
+            liked, before, which, history_length, min_history, per_user, name, growing=growing and name == "train"
+        )
         for name, which in targets.items()
     }
     logger.info(
@@ -305,8 +320,15 @@ def _examples(
     min_history: int,
     per_user: int | None,
     part: str = "",
+    *,
+    growing: bool = False,
 ) -> pl.DataFrame:
     """Make an example of each row of `liked` that is marked as a target and has enough before it."""
+    if growing and history_length < min_history:
+        raise ValueError(
+            f"history_length must be at least min_history where histories grow; they are {history_length} and "
+            f"{min_history}."
+        )
     rows = np.flatnonzero(_latest(targets & (before >= min_history), before, per_user))
     if not len(rows):
         where = f" for the {part} part" if part else ""
@@ -315,6 +337,13 @@ def _examples(
             "another split."
         )
     lengths = np.minimum(before[rows], history_length).astype(np.int64)
+    if growing:
+        # Counted from the user's last target, so that its history is the longest; every `span` targets one begins anew
+        starts = rows - before[rows]  # where the rows of each target's user begin
+        last = before[rows[np.searchsorted(starts, starts, side="right") - 1]]
+        span = history_length - min_history + 1
+        first = last - (last - before[rows]) // span * span - history_length
+        lengths = (before[rows] - np.maximum(first, 0)).astype(np.int64)
     ends = np.cumsum(lengths)
     history = np.repeat(rows - ends, lengths) + np.arange(ends[-1])
     return liked[rows].select(
