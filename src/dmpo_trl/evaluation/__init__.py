@@ -2,8 +2,10 @@
 
 from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recommendation_popularity
 from .callback import RankingCallback
+from .fusion import choose_weight, fuse
 from .generation import GenerationResult, generate_items
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
+from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
 from .ranking import (
     full_catalogue,
@@ -15,21 +17,25 @@ from .ranking import (
 )
 from .report import evaluate_model, load_for_ranking, markdown_table, rank_beside_baselines
 from .result import RankingResult
+from .score_file import rank_by_file
 
 __all__ = [
     "METRICS",
     "Difference",
     "GenerationResult",
     "Interval",
+    "ItemKNN",
     "RankingCallback",
     "RankingResult",
     "Ranks",
     "auc",
     "beyond_accuracy",
     "bootstrap_mean",
+    "choose_weight",
     "coverage",
     "evaluate_model",
     "full_catalogue",
+    "fuse",
     "generate_items",
     "hit_rate",
     "load_for_ranking",
@@ -40,6 +46,8 @@ __all__ = [
     "pooled_auc",
     "rank_at_random",
     "rank_beside_baselines",
+    "rank_by_file",
+    "rank_by_item_knn",
     "rank_by_log_prob",
     "rank_by_popularity",
     "rank_with_model",

@@ -1,0 +1,101 @@
+"""Fusion: a model's scores and counts, ranked together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .result import RankingResult
+
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+def fuse(model: RankingResult, other: RankingResult, weight: float, *, name: str | None = None) -> RankingResult:
+    """Rank by `z(model) + weight * z(other)`, with z the score in standard deviations from the user's mean.
+
+    Args:
+        model: One ranker's scores.
+        other: Another's, of the same users and candidates.
+        weight: Of the other; 0 leaves the model alone.
+        name: Name of the result; by default both names.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ValueError: They ranked other users or candidates, or the weight is not a number of at least 0.
+
+    Example:
+        >>> users, items = ["u1"], [["a", "b", "c"]]
+        >>> model = RankingResult("model", users, [np.array([3.0, 2.0, 1.0])], [1], items)
+        >>> counts = RankingResult("counts", users, [np.array([0.0, 9.0, 0.0])], [1], items)
+        >>> fuse(model, counts, 1.0).metrics(["hr@1"])
+        {'hr@1': 1.0}
+    """
+    if not (np.isfinite(weight) and weight >= 0):
+        raise ValueError(f"The weight must be a number of at least 0, it is {weight}.")
+    scores = [
+        _standardised(own) + weight * _standardised(others)
+        for own, others in zip(model.scores, aligned(other, model).scores, strict=True)
+    ]
+    name = name or f"{model.name} + {other.name}"
+    return RankingResult(name, model.users, scores, model.positives, model.items)
+
+
+def choose_weight(
+    model: RankingResult, other: RankingResult, *, metric: str = "ndcg@5", weights: Sequence[float] = WEIGHTS
+) -> float:
+    """Choose the weight of `fuse` that ranks best. Choose it on validation users.
+
+    Args:
+        model: One ranker's scores.
+        other: Another's, of the same users and candidates.
+        metric: What is to be best; see [`RankingResult.per_user`].
+        weights: To choose among. Of equally good ones the first is taken.
+
+    Returns:
+        The weight.
+
+    Raises:
+        ValueError: See [`fuse`].
+
+    Example:
+        >>> users, items = ["u1"], [["a", "b", "c"]]
+        >>> model = RankingResult("model", users, [np.array([3.0, 2.0, 1.0])], [1], items)
+        >>> counts = RankingResult("counts", users, [np.array([0.0, 9.0, 0.0])], [1], items)
+        >>> choose_weight(model, counts, metric="hr@1")
+        1.0
+    """
+    values = [fuse(model, other, weight).per_user(metric).mean() for weight in weights]
+    return float(weights[int(np.argmax(values))])
+
+
+def aligned(result: RankingResult, like: RankingResult) -> RankingResult:
+    """Return the result with its users and candidates in the order of another.
+
+    Args:
+        result: The result.
+        like: Of the same users and candidates.
+
+    Raises:
+        ValueError: A user or a candidate of one is not in the other.
+    """
+    if result.users == like.users and result.items == like.items:
+        return result
+    place = {user: row for row, user in enumerate(result.users)}
+    if result.users != like.users and (len(place) != len(result.users) or set(place) != set(like.users)):
+        raise ValueError(f"{result.name} and {like.name} ranked different users.")
+    rows = range(len(result.users)) if result.users == like.users else [place[user] for user in like.users]
+    scores = []
+    for row, user, items in zip(rows, like.users, like.items, strict=True):
+        own = dict(zip(result.items[row], result.scores[row], strict=True))
+        if set(own) != set(items):
+            raise ValueError(f"{result.name} and {like.name} ranked different candidates of user {user!r}.")
+        scores.append(np.array([own[item] for item in items]))
+    return RankingResult(result.name, like.users, scores, like.positives, like.items)
+
+
+def _standardised(scores: np.ndarray) -> np.ndarray:
+    spread = scores.std()
+    return (scores - scores.mean()) / spread if spread > 0 else np.zeros(len(scores))

@@ -1,0 +1,94 @@
+"""Score files: anybody's scores of users' candidates, as a ranker."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from datasets import Dataset
+
+from .result import RankingResult, interned
+
+logger = logging.getLogger(__name__)
+
+
+def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingResult:
+    """Rank by the scores in a Parquet file, whatever wrote them: RecBole, RecTools, LensKit, a script.
+
+    A candidate without a score ranks last, tied with the others of its kind; how many there are is logged.
+
+    Args:
+        dataset: Columns of [`ranking_dataset`].
+        path: A file of columns `user`, `item` (identifiers, as in the raw data) and `score` (the higher the better).
+        name: Name of the result.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ValueError: A column is missing, a score is not a finite number, a pair stands there twice, or a user of the
+            dataset has no score at all.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> users = Dataset.from_list([{"user": "u1", "items": ["a", "b"], "positive": 1}])
+        >>> frame = pl.DataFrame({"user": ["u1", "u1"], "item": ["a", "b"], "score": [0.1, 0.7]})
+        >>> with TemporaryDirectory() as folder:
+        ...     frame.write_parquet(f"{folder}/scores.parquet")
+        ...     rank_by_file(users, f"{folder}/scores.parquet", name="mine").metrics(["hr@1"])
+        {'hr@1': 1.0}
+    """
+    frame = _read(Path(path))
+    by_user = {
+        user: dict(zip(items, scores, strict=True))
+        for user, items, scores in frame.group_by("user").agg("item", "score").iter_rows()
+    }
+    if without := [user for user in dataset["user"] if user not in by_user]:
+        raise ValueError(
+            f"{path}: {len(without)} of the {len(dataset)} users to rank have no score, for example {without[0]!r}. "
+            "Identifiers must be those of the raw data."
+        )
+    scores, missing, total = [], 0, 0
+    for user, items in zip(dataset["user"], dataset["items"], strict=True):
+        own = by_user[user]
+        last = min(own.values()) - 1.0
+        scores.append(np.array([own.get(item, last) for item in items], dtype=float))
+        missing += sum(item not in own for item in items)
+        total += len(items)
+    if missing:
+        logger.warning(
+            "%s: %d of %d candidates have no score; they rank last, tied. Score all of them for a fair comparison.",
+            path,
+            missing,
+            total,
+        )
+    return RankingResult(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))
+
+
+def _read(path: Path) -> pl.DataFrame:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file.")
+    try:
+        frame = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}.") from error
+    if missing := sorted({"user", "item", "score"} - set(frame.columns)):
+        raise ValueError(f"{path} has no column {missing}; it has {frame.columns}.")
+    try:
+        frame = frame.select(
+            pl.col("user").cast(pl.String), pl.col("item").cast(pl.String), pl.col("score").cast(pl.Float64)
+        )
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: the column `score` must hold numbers: {error}.") from error
+    bad = frame.select((~pl.col("score").is_finite()).fill_null(True)).to_series()
+    if bad.any():
+        row = int(bad.arg_max())  # type: ignore[arg-type]
+        raise ValueError(f"{path}, row {row}: the score is {frame['score'][row]}, and must be a finite number.")
+    doubled = frame.select("user", "item").is_duplicated()
+    if doubled.any():
+        row = int(doubled.arg_max())  # type: ignore[arg-type]
+        user, item = frame["user"][row], frame["item"][row]
+        raise ValueError(f"{path}: user {user!r} and item {item!r} stand there more than once.")
+    return frame

@@ -1,0 +1,77 @@
+"""Fusion of two rankers against the formula, and the choice of its weight."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmpo_trl.evaluation import RankingResult, choose_weight, fuse
+from dmpo_trl.evaluation.fusion import WEIGHTS
+
+USERS = st.lists(
+    st.integers(2, 6).flatmap(
+        lambda n: st.tuples(
+            st.lists(st.integers(-9, 9), min_size=n, max_size=n), st.lists(st.integers(-9, 9), min_size=n, max_size=n)
+        )
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def result(name, scores, order=None):
+    order = order or [list(range(len(own))) for own in scores]
+    return RankingResult(
+        name,
+        [f"u{row}" for row in range(len(scores))],
+        [np.array([float(own[i]) for i in places]) for own, places in zip(scores, order, strict=True)],
+        [places.index(0) for places in order],
+        [[f"i{i}" for i in places] for places in order],
+    )
+
+
+def z(values):
+    spread = np.std(values)
+    return (np.array(values) - np.mean(values)) / spread if spread else np.zeros(len(values))
+
+
+@given(USERS, st.sampled_from(WEIGHTS))
+def test_scores_are_the_weighted_sum_of_both_in_standard_deviations(users, weight):
+    model, other = (result(name, [pair[place] for pair in users]) for place, name in enumerate(("model", "other")))
+    fused = fuse(model, other, weight)
+    assert fused.name == "model + other"
+    for (ours, theirs), found in zip(users, fused.scores, strict=True):
+        assert found.tolist() == pytest.approx((z(ours) + weight * z(theirs)).tolist())
+
+
+@given(USERS, st.randoms(use_true_random=False))
+def test_users_and_candidates_may_come_in_another_order(users, random):
+    model, other = (result(name, [pair[place] for pair in users]) for place, name in enumerate(("model", "other")))
+    order = [random.sample(range(len(own)), len(own)) for own, _ in users]
+    moved = result("other", [theirs for _, theirs in users], order)
+    rows = random.sample(range(len(users)), len(users))
+    moved = RankingResult(
+        "other", *([getattr(moved, name)[row] for row in rows] for name in ("users", "scores", "positives", "items"))
+    )
+    for expected, found in zip(fuse(model, other, 1.0).scores, fuse(model, moved, 1.0).scores, strict=True):
+        assert found.tolist() == pytest.approx(expected.tolist())
+
+
+def test_other_users_or_candidates_are_refused():
+    model, other = result("model", [[1, 2]]), result("other", [[1, 2, 3]])
+    with pytest.raises(ValueError, match="other and model ranked different candidates of user 'u0'"):
+        fuse(model, other, 1.0)
+    with pytest.raises(ValueError, match="ranked different users"):
+        fuse(model, result("other", [[1, 2], [3, 4]]), 1.0)
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be a number of at least 0"):
+            fuse(model, model, weight)
+
+
+def test_the_best_weight_is_chosen_and_nothing_is_taken_that_does_not_help():
+    model, counts = result("model", [[1, 3, 2]]), result("counts", [[9, 0, 0]])
+    assert choose_weight(model, counts, metric="hr@1") == min(
+        weight for weight in WEIGHTS if fuse(model, counts, weight).per_user("hr@1").mean() == 1
+    )
+    noise = result("noise", [[0, 5, 1]])
+    assert choose_weight(model, noise) == 0.0
