@@ -144,13 +144,13 @@ def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def run_ours(source: str, raw: Path, made: Path, negatives: int) -> dict[str, float]:
+    from dmpo_trl.data import leave_one_out
     from dmpo_trl.data.datasets import preference_dataset
     from dmpo_trl.data.filters import k_core
     from dmpo_trl.data.negatives import sample_negatives
     from dmpo_trl.data.prompts import MOVIES
     from dmpo_trl.data.readers.amazon import read_amazon
     from dmpo_trl.data.readers.movielens import read_movielens
-    from dmpo_trl.data.splits import leave_one_out
 
     seconds: dict[str, float] = {}
     with stage("read", seconds):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from dmpo_trl.data import negatives as module
 from dmpo_trl.data._random import uniform
+from dmpo_trl.data.examples import leave_one_out, next_items
 from dmpo_trl.data.interactions import Interactions
 from dmpo_trl.data.negatives import hard_negatives, sample_negatives
-from dmpo_trl.data.splits import leave_one_out, next_items
 
 CATALOGUE = [f"i{i:02}" for i in range(12)]
 ITEMS = pl.DataFrame({"item": CATALOGUE, "title": [item.upper() for item in CATALOGUE]})

@@ -4,16 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmpo_trl.data import MOVIES, ranking_dataset
+from dmpo_trl.data.examples import leave_one_out, next_items, seen_before
 from dmpo_trl.data.interactions import Interactions
-from dmpo_trl.data.splits import (
-    few_shot,
-    leave_one_out,
-    next_items,
-    seen_before,
-    split_by_time,
-    split_leave_one_out,
-    split_users,
-)
+from dmpo_trl.data.splits import few_shot, split_by_time, split_leave_one_out, split_users
 
 
 def interactions(rows: list[tuple]) -> Interactions:

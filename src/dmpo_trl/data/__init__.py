@@ -1,6 +1,7 @@
 """From raw recommender files to preference datasets: readers, splits, negatives, prompts."""
 
 from .datasets import pair_dataset, preference_dataset, ranking_dataset, sft_dataset
+from .examples import leave_one_out, next_items
 from .filters import k_core
 from .interactions import Interactions
 from .leakage import LeakReport, leak_report, leak_report_of_files
@@ -19,7 +20,7 @@ from .readers import (
     read_recbole,
     read_table,
 )
-from .splits import few_shot, leave_one_out, next_items, split_by_time, split_leave_one_out, split_users
+from .splits import few_shot, split_by_time, split_leave_one_out, split_users
 
 __all__ = [
     "GAMES",

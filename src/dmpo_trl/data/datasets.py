@@ -13,9 +13,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ._random import uniform
+from .examples import seen_before
 from .interactions import Interactions
 from .prompts import PromptTemplate
-from .splits import seen_before
 
 ROWS = 20_000  # in one step: enough for speed, and the text of so many fits in memory many times over
 

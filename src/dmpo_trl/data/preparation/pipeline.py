@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from .._random import uniform
 from ..datasets import text_tables
+from ..examples import next_items
 from ..filters import k_core
 from ..interactions import Interactions
 from ..negatives import sample_negatives
 from ..prompts import PromptTemplate
 from ..readers import read_amazon, read_lastfm, read_movielens, read_recbole, read_table
-from ..splits import few_shot, next_items, split_by_time, split_leave_one_out, split_users
+from ..splits import few_shot, split_by_time, split_leave_one_out, split_users
 from .config import PrepareConfig
 from .folder import FORMAT, MANIFEST, Prepared, card, check_free, new_folder, sha256
 
