@@ -71,6 +71,7 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "trl:DPOTrainer._get_output_dir": {"97172085342ac46c": "transformers 5.17.0"},
     "trl:DPOTrainer._get_train_sampler": {"1580d7493244e637": "transformers 5.17.0"},
+    "trl:DPOTrainer._init_training_state": {"8fbd17ebb7d3793d": "transformers 5.17.0"},
     "trl:DPOTrainer._precompute_ref_logps": {"f2c098c7da6ca701": "trl 1.15.0"},
     "trl:DPOTrainer._prepare_dataset": {"35e349e8e8266df4": "trl 1.15.0"},
     "trl:DPOTrainer._save_checkpoint": {"b6ee0a370c266b6f": "trl 1.15.0"},
@@ -127,8 +128,9 @@ def is_private(name: str) -> bool:
 
 
 def overridden() -> set[str]:
-    """What `DMPOTrainer` overrides of its parent."""
-    names = set(vars(DMPOTrainer)) - {"__module__", "__doc__", "__annotations__"}
+    """What `DMPOTrainer` and the package's classes above it override of their parent."""
+    own = DMPOTrainer.__mro__[: DMPOTrainer.__mro__.index(DPOTrainer)]
+    names = {name for ours in own for name in vars(ours)} - {"__module__", "__doc__", "__annotations__"}
     return {f"trl:DPOTrainer.{name}" for name in names if callable(getattr(DPOTrainer, name, None))}
 
 

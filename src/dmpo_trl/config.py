@@ -48,6 +48,10 @@ class DMPOConfig(DPOConfig):
             are formed once, in the order of `train_sampling_strategy` (`"random"`, `"sequential"` or
             `"group_by_prompt"`), and come in another order each epoch. A batch's loss is the mean over its examples,
             so an example weighs less in a batch that holds many. The effect on learning is not measured.
+        allow_changed_run (`bool`, *optional*, defaults to `False`):
+            Whether training may be resumed with another objective or other data than the checkpoint was written with
+            (another dataset, order of the rows, loss, reference or base model). A warning then names what differs;
+            otherwise it is an error.
 
     Example:
         >>> args = DMPOConfig("out", loss_type=["dmpo", "sft"], loss_weights=[1.0, 0.2], bf16=False)
@@ -99,6 +103,13 @@ class DMPOConfig(DPOConfig):
         metadata={
             "help": "Form batches of at most so many tokens, padding counted, and at most per_device_train_batch_size "
             "examples."
+        },
+    )
+    allow_changed_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume also where the dataset, the order of the rows, the loss or the reference is not that of "
+            "the checkpoint; a warning names what differs."
         },
     )
     prefix_sharing: str = field(  # True and False too; the argument parsers know no `str | bool`

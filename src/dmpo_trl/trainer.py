@@ -10,7 +10,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
@@ -25,22 +25,18 @@ from .preprocessing.dataset import tokenize_dataset
 from .preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS
 from .preprocessing.truncate import max_num_rejected
 from .preprocessing.validate import check_rows, named_datasets, shown_name
-from .training import checkpoints
+from .training.checkpoints import set_damaged_cache_aside
 from .training.checks import check_limits, check_options, check_step
-from .training.distributed import (
-    check_checkpoint_kind,
-    check_compute_metrics,
-    num_own_rows,
-    readable_by_all,
-    rows_of_table,
-)
+from .training.distributed import check_compute_metrics, num_own_rows, readable_by_all, rows_of_table
 from .training.layout import choose_layout
 from .training.metrics import example_metrics, means_over_processes, token_metrics
 from .training.model_card import PAPER, TrainingSummary, complete_card, hub_dataset
 from .training.reference import cache_key, initial_policy, needs_reference, options_of_parent
+from .training.resuming import ResumableTrainer
+from .training.run_record import describe_models
 
 
-class DMPOTrainer(DPOTrainer):
+class DMPOTrainer(ResumableTrainer):
     """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions per prompt.
 
     Takes the place of [`~trl.DPOTrainer`]: the constructor is the parent's, and a dataset is as there, except that
@@ -204,6 +200,8 @@ class DMPOTrainer(DPOTrainer):
     @_precompute_model_hash.setter
     def _precompute_model_hash(self, reference_hash: str | None) -> None:
         self._reference_hash = reference_hash
+        if self.accelerator.is_main_process:  # the models are complete, and not yet sharded
+            self._models = describe_models(self.model, self.ref_model, self.optimizer)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if not self._has_reference or set(REFERENCE_COLUMNS) <= set(dataset.column_names or ()):
@@ -215,7 +213,7 @@ class DMPOTrainer(DPOTrainer):
         dataset = readable_by_all(dataset, name, self.accelerator)
         if self.accelerator.is_main_process:
             cache_key = Hasher.hash((dataset._fingerprint, self._precompute_model_hash))  # as in the parent
-            checkpoints.set_damaged_cache_aside(dataset._get_cache_file_path(cache_key), len(dataset))
+            set_damaged_cache_aside(dataset._get_cache_file_path(cache_key), len(dataset))
         self._ref_table_width = max_num_rejected(dataset)
         try:
             dataset = super()._precompute_ref_logps(dataset, name, batch_size)
@@ -315,7 +313,7 @@ class DMPOTrainer(DPOTrainer):
             check_step(means["rewards/margins"], self.state.global_step, fp16)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
-    # Model card and checkpoints
+    # Model card
 
     def create_model_card(  # type: ignore[override]  # as in `DPOTrainer`
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -324,26 +322,3 @@ class DMPOTrainer(DPOTrainer):
         super().create_model_card(model_name, dataset_name or hub_dataset(self.train_dataset), tags)
         if self.is_world_process_zero():
             complete_card(TrainingSummary.of(self))
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as [`~transformers.Trainer.train`] does; `True` resumes from the last whole checkpoint."""
-        output_dir: Any = self.args.output_dir
-        checkpoint = checkpoints.checkpoint_to_resume(output_dir, resume_from_checkpoint, self.args.sync_ref_model)
-        if checkpoint is not None:
-            check_checkpoint_kind(checkpoint, self.accelerator)
-        self.accelerator.wait_for_everyone()  # all have chosen among the same folders
-        if self.args.should_save:
-            checkpoints.set_incomplete_aside(output_dir)
-        self.accelerator.wait_for_everyone()
-        return super().train(checkpoint, *args, **kwargs)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.args.should_save:
-            checkpoints.mark_incomplete(f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # every process writes a file of its own
-        if self.args.should_save:
-            checkpoints.write_file_list(output_dir)

@@ -1,12 +1,15 @@
 """Two processes with a batch of B rows each do what one does with 2B; CPUs, gloo, `accelerate launch`."""
 
 import importlib.util
+import json
 
 import pytest
 from support import save_model
 from support.launch import launch
 from support.training import saved_weights, train
 from transformers import AutoModelForCausalLM
+
+from dmpo_trl.training.run_record import RECORD
 
 B = 2
 # In float32. A sum in another order differs by rounding, which AdamW makes larger where a gradient is nearly zero;
@@ -108,6 +111,18 @@ def test_checkpoints_of_two_processes_load_in_one_and_the_other_way_round(tmp_pa
     train(tmp_path, "to one", 2 * B, use_cpu=True, **resumed("two"))
     for name in ("two", "to two", "to one"):
         assert_same_weights(saved_weights(tmp_path / name), saved_weights(tmp_path / "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_processes_agree_on_what_makes_a_run(tmp_path, config):
+    save_model(tmp_path / "model")
+    train(tmp_path, "one", 2 * B, use_cpu=True, **CHECKPOINTS)
+    launch(tmp_path, config, {"two": {"batch_size": B, **CHECKPOINTS}})
+    records = [json.loads((tmp_path / name / "checkpoint-2" / RECORD).read_text()) for name in ("one", "two")]
+    assert records[0] == records[1]
+    with pytest.raises(AssertionError, match=r"belongs to another run: beta: 0\.5 then, 0\.2 now"):
+        launch(tmp_path, config, {"other": {"batch_size": B, "beta": 0.2, **resumed("two")}})
 
 
 @pytest.mark.slow

@@ -67,11 +67,12 @@ def checkpoint_to_resume(
     folder = Path(checkpoint)
     if not (folder / FILE_LIST).is_file():
         logger.warning(
-            "%s has no %s: plain TRL wrote it, or `save_only_model`. Its files are whole as far as they can tell.",
+            "%s has no %s: plain TRL wrote it, or `save_only_model`. Its files are whole as far as they can tell. "
+            "Nothing tells whether it belongs to this dataset, this reference and these options.",
             folder,
             FILE_LIST,
         )
-    if not _holds(folder, _OPTIMIZER):
+    if not has_optimizer(folder):
         logger.warning(
             "%s has no optimizer state: training goes on with a new optimizer, and will not end with the weights of "
             "an uninterrupted run.",
@@ -181,7 +182,7 @@ def problems(checkpoint: str | Path) -> list[str]:
     if not _holds(folder, _WEIGHTS):
         found.append("the model's weights are missing")
     # `save_only_model` writes neither; transformers would go on with a new optimizer without a word
-    if _holds(folder, ["rng_state*"]) and not _holds(folder, _OPTIMIZER):
+    if _holds(folder, ["rng_state*"]) and not has_optimizer(folder):
         found.append("the optimizer's state is missing")
     return found
 
@@ -189,6 +190,11 @@ def problems(checkpoint: str | Path) -> list[str]:
 # In the order of transformers, FSDP, DeepSpeed
 _WEIGHTS = ["**/*model*.safetensors", "**/*model*.bin", "*model_fsdp*/*", "global_step*/*"]
 _OPTIMIZER = ["optimizer.pt", "optimizer.bin", "optimizer_*/*", "global_step*/*"]
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Return whether a checkpoint holds the optimizer's state."""
+    return _holds(checkpoint, _OPTIMIZER)
 
 
 def _holds(folder: Path, patterns: Iterable[str]) -> bool:

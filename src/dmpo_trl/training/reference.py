@@ -118,10 +118,20 @@ def cache_key(
         collator: Knows whether prefixes are shared, which rounds in another way.
     """
     base_model = base_model_of(reference)
-    config = base_model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "architectures"):  # a copy elsewhere computes the same
-        config.pop(name, None)
+    config = config_of(reference)
     layout = getattr(collator, "prefix_sharing", None)
     head = (type(base_model).__qualname__, getattr(base_model, "scores_own_logits", False))
     options = (args.ld_alpha, args.max_length, args.truncation_mode, accelerator.mixed_precision, layout)
     return Hasher.hash((reference_hash, config, head, *options))
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """Return the part of a model's config that its numbers depend on: a copy elsewhere computes the same.
+
+    Args:
+        model: A transformers model, or a wrapper around one.
+    """
+    config = base_model_of(model).config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "architectures", "use_cache"):
+        config.pop(name, None)
+    return config
