@@ -215,4 +215,10 @@ class PromptTries:
         return prompt_ids[: len(prompt_ids) - cut], trie
 
     def _tokenize(self, prompt: Any, completions: Sequence[Any]) -> tuple[list[int], list[list[int]]]:
-        return tokenize_completions(self._tokenizer, prompt, completions, eos_token=self._tokenizer.eos_token)
+        return tokenize_completions(
+            self._tokenizer,
+            prompt,
+            completions,
+            eos_token=self._tokenizer.eos_token,
+            special_tokens_in_text=False,
+        )
