@@ -19,6 +19,12 @@ class DMPOConfig(DPOConfig):
             example whose prompt alone is as long; `"keep_end"` (deprecated in TRL) cuts its beginning;
             `"keep_completion"` is ours: it shortens the prompt from the left by what its longest completion needs, so
             that no completion is ever cut. In recommendation a completion cut short names another item.
+        special_tokens_in_text (`bool`, *optional*):
+            Whether a special token may be written as text in the data. By default it may in plain-text rows, which
+            can have been rendered with a chat template, as in TRL, and may not in messages: whatever their content
+            is, only the chat template writes special tokens. `False` takes plain text for text too, and in both kinds
+            of rows what the chat template names of the tokenizer's other added tokens; `dmpo-trl train` sets it for a
+            folder that `dmpo-trl prepare` wrote, where titles can be anybody's. `True` is TRL's way for both.
 
         > Parameters that control the training
 
@@ -81,6 +87,13 @@ class DMPOConfig(DPOConfig):
             "'keep_completion' shortens the prompt from the left so that no completion is cut. 'keep_end' is "
             "deprecated.",
             "choices": ["keep_completion", "keep_end", "keep_start"],
+        },
+    )
+    special_tokens_in_text: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether a special token may be written as text in the data. Default: in plain-text rows it may, "
+            "in messages and in what `dmpo-trl prepare` wrote it stays text."
         },
     )
     train_sampling_strategy: str = field(

@@ -52,6 +52,7 @@ def score_completions(
     *,
     prefix_sharing: str | bool = "auto",
     tokens_per_batch: int = 4096,
+    special_tokens_in_text: bool | None = None,
     progress: str | None = None,
 ) -> list[CompletionScores]:
     """Score completions by their log-probs given the prompts, each computed once where the model allows it.
@@ -66,6 +67,7 @@ def score_completions(
         tokens_per_batch: Bound on the tokens of a forward, padding included; at least 1. The completions of one prompt
             are spread over several rows where they are too many for one; only a single completion that with its prompt
             is longer than the bound exceeds it.
+        special_tokens_in_text: See `DMPOConfig`; as in training.
         progress: Label of a progress bar; None for no bar.
 
     Returns:
@@ -94,6 +96,7 @@ def score_completions(
             zip(prompts, completions, strict=True),
             prefix_sharing=prefix_sharing,
             tokens_per_batch=tokens_per_batch,
+            special_tokens_in_text=special_tokens_in_text,
             progress=progress,
             total=len(prompts),
         )
@@ -107,6 +110,7 @@ def stream_scores(
     *,
     prefix_sharing: str | bool = "auto",
     tokens_per_batch: int = 4096,
+    special_tokens_in_text: bool | None = None,
     progress: str | None = None,
     total: int | None = None,
 ) -> Iterator[CompletionScores]:
@@ -118,6 +122,7 @@ def stream_scores(
         examples: Pairs of a prompt and its completions, taken up as scoring proceeds.
         prefix_sharing: As in `score_completions`.
         tokens_per_batch: As in `score_completions`.
+        special_tokens_in_text: As in `score_completions`.
         progress: As in `score_completions`.
         total: Number of examples, for the progress bar.
 
@@ -147,7 +152,13 @@ def stream_scores(
     with tqdm(total=total, desc=progress, disable=progress is None) as bar:
         for index, (prompt, options) in enumerate(examples):
             _refuse_empty(index, options)
-            example = tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)
+            example = tokenize_completions(
+                tokenizer,
+                prompt,
+                options,
+                eos_token=tokenizer.eos_token,
+                special_tokens_in_text=special_tokens_in_text,
+            )
             if (shortest := min(lengths := _scored_lengths(*example))) < 1:
                 raise ValueError(
                     f"Completion {lengths.index(shortest)} of prompt {index} has no token that a token before it "

@@ -139,22 +139,22 @@ class DMPOTrainer(ResumableTrainer):
         args: DPOConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        dataset_name = shown_name(dataset_name)
         with global_then_local_main_first():
             dataset = tokenize_dataset(
                 dataset,
-                dataset_name,
+                shown_name(dataset_name),
                 processing_class,
                 eos_token=self._tokenizer.eos_token,
                 max_length=args.max_length,
                 truncation_mode=args.truncation_mode,
+                special_tokens_in_text=getattr(args, "special_tokens_in_text", None),
                 num_proc=args.dataset_num_proc,
             )
         # The parent's constructor prepares its datasets before there is a model to hold them against, and the
         # precomputation of reference log-probs checks its own
         if not hasattr(self, "model") or self.precompute_ref_logps:
             return dataset
-        return self._within_limits(dataset, dataset_name)
+        return self._within_limits(dataset, shown_name(dataset_name))
 
     def _within_limits(self, dataset: Any, name: str) -> Any:
         """Hold token ids and lengths of a dataset, or of a dictionary of them, against the model's embeddings."""

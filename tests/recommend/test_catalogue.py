@@ -44,6 +44,19 @@ def test_trie_is_the_set_of_prefixes(sequences, excluded):
 
 
 @given(SEQUENCES)
+def test_what_must_follow_a_node_is_read_off_without_a_walk(sequences):
+    trie = TitleTrie(sequences)
+    for start in range(len(trie.token)):
+        node, expected = start, []
+        while len(only := trie.children(np.array([node]))[1]) == 1 and len(trie.children(only)[1]):
+            node = only[0]
+            expected.append(int(trie.token[node]))
+        found = trie.forced_after(start)
+        assert found.tolist() == expected
+        assert not len(found) or np.shares_memory(found, trie.token)
+
+
+@given(SEQUENCES)
 def test_children_of_several_nodes_are_those_of_each(sequences):
     trie = TitleTrie(sequences)
     nodes = np.arange(len(trie.token))[::-1]

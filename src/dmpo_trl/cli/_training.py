@@ -18,7 +18,7 @@ from trl import (
 
 from ..config import DMPOConfig
 from ..data import Prepared
-from ..data.preparation.folder import read_manifest
+from ..data.preparation.folder import is_prepared
 from ..evaluation import RankingCallback
 from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
@@ -45,6 +45,9 @@ def train(
         mixture: Data sets to train on instead of the one of `script`.
         ranking: Users to rank at each evaluation.
     """
+    paths: list[str | None] = [one.path for one in mixture.datasets] or [script.dataset_name]
+    if config.special_tokens_in_text is None and all(map(is_prepared, paths)):
+        config.special_tokens_in_text = False
     data = _load_data(script, mixture)
     train_data = choose_split(data, script.dataset_train_split, "--dataset_train_split")
     eval_data = None
@@ -125,12 +128,12 @@ def _ranking_callback(data: str, ranking: RankingArguments, trainer: DMPOTrainer
     users = choose_split(Prepared.load(data).ranking, ranking.ranking_split, "--ranking_split")
     if ranking.ranking_users is not None:
         users = users.select(range(min(ranking.ranking_users, len(users))))
-    return RankingCallback(users, score=ranking.ranking_score, trainer=trainer)
+    return RankingCallback(users, score=ranking.ranking_score, trainer=trainer, special_tokens_in_text=False)
 
 
 def _save_catalogue(trainer: Any, data: str | None, score: Literal["sum", "mean"]) -> None:
     """Put catalogue and template of prepared data beside the model, so that a `Recommender` needs nothing else."""
-    if data is None or read_manifest(Path(data)) is None or not trainer.is_world_process_zero():
+    if data is None or not is_prepared(data) or not trainer.is_world_process_zero():
         return
     prepared = Prepared.load(data)
     recommender = Recommender(trainer.model, trainer.processing_class, prepared.items, prepared.template, score=score)

@@ -146,6 +146,7 @@ def _measure(
     from datasets import load_dataset
 
     from ..batching.collator import DataCollatorForMultiPreference
+    from ..data.preparation.folder import is_prepared
     from ..modeling.loading import load_tokenizer
     from ..preprocessing.dataset import tokenize_dataset
 
@@ -154,6 +155,7 @@ def _measure(
     )
     splits = load_dataset(script.dataset_name, name=script.dataset_config)
     data = choose_split(splits, script.dataset_train_split, "--dataset_train_split")
+    in_text = config.special_tokens_in_text
     rows = data.shuffle(config.seed).select(range(min(options.sample_rows, len(data))))
     examples = tokenize_dataset(
         rows,
@@ -162,6 +164,7 @@ def _measure(
         eos_token=tokenizer.eos_token,
         max_length=config.max_length,
         truncation_mode=config.truncation_mode,
+        special_tokens_in_text=False if in_text is None and is_prepared(script.dataset_name) else in_text,
     ).to_list()
     layouts = {}
     for name in ("trie", "copies"):

@@ -91,15 +91,16 @@ def run(arguments: list[str]) -> None:
     if options.baseline is not None:
         check_found(options.baseline, **loading)  # before the work, not after it
     loaded, tokenizer = load_for_ranking(model.model, **model.from_pretrained())
-    results = rank_beside_baselines(loaded, tokenizer, users, popularity, tokens_per_batch=options.tokens_per_batch)
+    ranking: Any = {"tokens_per_batch": options.tokens_per_batch, "special_tokens_in_text": False}
+    results = rank_beside_baselines(loaded, tokenizer, users, popularity, **ranking)
     generated = (
-        generate_items(loaded, tokenizer, users, titles.values(), name="generation") if options.generate else None
+        generate_items(loaded, tokenizer, users, titles.values(), name="generation", special_tokens_in_text=False)
+        if options.generate
+        else None
     )
     del loaded  # leaves its memory to the baseline
     if options.baseline is not None:
-        baseline = evaluate_model(
-            options.baseline, users, popularity, tokens_per_batch=options.tokens_per_batch, **loading
-        )
+        baseline = evaluate_model(options.baseline, users, popularity, **ranking, **loading)
         for score in ("sum", "mean"):
             results[f"baseline {score}"] = baseline[score]
     if not PartialState().is_main_process:

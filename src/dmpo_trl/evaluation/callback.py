@@ -43,6 +43,7 @@ class RankingCallback(TrainerCallback):
         metrics: Names of the metrics, see [`RankingResult.metrics`].
         trainer: The trainer to log through.
         tokens_per_batch: See [`score_completions`].
+        special_tokens_in_text: See [`score_completions`]; by default that of the trainer's `DMPOConfig`.
 
     Attributes:
         result: The latest evaluation's [`RankingResult`], with the values of every user; None before the first.
@@ -68,6 +69,7 @@ class RankingCallback(TrainerCallback):
         metrics: Sequence[str] = METRICS,
         trainer: Trainer | None = None,
         tokens_per_batch: int = 4096,
+        special_tokens_in_text: bool | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The dataset has no users to rank.")
@@ -79,6 +81,7 @@ class RankingCallback(TrainerCallback):
         self.metrics = metrics
         self.trainer = trainer
         self.tokens_per_batch = tokens_per_batch
+        self.special_tokens_in_text = special_tokens_in_text
         self.result: RankingResult | None = None
 
     def on_train_begin(
@@ -101,6 +104,9 @@ class RankingCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Rank the users and add the figures to `metrics`."""
+        in_text = self.special_tokens_in_text
+        if in_text is None:
+            in_text = getattr(args, "special_tokens_in_text", None)
         # Training goes on as it began: with packed sequences FlashAttention cannot be exchanged for sdpa
         with attention_restored(base_model_of(model)):
             scored = score_candidates(
@@ -108,6 +114,7 @@ class RankingCallback(TrainerCallback):
                 processing_class,
                 self.dataset,
                 tokens_per_batch=self.tokens_per_batch,
+                special_tokens_in_text=in_text,
                 progress=None if args.disable_tqdm else "Ranking",
             )
         self.result = rank_by_log_prob(self.dataset, scored, score=self.score, name="model")

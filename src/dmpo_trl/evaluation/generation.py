@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -19,6 +20,9 @@ from ..modeling.loading import evaluation_mode, plain_generation
 from ..preprocessing.tokenize import tokenize_completions
 from ._processes import is_sharded, on_main_process, over_processes
 from .intervals import Interval, bootstrap_mean
+
+# `tokenize_completions` for one tokenizer
+Tokenize = Callable[[Any, Sequence[Any]], tuple[list[int], list[list[int]]]]
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def generate_items(
     *,
     name: str,
     batch_size: int = 16,
+    special_tokens_in_text: bool | None = None,
 ) -> GenerationResult:
     """Let a model complete each prompt greedily, and compare the texts with the titles, letter by letter.
 
@@ -89,6 +94,7 @@ def generate_items(
         titles: Titles of the whole catalogue.
         name: Name of the result, also shown on the progress bar.
         batch_size: Number of prompts generated together.
+        special_tokens_in_text: See [`score_completions`].
 
     Returns:
         The texts, and which of them are items.
@@ -105,10 +111,17 @@ def generate_items(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     questions = dataset.select_columns(["prompt", "candidates"])
-    longest = _longest_title(tokenizer, questions[0], titles)
+    tokenize = partial(
+        tokenize_completions,
+        tokenizer,
+        eos_token=tokenizer.eos_token,
+        special_tokens_in_text=special_tokens_in_text,
+    )
+    longest = _longest_title(tokenize, questions[0], titles)
 
     def generate(rows: Sequence[int]) -> list[str]:
-        return _generate(model, tokenizer, questions.select(rows), longest, batch_size, on_main_process(name))
+        bar = on_main_process(name)
+        return _generate(model, tokenizer, tokenize, questions.select(rows), longest, batch_size, bar)
 
     outputs = over_processes(generate, len(dataset), model)
     catalogue = {title.strip() for title in titles}
@@ -128,17 +141,20 @@ def generate_items(
 
 
 def _generate(
-    model: Any, tokenizer: PreTrainedTokenizerBase, questions: Dataset, longest: int, batch_size: int, bar: str | None
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenize: Tokenize,
+    questions: Dataset,
+    longest: int,
+    batch_size: int,
+    bar: str | None,
 ) -> list[str]:
     sharded = is_sharded(model)
     model = extract_model_from_parallel(model)
     device = model.get_input_embeddings().weight.device
     # The prompt as it is scored and trained on: a last token that would merge with a title's first is left out
-    prompts = [
-        tokenize_completions(tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token)[0]
-        for row in questions
-    ]
-    stops = _stops(model, tokenizer, questions[0]["prompt"])
+    prompts = [tokenize(row["prompt"], row["candidates"])[0] for row in questions]
+    stops = _stops(model, tokenizer, tokenize, questions[0]["prompt"])
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     config = GenerationConfig(
         max_new_tokens=longest, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=padding
@@ -169,7 +185,7 @@ def _generate(
     return [outputs[row] for row in range(len(prompts))]
 
 
-def _stops(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Any) -> set[int]:
+def _stops(model: Any, tokenizer: PreTrainedTokenizerBase, tokenize: Tokenize, prompt: Any) -> set[int]:
     """Return the tokens that end an answer: those that transformers knows, and what ends a completion in training.
 
     A chat template may end a turn with another token than the tokenizer's end of sequence.
@@ -178,17 +194,17 @@ def _stops(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Any) -> set[i
     stops = {tokenizer.eos_token_id, *([] if stops is None else [stops] if isinstance(stops, int) else stops)} - {None}
     texts = ["A", "7"]  # of which nothing but the end is the same
     completions = texts if isinstance(prompt, str) else [[{"role": "assistant", "content": text}] for text in texts]
-    _, (one, other) = tokenize_completions(tokenizer, prompt, completions, eos_token=tokenizer.eos_token)
+    _, (one, other) = tokenize(prompt, completions)
     length = common_prefix_length(one[::-1], other[::-1])
     end = [token for token in one[len(one) - length :] if token in tokenizer.added_tokens_decoder]
     return stops | set(end[:1])
 
 
-def _longest_title(tokenizer: PreTrainedTokenizerBase, question: dict[str, Any], titles: Collection[str]) -> int:
+def _longest_title(tokenize: Tokenize, question: dict[str, Any], titles: Collection[str]) -> int:
     """Return the number of tokens of the longest completion with its end: nothing longer can be a title."""
     conversational = not isinstance(question["prompt"], str)
     completions = [[{"role": "assistant", "content": title}] if conversational else title for title in titles]
-    _, ids = tokenize_completions(tokenizer, question["prompt"], completions, eos_token=tokenizer.eos_token)
+    _, ids = tokenize(question["prompt"], completions)
     return max(map(len, ids))
 
 

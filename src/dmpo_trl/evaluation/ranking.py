@@ -25,6 +25,7 @@ def rank_with_model(
     score: Literal["sum", "mean"],
     name: str,
     tokens_per_batch: int = 4096,
+    special_tokens_in_text: bool | None = None,
 ) -> RankingResult:
     """Rank candidates by their log-prob after the prompt.
 
@@ -35,6 +36,7 @@ def rank_with_model(
         score: See [`rank_by_log_prob`].
         name: Name of the result, also shown on the progress bar.
         tokens_per_batch: See [`score_completions`].
+        special_tokens_in_text: See [`score_completions`].
 
     Returns:
         The ranking.
@@ -56,7 +58,14 @@ def rank_with_model(
         ([['2', '3']], (2,))
     """
     check_score(score)
-    scored = score_candidates(model, tokenizer, dataset, tokens_per_batch=tokens_per_batch, progress=name)
+    scored = score_candidates(
+        model,
+        tokenizer,
+        dataset,
+        tokens_per_batch=tokens_per_batch,
+        special_tokens_in_text=special_tokens_in_text,
+        progress=name,
+    )
     return rank_by_log_prob(dataset, scored, score=score, name=name)
 
 
@@ -66,6 +75,7 @@ def score_candidates(
     dataset: Dataset,
     *,
     tokens_per_batch: int = 4096,
+    special_tokens_in_text: bool | None = None,
     progress: str | None = None,
 ) -> list[CompletionScores]:
     """Compute the log-probs of all candidates once, to rank by them in several ways.
@@ -78,6 +88,7 @@ def score_candidates(
         tokenizer: Its tokenizer.
         dataset: Columns of [`ranking_dataset`].
         tokens_per_batch: See [`score_completions`].
+        special_tokens_in_text: See [`score_completions`].
         progress: Label of a progress bar; None for no bar.
 
     Returns:
@@ -98,6 +109,7 @@ def score_candidates(
                 tokenizer,
                 examples,
                 tokens_per_batch=tokens_per_batch,
+                special_tokens_in_text=special_tokens_in_text,
                 progress=on_main_process(progress),
                 total=len(rows),
             )

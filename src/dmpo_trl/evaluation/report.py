@@ -22,6 +22,7 @@ def evaluate_model(
     popularity: Mapping[str, float],
     *,
     tokens_per_batch: int = 4096,
+    special_tokens_in_text: bool | None = None,
     **model_options: Any,
 ) -> dict[str, RankingResult]:
     """Rank with a saved model, by both kinds of score, and with its baselines.
@@ -33,6 +34,7 @@ def evaluate_model(
         dataset: Columns of [`ranking_dataset`]; a [`full_catalogue`] for all items as candidates.
         popularity: Count by item, see [`rank_by_popularity`].
         tokens_per_batch: See [`score_completions`].
+        special_tokens_in_text: See [`score_completions`].
         **model_options: See [`load_for_ranking`].
 
     Returns:
@@ -44,7 +46,14 @@ def evaluate_model(
     """
     check_tokens_per_batch(tokens_per_batch)  # before the model is loaded
     model, tokenizer = load_for_ranking(path, **model_options)
-    return rank_beside_baselines(model, tokenizer, dataset, popularity, tokens_per_batch=tokens_per_batch)
+    return rank_beside_baselines(
+        model,
+        tokenizer,
+        dataset,
+        popularity,
+        tokens_per_batch=tokens_per_batch,
+        special_tokens_in_text=special_tokens_in_text,
+    )
 
 
 def load_for_ranking(path: str, **model_options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -73,6 +82,7 @@ def rank_beside_baselines(
     popularity: Mapping[str, float],
     *,
     tokens_per_batch: int = 4096,
+    special_tokens_in_text: bool | None = None,
 ) -> dict[str, RankingResult]:
     """Rank with a loaded model, by both kinds of score, and with its baselines.
 
@@ -82,6 +92,7 @@ def rank_beside_baselines(
         dataset: See [`evaluate_model`].
         popularity: See [`evaluate_model`].
         tokens_per_batch: See [`evaluate_model`].
+        special_tokens_in_text: See [`evaluate_model`].
 
     Returns:
         As [`evaluate_model`].
@@ -89,7 +100,14 @@ def rank_beside_baselines(
     Example:
         >>> results = rank_beside_baselines(model, tokenizer, users, popularity)  # doctest: +SKIP
     """
-    scored = score_candidates(model, tokenizer, dataset, tokens_per_batch=tokens_per_batch, progress="ranking")
+    scored = score_candidates(
+        model,
+        tokenizer,
+        dataset,
+        tokens_per_batch=tokens_per_batch,
+        special_tokens_in_text=special_tokens_in_text,
+        progress="ranking",
+    )
     results = [rank_at_random(dataset), rank_by_popularity(dataset, popularity)]
     results += [rank_by_log_prob(dataset, scored, score=score, name=score) for score in SCORES]
     return {result.name: result for result in results}

@@ -21,6 +21,7 @@ def tokenize_dataset(
     eos_token: str | None,
     max_length: int | None,
     truncation_mode: str,
+    special_tokens_in_text: bool | None = None,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenise the rows of a dataset, and drop those that truncation leaves without a completion.
@@ -32,6 +33,7 @@ def tokenize_dataset(
         eos_token: Appended to text completions that do not end with it; None for none.
         max_length: Longest sequence, in tokens; None for no limit.
         truncation_mode: See `DMPOConfig`.
+        special_tokens_in_text: See `DMPOConfig`.
         num_proc: Number of processes that tokenise. A stream is tokenised while it runs.
 
     Raises:
@@ -56,6 +58,7 @@ def tokenize_dataset(
             "eos_token": eos_token,
             "max_length": max_length,
             "truncation_mode": truncation_mode,
+            "special_tokens_in_text": special_tokens_in_text,
         },
         **options,
     )

@@ -19,6 +19,7 @@ from .format import (
     read_tokens,
     rejected_entries,
 )
+from .special_tokens import break_up, encode_broken, texts_of_special_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +33,7 @@ def tokenize_row(
     eos_token: str | None,
     max_length: int | None,
     truncation_mode: str,
+    special_tokens_in_text: bool | None = None,
 ) -> dict[str, Any]:
     """Turn a preference row into `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
 
@@ -43,6 +45,7 @@ def tokenize_row(
         eos_token: Appended to standard completions that do not end with it; None for none.
         max_length: See `DMPOConfig`.
         truncation_mode: See `DMPOConfig`; `"keep_completion"` is done here, the others in the collator.
+        special_tokens_in_text: See `DMPOConfig`.
 
     Returns:
         The three columns, and `prompt_tokens_cut`, the number of tokens that `"keep_completion"` took from the prompt.
@@ -59,7 +62,9 @@ def tokenize_row(
         prompt_ids, chosen_ids, rejected_ids = read_tokens(example, error)
     else:
         prompt_column, chosen_column = "prompt", "chosen"
-        prompt_ids, chosen_ids, rejected_ids = _read_text(example, error, processing_class, eos_token)
+        prompt_ids, chosen_ids, rejected_ids = _read_text(
+            example, error, processing_class, eos_token, special_tokens_in_text
+        )
     if not prompt_ids:  # then nothing predicts the completions' first token
         problem = "it has no tokens, or begins with other ones alone than before a completion"
         if prompt_column not in example:
@@ -103,6 +108,7 @@ def tokenize_completions(
     completions: Sequence[Any],
     *,
     eos_token: str | None,
+    special_tokens_in_text: bool | None = None,
     **template_kwargs: Any,
 ) -> tuple[list[int], list[list[int]]]:
     """Tokenise a prompt and each of its completions.
@@ -115,23 +121,28 @@ def tokenize_completions(
         prompt: Text, or a list of messages.
         completions: Each the same kind as the prompt.
         eos_token: Appended to text completions that do not end with it; None for none.
+        special_tokens_in_text: See `DMPOConfig`.
         **template_kwargs: For the chat template.
 
     Returns:
         The prompt's ids and, for each completion, its ids.
     """
-
     if isinstance(prompt, str):
         end = eos_token or ""
-        texts = [prompt, *(prompt + text + ("" if text.endswith(end) else end) for text in completions)]
+        may_end = special_tokens_in_text is not False  # a text that ends with the end has it
         # Of a text without an end, the tokens show whether the tokenizer appends one by itself
-        prompt_ids, *wholes, without_end = processing_class(text=[*texts, "A"])["input_ids"]
-        tokenizer: Any = getattr(processing_class, "tokenizer", processing_class)
-        if end and without_end[-1:] == [tokenizer.convert_tokens_to_ids(end)]:
+        prompt_ids, *wholes, without_end = _encode(
+            processing_class,
+            [prompt, *(prompt + text for text in completions), "A"],
+            ["", *("" if may_end and text.endswith(end) else end for text in completions), ""],
+            special_tokens_in_text,
+        )
+        if end and without_end[-1:] == [_tokenizer(processing_class).convert_tokens_to_ids(end)]:
             wholes = [whole[:-1] for whole in wholes]
     else:
-        (prompt_ids,) = _render(processing_class, [prompt], add_generation_prompt=True, **template_kwargs)
-        wholes = _render(processing_class, [prompt + messages for messages in completions], **template_kwargs)
+        options = {"special_tokens_in_text": special_tokens_in_text, **template_kwargs}
+        (prompt_ids,) = _render(processing_class, [prompt], add_generation_prompt=True, **options)
+        wholes = _render(processing_class, [prompt + messages for messages in completions], **options)
     prompt_length = min(common_prefix_length(prompt_ids, whole) for whole in wholes)
     if prompt_length < len(prompt_ids):
         logger.warning_once(
@@ -143,17 +154,71 @@ def tokenize_completions(
     return prompt_ids[:prompt_length], [whole[prompt_length:] for whole in wholes]
 
 
-def _render(processing_class: Any, conversations: list[Any], **template_kwargs: Any) -> list[list[int]]:
-    """Token ids of conversations, in one call."""
-    if isinstance(processing_class, ProcessorMixin):
-        conversations = [prepare_multimodal_messages(messages) for messages in conversations]
-    rendered = processing_class.apply_chat_template(conversations, tokenize=True, return_dict=True, **template_kwargs)
-    ids: list[list[int]] = rendered["input_ids"]
+def tokenize_prompt(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    prompt: Any,
+    *,
+    special_tokens_in_text: bool | None = None,
+) -> list[int]:
+    """Tokenise a prompt that the model shall answer in its own words.
+
+    Args:
+        processing_class: Tokenizer or processor.
+        prompt: Text, or a list of messages.
+        special_tokens_in_text: See `DMPOConfig`.
+    """
+    if isinstance(prompt, str):
+        return _encode(processing_class, [prompt], [""], special_tokens_in_text)[0]
+    options = {"special_tokens_in_text": special_tokens_in_text}
+    return _render(processing_class, [prompt], add_generation_prompt=True, **options)[0]
+
+
+def _encode(
+    processing_class: Any, texts: list[str], ends: list[str], special_tokens_in_text: bool | None
+) -> list[list[int]]:
+    """Token ids of texts, each with its end, in one call."""
+    tokenizer = _tokenizer(processing_class)
+    tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=False)
+    texts, mark = break_up(texts, tokens)
+    texts = [text + end for text, end in zip(texts, ends, strict=True)]
+    if mark is not None:
+        return encode_broken(tokenizer, texts, mark, add_special_tokens=True)
+    ids: list[list[int]] = processing_class(text=texts)["input_ids"]
     return ids
 
 
+def _render(
+    processing_class: Any, conversations: list[Any], *, special_tokens_in_text: bool | None, **template_kwargs: Any
+) -> list[list[int]]:
+    """Token ids of conversations, in one call."""
+    tokenizer = _tokenizer(processing_class)
+    tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=True)
+    conversations, mark = break_up(conversations, tokens)
+    is_processor = isinstance(processing_class, ProcessorMixin)
+    if is_processor:
+        conversations = [prepare_multimodal_messages(messages) for messages in conversations]
+    if mark is None:
+        rendered = processing_class.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, **template_kwargs
+        )
+        ids: list[list[int]] = rendered["input_ids"]
+        return ids
+    texts = processing_class.apply_chat_template(conversations, tokenize=False, **template_kwargs)
+    # A processor adds what its template does not write
+    add_special_tokens = is_processor and not (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token))
+    return encode_broken(tokenizer, texts, mark, add_special_tokens=add_special_tokens)
+
+
+def _tokenizer(processing_class: Any) -> Any:
+    return getattr(processing_class, "tokenizer", processing_class)
+
+
 def _read_text(
-    example: dict[str, Any], error: Any, processing_class: Any, eos_token: str | None
+    example: dict[str, Any],
+    error: Any,
+    processing_class: Any,
+    eos_token: str | None,
+    special_tokens_in_text: bool | None,
 ) -> tuple[list[int], list[int], list[list[int]]]:
     prompt, chosen, rejected = read_row(example, error)
     if "prompt" not in example:
@@ -170,7 +235,12 @@ def _read_text(
         )
     try:
         prompt_ids, (chosen_ids, *rejected_ids) = tokenize_completions(
-            processing_class, prompt, [chosen, *rejected], eos_token=eos_token, **template_kwargs
+            processing_class,
+            prompt,
+            [chosen, *rejected],
+            eos_token=eos_token,
+            special_tokens_in_text=special_tokens_in_text,
+            **template_kwargs,
         )
     except Exception as problem:  # a template may raise anything
         raise error(

@@ -138,10 +138,15 @@ class TitleTrie:
         self._first_child = np.searchsorted(self._parent[self._children], np.arange(len(token) + 1))
         self.count = np.bincount(self._end, minlength=len(token))
         self.ends_item = self.count > 0
-        depths = np.array(depth)
-        for level in range(depths.max(), 0, -1):
-            nodes = np.flatnonzero(depths == level)
+        by_depth = np.argsort(depth, kind="stable")
+        levels = np.split(by_depth, np.flatnonzero(np.diff(np.array(depth)[by_depth])) + 1)
+        for nodes in levels[:0:-1]:
             np.add.at(self.count, self._parent[nodes], self.count[nodes])
+        # In depth-first order an only child is the next node: what must follow a node are the tokens up to the first
+        # one that has not a single child, or whose child is the end of a title
+        children = np.append(np.diff(self._first_child), 0)
+        stops = np.flatnonzero((children[:-1] != 1) | (children[1:] == 0))
+        self._forced_end = stops[np.searchsorted(stops, np.arange(len(token)))] + 1
 
     def items_at(self, node: int) -> np.ndarray:
         """Return the rows of the items that end in a node, in catalogue order."""
@@ -164,15 +169,9 @@ class TitleTrie:
         within = np.arange(len(owner)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
         return owner, self._children[first[owner] + within]
 
-    def forced_after(self, node: int) -> list[int]:
+    def forced_after(self, node: int) -> np.ndarray:
         """Return the tokens that must follow a node, up to where the trie branches or to the last token but one."""
-        tokens = []
-        while self._first_child[node + 1] - self._first_child[node] == 1:
-            node = self._children[self._first_child[node]]
-            if self._first_child[node + 1] == self._first_child[node]:
-                break
-            tokens.append(int(self.token[node]))
-        return tokens
+        return self.token[node + 1 : self._forced_end[node]]
 
 
 class PromptTries:
@@ -215,4 +214,10 @@ class PromptTries:
         return prompt_ids[: len(prompt_ids) - cut], trie
 
     def _tokenize(self, prompt: Any, completions: Sequence[Any]) -> tuple[list[int], list[list[int]]]:
-        return tokenize_completions(self._tokenizer, prompt, completions, eos_token=self._tokenizer.eos_token)
+        return tokenize_completions(
+            self._tokenizer,
+            prompt,
+            completions,
+            eos_token=self._tokenizer.eos_token,
+            special_tokens_in_text=False,
+        )

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import evaluation_mode, plain_generation
+from ..preprocessing.tokenize import tokenize_prompt
 
 _BAR_WIDTH = 24
 
@@ -106,7 +107,7 @@ def generate_words(
     Args:
         model: A causal language model of transformers, or a `PeftModel` around one.
         tokenizer: Its tokenizer.
-        prompt: A text or a list of messages.
+        prompt: A text or a list of messages; what looks like a special token in it stays text.
         max_new_tokens: Length of the answer, in tokens; with 0 it is empty.
 
     Returns:
@@ -114,17 +115,11 @@ def generate_words(
     """
     if not max_new_tokens:
         return ""
-    if isinstance(prompt, str):
-        inputs = tokenizer(prompt, return_tensors="pt")
-    else:
-        inputs = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
     device = model.get_input_embeddings().weight.device
-    ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
+    ids = torch.tensor([tokenize_prompt(tokenizer, prompt, special_tokens_in_text=False)], device=device)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     stops = model.generation_config.eos_token_id or tokenizer.eos_token_id
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": stops, "pad_token_id": pad}
     with evaluation_mode(model), plain_generation(model), torch.no_grad():
-        output = model.generate(input_ids=ids, attention_mask=mask, **options)
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     return str(tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True)).strip()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import COPYING, SHARING, VOCAB_SIZE, make_model, naive_logp
 
 from dmpo_trl.recommend.catalogue import TitleTrie
-from dmpo_trl.recommend.decoding import choice
+from dmpo_trl.recommend.decoding import branching, choice
 from dmpo_trl.recommend.decoding.beam_search import Search, beam_search, exact_search
 
 EOS = 2
@@ -245,3 +245,16 @@ def test_a_model_whose_cache_is_wrong_is_recomputed_with_one_warning(caplog):
     assert len([record for record in caplog.records if "without a cache" in record.message]) == 1
     for search, prompt in zip(searches, prompts, strict=True):
         assert_same(search.found, exhaustive(make_model("llama"), prompt, titles), 5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2_windows"])
+def test_a_title_longer_than_what_is_computed_at_once(name):
+    """With windows of 8 tokens, several times over, and a branch in the middle of it."""
+    model, prompt = make_model(name), random_prompt(1, 9)
+    long = random_prompt(2, 2 * branching._AHEAD + 40)
+    titles = [[*random_titles(3, 1, end=False)[0], EOS], [*long, EOS], [*long[:-30], 7, EOS], [*long[:20], 8, EOS]]
+    search = Search(prompt, TitleTrie(titles), (), k=4)
+    beam_search(model, [search], num_beams=4)
+    expected = exhaustive(model, prompt, titles)
+    assert [row for _, row in search.found] == [row for _, row in expected]
+    assert [score for score, _ in search.found] == pytest.approx([-score for score, _ in expected], rel=1e-6)

@@ -96,6 +96,11 @@ class Prepared:
         return load_dataset(str(self.folder), name)
 
 
+def is_prepared(path: str | Path | None) -> bool:
+    """Return whether there is a folder of prepared data at a path; None is none."""
+    return path is not None and read_manifest(Path(path)) is not None
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read the manifest of a prepared folder; None where the folder is not one."""
     try:

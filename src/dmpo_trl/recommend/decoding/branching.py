@@ -17,6 +17,9 @@ from ...modeling.attention import branch_layout
 from ...modeling.loading import base_model_of
 from .prefixes import Prefixes, accepted_arguments, cache_argument, log_normalizer
 
+# Most tokens of a title that are computed in one forward: the logits after each of them are in memory together
+_AHEAD = 256
+
 
 class BranchingPrefixes(Prefixes):
     """Prefixes in one cache row per user, which nothing is copied into or out of.
@@ -63,7 +66,7 @@ class BranchingPrefixes(Prefixes):
         logps[unknown] = super().log_probs(self._slot[rows[unknown]], tokens[unknown])
         return logps
 
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
         """Go on with some sequences; see `Prefixes`."""
         known = [self._known[parent] for parent in parents]
         self._known = [ahead[1:] for ahead in known]
@@ -73,7 +76,9 @@ class BranchingPrefixes(Prefixes):
         if len(users) < len(self._depth):  # somebody's search has ended
             self._depth = self._depth[users]
             self._cache.reorder_cache(cast(torch.LongTensor, self._tensor(users)))
-        new = {row: [int(tokens[row]), *forced[row]] for row, ahead in enumerate(known) if not ahead}
+        new = {
+            row: [int(tokens[row]), *map(int, forced[row][:_AHEAD])] for row, ahead in enumerate(known) if not ahead
+        }
         if new:
             slots = self._append(new, slots)
         kept, self._slot = np.unique(slots, return_inverse=True)

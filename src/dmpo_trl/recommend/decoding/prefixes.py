@@ -28,7 +28,7 @@ class Prefixes(ABC):
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None: ...
 
     @abstractmethod
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
         """Replace the sequences by `sequences[parents[i]] + [tokens[i]]`.
 
         Args:
@@ -64,7 +64,7 @@ class CachedPrefixes(Prefixes):
         self._mask = torch.tensor(mask, device=self._device)
         self._forward(torch.tensor(ids, device=self._device))
 
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
         """Go on with some sequences; see `Prefixes`."""
         rows = torch.from_numpy(parents).to(self._device)
         self._cache.reorder_cache(cast(torch.LongTensor, rows))
@@ -97,7 +97,7 @@ class RecomputedPrefixes(Prefixes):
         self._tokens_per_forward = tokens_per_forward
         self._forward([list(prompt) for prompt in prompts])
 
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int]]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
         """Go on with some sequences; see `Prefixes`."""
         self._forward([[*self._sequences[row], token] for row, token in zip(parents, tokens.tolist(), strict=True)])
 
