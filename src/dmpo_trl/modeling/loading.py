@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -214,32 +214,3 @@ def evaluation_mode(model: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def plain_generation(model: Any) -> Iterator[None]:
-    """Let `generate` do what its arguments say inside the block, and nothing else.
-
-    transformers fills what they leave open from the model's own generation config: a repetition penalty, tokens that
-    must not or must come. Greedy then means the most likely token.
-
-    Args:
-        model: A transformers model, or a wrapper around one.
-
-    Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 1}
-        >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes))
-        >>> model.generation_config.repetition_penalty = 1.1
-        >>> with plain_generation(model):
-        ...     print(model.generation_config.repetition_penalty)
-        None
-        >>> model.generation_config.repetition_penalty
-        1.1
-    """
-    base_model = base_model_of(model)
-    own, base_model.generation_config = base_model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        base_model.generation_config = own

@@ -108,6 +108,7 @@ class TitleTrie:
         token: Token of each node, (nodes,); -1 for the root.
         count: Number of items that end in each node or below it, (nodes,).
         ends_item: Whether an item ends in each node, (nodes,).
+        depth: Number of tokens of the longest sequence.
 
     Example:
         >>> trie = TitleTrie([[5, 6], [5, 7], [5]])  # 5 begins three titles and ends one
@@ -139,7 +140,8 @@ class TitleTrie:
         self.count = np.bincount(self._end, minlength=len(token))
         self.ends_item = self.count > 0
         depths = np.array(depth)
-        for level in range(depths.max(), 0, -1):
+        self.depth = int(depths.max())
+        for level in range(self.depth, 0, -1):
             nodes = np.flatnonzero(depths == level)
             np.add.at(self.count, self._parent[nodes], self.count[nodes])
 
