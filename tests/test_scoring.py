@@ -179,7 +179,7 @@ def test_what_cannot_be_scored_is_named_before_the_work(monkeypatch):
     with pytest.raises(ValueError, match="prompt 1: there are no completions"):
         score_completions(LLAMA, TOKENIZER, ["a", "b"], [["c"], []])
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="Prompt 0 has no completions"):
+    with pytest.raises(ValueError, match="prompt 0: there are no completions"):
         list(scoring.stream_scores(LLAMA, TOKENIZER, [("a", [])]))
 
 
@@ -211,5 +211,5 @@ def test_a_completion_of_which_nothing_is_scored_is_refused():
         score_completions(LLAMA, TOKENIZER, [""], [["Alien", ""]])  # the end-of-sequence token alone
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="Completion 0 of prompt 1 has no token"):
+    with pytest.raises(ValueError, match="prompt 1: completion 0 has no token"):
         score_completions(LLAMA, tokenizer, ["a", "a"], [["b"], [""]])
