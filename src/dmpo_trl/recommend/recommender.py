@@ -138,8 +138,8 @@ class Recommender:
         elif items is None or template is None:
             if settings is None or stored is None:
                 raise ValueError(
-                    f"{path} holds no {_SETTINGS} and {_ITEMS}: give data=<the prepared folder>, or items= and "
-                    "template=. `Recommender.save_pretrained` stores them beside the model."
+                    f"{path} holds no {_SETTINGS} and {_ITEMS}: name the prepared folder with `data`, or in Python "
+                    "give items and template. `Recommender.save_pretrained` stores them beside the model."
                 )
             items = pl.read_parquet(stored) if items is None else items
             template = template or PromptTemplate.from_dict(saved["template"])
