@@ -3,8 +3,10 @@
 import gzip
 import io
 import json
+import logging
 import lzma
 import pickle
+import warnings
 import zipfile
 import zlib
 
@@ -138,3 +140,23 @@ def test_a_message_for_python_speaks_in_flags_on_the_command_line(tmp_path):
         main(["prepare", *arguments, "--path", "x", "--k_core_users", "0"])
     with pytest.raises(SystemExit, match="or --download with a version"):
         main(["prepare", *arguments])
+
+
+def test_what_libraries_warn_of_and_a_user_cannot_change_is_left_out_and_nothing_else_is(monkeypatch, caplog):
+    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
+
+    def run(arguments):
+        warnings.warn("`gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning, stacklevel=1)
+        warnings.warn("'pin_memory' argument is set as true but no accelerator is found", UserWarning, stacklevel=1)
+        warnings.warn("something else", FutureWarning, stacklevel=1)
+        kernels.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no kernels")
+        kernels.warning("something else")
+
+    monkeypatch.setattr("dmpo_trl.cli.leaks.run", run)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        main(["leaks", "--train", "data"])
+    assert [str(one.message) for one in shown] == ["something else"]
+    assert caplog.messages == ["something else"]
+    kernels.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no kernels")
+    assert len(caplog.messages) == 2  # outside of the command nothing is filtered

@@ -6,6 +6,9 @@ import argparse
 import importlib
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .. import __version__
 from ._commands import COMMANDS, suggestion
@@ -51,9 +54,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"there is no command {options.command}{closest}")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dmpo_trl").setLevel(logging.INFO)
-    command = importlib.import_module(f"{__name__}.{options.command}")
     try:
-        command.run(options.arguments)
+        with _quiet_libraries():
+            command = importlib.import_module(f"{__name__}.{options.command}")
+            command.run(options.arguments)
     except Exception as error:
         if options.verbose:
             raise
@@ -64,3 +68,23 @@ def main(argv: list[str] | None = None) -> None:
         if message is None:
             raise
         sys.exit(f"dmpo-trl {options.command}: {message}")
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Leave out what libraries say inside the block that a user of the command line can do nothing about."""
+    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")  # an optional speed-up, looked for on import
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return "from kernels-community" not in str(record.msg)
+
+    kernels.addFilter(is_ours)
+    try:
+        with warnings.catch_warnings():
+            # transformers 5 renamed it, and DPOTrainer and peft use the old name
+            warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
+            # Trainer asks for pinned memory, which a machine without a GPU does not have
+            warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator", UserWarning)
+            yield
+    finally:
+        kernels.removeFilter(is_ours)
