@@ -176,10 +176,10 @@ def test_what_cannot_be_scored_is_named_before_the_work(monkeypatch):
     monkeypatch.setattr(scoring, "stream_scores", lambda *args, **kwargs: pytest.fail("work was done"))
     with pytest.raises(ValueError, match="2 prompts, but 1 lists of completions"):
         score_completions(LLAMA, TOKENIZER, ["a", "b"], [["c"]])
-    with pytest.raises(ValueError, match="Prompt 1 has no completions"):
+    with pytest.raises(ValueError, match="prompt 1: there are no completions"):
         score_completions(LLAMA, TOKENIZER, ["a", "b"], [["c"], []])
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="Prompt 0 has no completions"):
+    with pytest.raises(ValueError, match="prompt 0: there are no completions"):
         list(scoring.stream_scores(LLAMA, TOKENIZER, [("a", [])]))
 
 
@@ -207,9 +207,9 @@ def test_the_first_token_after_an_empty_prompt_is_not_counted(share):
 
 def test_a_completion_of_which_nothing_is_scored_is_refused():
     """Its mean would be 0 / 0."""
-    with pytest.raises(ValueError, match="Completion 1 of prompt 0 has no token that a token before it predicts"):
+    with pytest.raises(ValueError, match="prompt 0: completion 1 has no token that a token before it predicts"):
         score_completions(LLAMA, TOKENIZER, [""], [["Alien", ""]])  # the end-of-sequence token alone
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="Completion 0 of prompt 1 has no token"):
+    with pytest.raises(ValueError, match="prompt 1: completion 0 has no token"):
         score_completions(LLAMA, tokenizer, ["a", "a"], [["b"], [""]])

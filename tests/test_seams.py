@@ -33,6 +33,7 @@ KNOWN: dict[str, dict[str, str]] = {
         "5392e800c4cdae2e": "accelerate 1.10.1",
         "5be48632896a444a": "accelerate 1.15.0",
     },
+    "datasets.exceptions:DatasetsError": {"c8e502ef57f9e914": "datasets 5.2.0"},
     "datasets.fingerprint:Hasher": {"278301b789d0509d": "datasets 4.7.0"},
     "datasets.fingerprint:get_temporary_cache_files_directory": {"360b70d63b6e90f5": "datasets 4.7.0"},
     "datasets:Dataset._get_cache_file_path": {"fbafc06c1d2e11c3": "datasets 4.7.0"},

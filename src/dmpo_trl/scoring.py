@@ -1,6 +1,6 @@
 """Scoring: log-probs of completions given their prompts, in as few forwards as their number allows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ._common_prefix import common_prefix_length
 from .batching.collator import lay_out
 from .modeling.attention import attention_balance
+from .modeling.limits import Limits
 from .modeling.loading import base_model_of, evaluation_mode
 from .modeling.probe import prepare_for_scoring
 from .preprocessing.tokenize import tokenize_completions
@@ -75,7 +76,8 @@ def score_completions(
 
     Raises:
         ValueError: The numbers of prompts and of lists of completions differ, a list is empty, a completion has no
-            token to score, `tokens_per_batch` is below 1, or `prefix_sharing=True` and the model cannot.
+            token to score, a prompt has a token or a length that the model has no embedding for, `tokens_per_batch` is
+            below 1, or `prefix_sharing=True` and the model cannot.
 
     Example:
         >>> from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,7 +90,7 @@ def score_completions(
             f"{len(prompts)} prompts, but {len(completions)} lists of completions: give one list per prompt."
         )
     for index, options in enumerate(completions):  # before the work, not in the midst of it
-        _refuse_empty(index, options)
+        _refuse_empty(f"prompt {index}", options)
     return list(
         stream_scores(
             model,
@@ -113,6 +115,7 @@ def stream_scores(
     special_tokens_in_text: bool | None = None,
     progress: str | None = None,
     total: int | None = None,
+    name: Callable[[int], str] = "prompt {}".format,
 ) -> Iterator[CompletionScores]:
     """Score one prompt after the other, for more of them than memory holds.
 
@@ -125,33 +128,33 @@ def stream_scores(
         special_tokens_in_text: As in `score_completions`.
         progress: As in `score_completions`.
         total: Number of examples, for the progress bar.
+        name: Returns what messages call the example of a number, from 0.
 
     Yields:
         The scores, in the order of `examples`.
 
     Raises:
-        ValueError: A list is empty, a completion has no token to score, `tokens_per_batch` is below 1, or
-            `prefix_sharing=True` and the model cannot.
+        ValueError: As in `score_completions`.
     """
     check_tokens_per_batch(tokens_per_batch)
     if isinstance(model, DistributedDataParallel):
         # Its forward synchronises buffers with the other processes, which may score other numbers of batches
         model = model.module
-    base_model = base_model_of(model)
+    base_model, limits = base_model_of(model), Limits.of(model)
     share = prepare_for_scoring(model, base_model, prefix_sharing)
     scorer = _Scorer(
         model=model,
         device=base_model.get_input_embeddings().weight.device,
         share=share,
         tokens_per_batch=tokens_per_batch,
-        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_token_id=limits.padding(tokenizer),
         attention_balance=attention_balance(base_model.config),
     )
     window: list[Example] = []
     tokens = 0
     with tqdm(total=total, desc=progress, disable=progress is None) as bar:
         for index, (prompt, options) in enumerate(examples):
-            _refuse_empty(index, options)
+            _refuse_empty(name(index), options)
             example = tokenize_completions(
                 tokenizer,
                 prompt,
@@ -161,9 +164,10 @@ def stream_scores(
             )
             if (shortest := min(lengths := _scored_lengths(*example))) < 1:
                 raise ValueError(
-                    f"Completion {lengths.index(shortest)} of prompt {index} has no token that a token before it "
+                    f"{name(index)}: completion {lengths.index(shortest)} has no token that a token before it "
                     "predicts: give it text, or the prompt."
                 )
+            limits.check(name(index), *example)
             window.append(example)
             tokens += len(example[0]) * (1 if share else len(options)) + sum(map(len, example[1]))
             if tokens > _WINDOW_BATCHES * tokens_per_batch:
@@ -196,9 +200,9 @@ def _scored_lengths(prompt: list[int], options: list[list[int]]) -> list[int]:
     return [len(option) - (not prompt) for option in options]
 
 
-def _refuse_empty(index: int, options: Sequence[Text]) -> None:
+def _refuse_empty(name: str, options: Sequence[Text]) -> None:
     if len(options) == 0:
-        raise ValueError(f"Prompt {index} has no completions to score: leave it out, or give it some.")
+        raise ValueError(f"{name}: there are no completions to score; leave it out, or give it some.")
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,19 @@ def test_what_train_saves_recommends_without_the_prepared_folder(folders, prepar
     assert len(alone.splitlines()) == 3
 
 
+def test_train_ranks_users_of_the_folder_that_it_trains_on_and_evaluates_on_its_validation(folders, prepared, capfd):
+    """As the help of --ranking_data says; TRL's default split is called test."""
+    model = ["--model_name_or_path", str(folders / "model"), "--output_dir", str(folders / "ranked")]
+    on_a_cpu = ["--bf16", "False", "--report_to", "none", "--max_steps", "1", "--save_strategy", "no"]
+    every_step = ["--eval_strategy", "steps", "--eval_steps", "1", "--dataset_name", str(prepared)]
+    main(["train", *model, *on_a_cpu, *every_step, "--ranking_data", str(prepared)])
+    out = capfd.readouterr().out
+    assert "eval_loss" in out
+    assert "eval_ndcg@5" in out
+    with pytest.raises(SystemExit, match="no split 'tset'; set --dataset_test_split to one of train, validation"):
+        main(["train", *model, *on_a_cpu, *every_step, "--dataset_test_split", "tset"])
+
+
 def test_recommend_prints_items_for_one_history(folders, prepared, capsys):
     history = ["--history", "10", "Film 13 (1913)"]
     main(["recommend", "--model", str(folders / "model"), "--data", str(prepared), *history, "--k", "3"])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from transformers import TrainingArguments
 
 from dmpo_trl.cli.options import Parser
 
@@ -48,6 +49,40 @@ def test_items_in_the_file_are_texts_as_on_the_command_line(config):
     assert parse(config("model: m\nhistory: Toy Story\n")).history == ["Toy Story"]
 
 
+def test_texts_in_the_file_are_what_is_written_there(config):
+    """YAML 1.1 reads Yes and On as true, 1:20 as 80, and 007 as 7."""
+    read = parse(config("model: 1.10\nhistory: [311, Yes, On, 007, 1e3, 1:20, 2001-01-01, null, '5', ~]\n"))
+    assert read.model == "1.10"
+    assert read.history == ["311", "Yes", "On", "007", "1e3", "1:20", "2001-01-01", "null", "5", "~"]
+    assert parse(config("model: m\nhistory: null\n")).history is None
+
+
+def test_a_training_config_takes_other_values_than_text(config):
+    @dataclass
+    class Config(TrainingArguments):
+        pass
+
+    parser = Parser("train", Config, example="none")
+    parsed = parser.parse_values(
+        [config("resume_from_checkpoint: true\nmodel_init_kwargs: {a: 1}\n")], {"--model_init_kwargs"}
+    )
+    assert parsed.values.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "history"),
+    [
+        (["--history", "-OZ-"], ["-OZ-"]),
+        (["--history", "Alien", "-OZ-", "-123 min."], ["Alien", "-OZ-", "-123 min."]),
+        (["--history=-OZ-"], ["-OZ-"]),
+        (["--history", "-t de sangre", "--num_beams", "3"], ["-t de sangre"]),
+        (["--history", "-5", "-"], ["-5", "-"]),
+    ],
+)
+def test_a_title_may_begin_with_a_dash(arguments, history):
+    assert parse("--model", "m", *arguments).history == history
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,7 +91,13 @@ def test_items_in_the_file_are_texts_as_on_the_command_line(config):
         (["--model", "m", "--beams", "3"], "there is no option --beams; did you mean --num_beams?"),
         (["--model", "m", "--xyzzy"], "there is no option --xyzzy\n"),
         (["--model", "m", "stray"], "'stray' belongs to no option"),
-        (["--model", "m", "--split", "tset"], "invalid choice: 'tset'"),
+        (["--model", "m", "--split", "tset"], "invalid choice: 'tset' (choose from"),
+        (["--model", "m", "--split", "tset"], "did you mean test?"),
+        (["--model", "m", "--split", "val"], "did you mean validation?"),
+        (["--model", "m", "--split", "VALIDATION"], "did you mean validation?"),
+        (["--model", "m", "-split", "test"], "there is no option -split; did you mean --split?"),
+        (["--model", "m", "-split", "test", "--history", "1"], "there is no option -split; did you mean --split?"),
+        (["--model", "m", "--split", "-x"], "invalid choice: '-x'"),
         (["--model", "m", "--config"], "argument --config: expected one argument"),
         (["--model", "m", "--conf", "x"], "write --config in full"),
         ([], "the following arguments are required: --model"),
@@ -73,7 +114,10 @@ def test_what_is_wrong_on_the_command_line_is_named_with_the_closest(arguments, 
     ("text", "message"),
     [
         ("model: m\nmodle: x\n", "there is no option --modle; did you mean --model?"),
-        ("model: m\nsplit: tset\n", "split in the file of --config must be one of validation, test, it is 'tset'"),
+        (
+            "model: m\nsplit: tset\n",
+            "split in the file of --config must be one of validation, test, it is 'tset'; did you mean test?",
+        ),
         ("model: m\nscore: median\n", "score in the file of --config must be one of sum, mean, it is 'median'"),
     ],
 )
@@ -89,6 +133,9 @@ def test_what_is_wrong_in_the_file_is_named_with_the_closest(text, message, conf
         ("model: [m\n", "is not YAML"),
         ("- model\n", "must hold options as `name: value`"),
         ("env: [A]\nmodel: m\n", "env must hold variables"),
+        ("[" * 50_000, "is nested too deeply"),
+        ("7: m\n", "each with a name"),
+        ("model: m\nfirst: 2024-99-99\n", "is not YAML"),
     ],
 )
 def test_a_file_that_holds_no_options_is_an_error_without_a_traceback(text, message, config):

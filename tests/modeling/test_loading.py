@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import make_model, make_tokenizer
+from support.models import save_model
 from transformers import AutoModelForCausalLM
 
 from dmpo_trl.evaluation.report import load_for_ranking
@@ -93,7 +95,7 @@ def test_a_recommender_passes_them_on_too(calls, monkeypatch):
 
 def test_whatever_is_wrong_with_a_models_own_tokenizer_is_raised(calls, monkeypatch):
     monkeypatch.setattr(loading, "find_adapter_config_file", lambda path, **kwargs: None)
-    with pytest.raises(OSError, match="no tokenizer"):
+    with pytest.raises(OSError, match="The tokenizer of adapter cannot be loaded: no tokenizer"):
         load_tokenizer("adapter")
 
 
@@ -163,3 +165,51 @@ def test_an_adapter_without_all_its_weights_is_refused(tmp_path):
     without(tmp_path / "adapter", "layers.1.")
     with pytest.raises(ValueError, match=r"adapter lacks weights.*layers.1.self_attn.q_proj.lora_A"):
         load_model(str(tmp_path / "adapter"))
+
+
+class Code:
+    """What a pickle can do beside holding tensors."""
+
+    def __reduce__(self):
+        return print, ("this runs when it is loaded",)
+
+
+def test_a_pickle_with_more_than_tensors_is_refused_and_nothing_advises_to_load_it(tmp_path, capfd):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Code()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=rf"weights of {tmp_path} are a pickle .* as safetensors\.") as refused:
+        load_model(str(tmp_path))
+    assert "weights_only" not in str(refused.value)
+    assert "this runs" not in capfd.readouterr().out
+
+
+def test_an_adapter_of_another_base_is_refused_with_what_does_not_fit(tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    model = get_peft_model(make_model(hidden_size=64), LoraConfig(task_type="CAUSAL_LM"))
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=rf"weights of {tmp_path / 'adapter'} have other shapes .*size mismatch for"):
+        load_model(str(tmp_path / "adapter"))
+
+
+DEEP = "[" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "load", "message"),
+    [
+        ("config.json", DEEP, load_model, "The model {} cannot be loaded: .*RecursionError"),
+        ("config.json", '{"model_type": "llama", "hidden_size": "x"}', load_model, "The model {} .*'hidden_size'"),
+        ("config.json", '{"model_type": "nope"}', load_model, "The model {} cannot be loaded: .*nope"),
+        ("model.safetensors", "", load_model, "A file of weights of {}, .* is damaged"),
+        ("tokenizer.json", "{}", load_tokenizer, "The tokenizer of {} cannot be loaded"),
+        ("tokenizer.json", "{nope", load_tokenizer, "The tokenizer of {} cannot be loaded: .*line 1"),
+        ("tokenizer_config.json", DEEP, load_tokenizer, "The tokenizer of {} cannot be loaded: .*RecursionError"),
+    ],
+)
+def test_a_damaged_file_beside_the_weights_is_an_error_that_names_the_model(name, text, load, message, tmp_path):
+    save_model(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="(?s)" + message.format(tmp_path)):
+        load(str(tmp_path))

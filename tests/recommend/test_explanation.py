@@ -4,10 +4,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support import naive_logp
+from support import make_model, make_tokenizer, naive_logp
 
+from dmpo_trl.data import MOVIES
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend import Explanation, Recommender
+from dmpo_trl.recommend.explanation import generate_words
 
 HISTORY = ["100", "Star Wars", "111", "The Rock"]
 TITLES = ["Alien", "Star Wars", "Babe", "The Rock"]
@@ -99,3 +101,22 @@ def test_faults(case):
         case.recommender.explain([], "Heidi")
     with pytest.raises(ValueError, match="item: 'Hedi' is neither"):
         case.recommender.explain(["100"], "Hedi")
+
+
+def test_words_end_where_the_chat_template_ends_a_turn_and_are_greedy_whatever_the_models_own_config_says():
+    """As with a base model in ChatML, whose end of sequence is another token, and a repetition penalty of its own."""
+    tokenizer, model = make_tokenizer(), make_model("llama")
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", "<|system|>\n")
+    end = tokenizer.convert_tokens_to_ids("<|system|>")
+    ids = tokenizer.encode("Star Trek", add_special_tokens=False)
+    says = iter([*ids, *ids, end, *ids])
+
+    def say(module, arguments, output):
+        output.logits[:, -1] = 0
+        output.logits[:, -1, next(says)] = 9
+        return output
+
+    model.generation_config.repetition_penalty = 100.0
+    model.register_forward_hook(say)
+    prompt = MOVIES.prompt(["Alien"])
+    assert generate_words(model, tokenizer, prompt, len(ids) * 3) == "Star TrekStar Trek"

@@ -217,7 +217,7 @@ def test_the_saved_score_is_that_of_the_model_wherever_catalogue_and_template_co
 
 def test_a_model_without_a_catalogue_says_what_to_give(tmp_path):
     make_model("llama").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no recommender\.json and items\.parquet: give data="):
+    with pytest.raises(ValueError, match=r"no recommender\.json and items\.parquet: name the prepared folder"):
         Recommender.from_pretrained(tmp_path)
 
 

@@ -6,22 +6,22 @@ import argparse
 import importlib
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .. import __version__
 from ._commands import COMMANDS, suggestion
 
 __all__ = ["COMMANDS", "main"]
 
-# Errors that speak to the user: ValueError of a check, OSError of files and downloads, ImportError of a package that
-# an option needs, FloatingPointError of training
-_REPORTED = (ValueError, OSError, ImportError, FloatingPointError)
-
 
 def main(argv: list[str] | None = None) -> None:
     """Run a subcommand. Its options are flags or keys of the YAML file given with `--config`.
 
-    A mistake in what the user gave, a missing file or package, a failed download and a loss that is not finite end the
-    command with their message alone; `--verbose` before the subcommand adds the traceback.
+    What a user can cause (a wrong value, a missing, damaged or odd file, a missing package, a failed download, a full
+    disk or memory, a loss that is not finite) ends the command with one message; `--verbose` before the subcommand
+    adds the traceback. A mistake in the program keeps its traceback.
 
     Args:
         argv: The command line without the program's name. Default: that of the process.
@@ -54,10 +54,37 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"there is no command {options.command}{closest}")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dmpo_trl").setLevel(logging.INFO)
-    run = importlib.import_module(f"{__name__}.{options.command}").run
     try:
-        run(options.arguments)
-    except _REPORTED as error:
+        with _quiet_libraries():
+            command = importlib.import_module(f"{__name__}.{options.command}")
+            command.run(options.arguments)
+    except Exception as error:
         if options.verbose:
             raise
-        sys.exit(f"dmpo-trl {options.command}: {error}")
+        from ._errors import message_of
+
+        names = [option.dest for option in command.make_parser().options] if hasattr(command, "make_parser") else []
+        message = message_of(error, names)
+        if message is None:
+            raise
+        sys.exit(f"dmpo-trl {options.command}: {message}")
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Leave out what libraries say inside the block that a user of the command line can do nothing about."""
+    kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")  # an optional speed-up, looked for on import
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return "from kernels-community" not in str(record.msg)
+
+    kernels.addFilter(is_ours)
+    try:
+        with warnings.catch_warnings():
+            # transformers 5 renamed it, and DPOTrainer and peft use the old name
+            warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
+            # Trainer asks for pinned memory, which a machine without a GPU does not have
+            warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator", UserWarning)
+            yield
+    finally:
+        kernels.removeFilter(is_ours)

@@ -52,7 +52,7 @@ def train(
     train_data = choose_split(data, script.dataset_train_split, "--dataset_train_split")
     eval_data = None
     if config.eval_strategy != "no":
-        eval_data = choose_split(data, script.dataset_test_split, "--dataset_test_split")
+        eval_data = choose_split(data, _evaluation_split(data, script.dataset_test_split), "--dataset_test_split")
     if script.ignore_bias_buffers:
         config.ddp_broadcast_buffers = False  # boolean masks cannot be broadcast
     trainer = _make_trainer(config, model, train_data, eval_data)
@@ -80,6 +80,14 @@ def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:
     if script.dataset_name is None:
         raise ValueError("Name the data to train on: --dataset_name, or a list `datasets` in the file of --config.")
     return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+
+
+def _evaluation_split(data: Any, name: str) -> str:
+    """Return the name of the split to evaluate on: where TRL's default is not there, the one of prepared folders."""
+    if name == ScriptArguments.dataset_test_split and name not in data and "validation" in data:
+        logger.info("The data have no split %r: evaluating on 'validation'.", name)
+        return "validation"
+    return name
 
 
 def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_data: Any) -> DMPOTrainer:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
 
 import yaml
+from transformers import TrainingArguments
 from trl import TrlParser
 
 from ._commands import COMMANDS, suggestion
@@ -53,6 +55,8 @@ class Parser(TrlParser):
 
     def __init__(self, command: str, *types: Any, example: str) -> None:
         self.options: list[argparse.Action] = []
+        training = [one for one in types if issubclass(one, TrainingArguments)]
+        self._of_training = {field.name for one in training for field in fields(one)}
         super().__init__(
             types,
             prog=f"dmpo-trl {command}",
@@ -91,12 +95,12 @@ class Parser(TrlParser):
         first = argparse.ArgumentParser(self.prog, usage=self.usage, add_help=False, allow_abbrev=False)
         first.add_argument("--config", metavar="FILE")
         known, rest = first.parse_known_args(arguments)
-        from_file = [] if known.config is None else self.set_defaults_with_config(**_read_config(known.config))
+        from_file = [] if known.config is None else self.set_defaults_with_config(**self._read_config(known.config))
         values, from_flags = self.parse_known_args(rest)
         if hasattr(values, "config"):
             self.error("write --config in full")
         for unknown in (*from_file, *from_flags):
-            if unknown.startswith("--") and unknown.split("=")[0] not in others:
+            if unknown.startswith("--" if others else "-") and unknown.split("=")[0] not in others:
                 self.error(f"there is no option {unknown}{self._closest(unknown, others)}")
         if not others and from_flags:
             self.error(f"{from_flags[0]!r} belongs to no option; values follow their option's name")
@@ -114,11 +118,63 @@ class Parser(TrlParser):
                 continue
             listed = value if isinstance(value, list) else [value]
             if option.nargs == "+":
-                values[option.dest] = [str(one) for one in listed] if option.type is str else listed
-            if option.choices is not None and not set(listed) <= set(option.choices):
+                values[option.dest] = listed
+            if option.choices is not None and not all(one in option.choices for one in listed):
                 known = ", ".join(map(str, option.choices))
-                self.error(f"{option.dest} in the file of --config must be one of {known}, it is {value!r}")
+                closest = suggestion(str(value), list(map(str, option.choices)))
+                self.error(f"{option.dest} in the file of --config must be one of {known}, it is {value!r}{closest}")
         return super().set_defaults_with_config(**values)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with a message, and with the closest choices where one was wrong."""
+        wrong = re.match(r"argument (\S+): invalid choice: '(.*?)' \(", message)
+        for option in self.options if wrong is not None else ():
+            if wrong is not None and wrong[1] in option.option_strings and option.choices is not None:
+                message += suggestion(wrong[2], list(map(str, option.choices)))
+        super().error(message)
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        """Take what begins with one dash and is not an option for a value, which argparse does not: a title may."""
+        names = {name for option in self.options for name in option.option_strings} | {"-h"}
+        is_value = arg_string[:1] == "-" and arg_string[:2] != "--" and not {arg_string, f"-{arg_string}"} & names
+        return None if is_value else super()._parse_optional(arg_string)
+
+    def _read_config(self, path: str) -> dict[str, Any]:
+        """Read the file of `--config`; variables under its key `env` go into the environment, as with TRL's parser."""
+        with open(path, encoding="utf-8") as file:
+            try:
+                text = file.read()
+                config = yaml.safe_load(text)
+                written = yaml.load(text, Loader=yaml.BaseLoader)
+            except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+                raise ValueError(f"The file of --config, {path}, is not YAML in UTF-8: {error}.") from error
+            except RecursionError as error:
+                raise ValueError(f"The file of --config, {path}, is nested too deeply to be read.") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"The file of --config, {path}, must hold options as `name: value`.")
+        if not all(isinstance(name, str) for name in config):
+            raise ValueError(f"The file of --config, {path}, must hold options as `name: value`, each with a name.")
+        variables = config.pop("env", {})
+        if not isinstance(variables, dict):
+            raise ValueError(f"In the file of --config, {path}, env must hold variables as `NAME: value`.")
+        os.environ.update({str(name): str(value) for name, value in variables.items()})
+        for option in self.options:
+            if option.dest in config and option.type is str:
+                config[option.dest] = self._as_written(option, config[option.dest], written.get(option.dest))
+        return config
+
+    def _as_written(self, option: argparse.Action, value: Any, text: Any) -> Any:
+        """Return a text option's value as it stands in the file, where YAML reads 50, Yes or 1e3 as something else."""
+        if isinstance(value, list) and text is not None:
+            return [one if isinstance(one, dict | list) else as_text for one, as_text in zip(value, text, strict=True)]
+        # Options of a training config that are typed as text take other values too: `resume_from_checkpoint: true`
+        kept = (
+            value is None
+            or text is None
+            or isinstance(value, dict)
+            or (option.nargs is None and option.dest in self._of_training)
+        )
+        return value if kept else text
 
     def _closest(self, unknown: str, others: Collection[str]) -> str:
         name = unknown.split("=")[0].replace("-", "_").strip("_")
@@ -146,22 +202,6 @@ def check_at_least(options: Any, **minimums: int) -> None:
         value = getattr(options, name)
         if value is not None and value < minimum:
             raise ValueError(f"--{name} must be at least {minimum}, it is {value}.")
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    """Read the file of `--config`; variables under its key `env` go into the environment, as with TRL's parser."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            config = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"The file of --config, {path}, is not YAML in UTF-8: {error}.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"The file of --config, {path}, must hold options as `name: value`.")
-    variables = config.pop("env", {})
-    if not isinstance(variables, dict):
-        raise ValueError(f"In the file of --config, {path}, env must hold variables as `NAME: value`.")
-    os.environ.update({str(name): str(value) for name, value in variables.items()})
-    return config
 
 
 @dataclass

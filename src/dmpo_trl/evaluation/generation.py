@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from .._common_prefix import common_prefix_length
-from ..modeling.loading import evaluation_mode, plain_generation
+from ..modeling.generation import generate_greedily, stop_tokens
+from ..modeling.limits import Limits
 from ..preprocessing.tokenize import tokenize_completions
 from ._processes import is_sharded, on_main_process, over_processes
 from .intervals import Interval, bootstrap_mean
@@ -100,7 +98,8 @@ def generate_items(
         The texts, and which of them are items.
 
     Raises:
-        ValueError: There are no users, or no titles, or `batch_size` is below 1.
+        ValueError: There are no users, or no titles, `batch_size` is below 1, or a prompt has a token or a length that
+            the model has no embedding for.
 
     Example:
         >>> result = generate_items(model, tokenizer, users, ["Alien", "Heidi"], name="model")  # doctest: +SKIP
@@ -110,7 +109,7 @@ def generate_items(
         raise ValueError(f"There are {len(dataset)} users and {len(titles)} titles; generation needs some of both.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    questions = dataset.select_columns(["prompt", "candidates"])
+    questions = dataset.select_columns(["user", "prompt", "candidates"])
     tokenize = partial(
         tokenize_completions,
         tokenizer,
@@ -151,53 +150,23 @@ def _generate(
 ) -> list[str]:
     sharded = is_sharded(model)
     model = extract_model_from_parallel(model)
-    device = model.get_input_embeddings().weight.device
     # The prompt as it is scored and trained on: a last token that would merge with a title's first is left out
     prompts = [tokenize(row["prompt"], row["candidates"])[0] for row in questions]
-    stops = _stops(model, tokenizer, tokenize, questions[0]["prompt"])
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    config = GenerationConfig(
-        max_new_tokens=longest, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=padding
-    )
+    limits = Limits.of(model)
+    for user, prompt in zip(questions["user"], prompts, strict=True):
+        limits.check_tokens(f"user {user!r}", prompt)
+        limits.check_length(f"user {user!r}", len(prompt), longest)
+    stops = stop_tokens(model, tokenizer, questions[0]["prompt"])
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     outputs: dict[int, str] = {}
-    with (
-        evaluation_mode(model),
-        plain_generation(model),
-        torch.no_grad(),
-        tqdm(total=len(prompts), desc=bar, disable=bar is None) as progress,
-    ):
+    with tqdm(total=len(prompts), desc=bar, disable=bar is None) as progress:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            length = len(prompts[rows[0]])
-            room = [length - len(prompts[row]) for row in rows]  # padded on the left, so that all end together
-            ids = torch.tensor([[padding] * gap + prompts[row] for gap, row in zip(room, rows, strict=True)])
-            mask = torch.tensor([[0] * gap + [1] * (length - gap) for gap in room])
-            generated = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, synced_gpus=sharded
-            )
-            answers = [
-                list(takewhile(lambda token: token not in stops, row)) for row in generated[:, length:].tolist()
-            ]
-            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            outputs |= zip(rows, (text.strip() for text in texts), strict=True)
+            batch = [prompts[row] for row in rows]
+            texts = generate_greedily(model, tokenizer, batch, max_new_tokens=longest, stops=stops, sharded=sharded)
+            outputs |= zip(rows, texts, strict=True)
             progress.update(len(rows))
     return [outputs[row] for row in range(len(prompts))]
-
-
-def _stops(model: Any, tokenizer: PreTrainedTokenizerBase, tokenize: Tokenize, prompt: Any) -> set[int]:
-    """Return the tokens that end an answer: those that transformers knows, and what ends a completion in training.
-
-    A chat template may end a turn with another token than the tokenizer's end of sequence.
-    """
-    stops = model.generation_config.eos_token_id
-    stops = {tokenizer.eos_token_id, *([] if stops is None else [stops] if isinstance(stops, int) else stops)} - {None}
-    texts = ["A", "7"]  # of which nothing but the end is the same
-    completions = texts if isinstance(prompt, str) else [[{"role": "assistant", "content": text}] for text in texts]
-    _, (one, other) = tokenize(prompt, completions)
-    length = common_prefix_length(one[::-1], other[::-1])
-    end = [token for token in one[len(one) - length :] if token in tokenizer.added_tokens_decoder]
-    return stops | set(end[:1])
 
 
 def _longest_title(tokenize: Tokenize, question: dict[str, Any], titles: Collection[str]) -> int:

@@ -94,12 +94,15 @@ def score_candidates(
     Returns:
         Sums and lengths, one entry per row of the dataset.
 
+    Raises:
+        ValueError: As in [`score_completions`], with the name of the user.
+
     Example:
         >>> scored = score_candidates(model, tokenizer, dataset)  # doctest: +SKIP
         >>> by_sum = rank_by_log_prob(dataset, scored, score="sum", name="sum")  # doctest: +SKIP
         >>> by_mean = rank_by_log_prob(dataset, scored, score="mean", name="mean")  # doctest: +SKIP
     """
-    questions = dataset.select_columns(["prompt", "candidates"])
+    questions, users = dataset.select_columns(["prompt", "candidates"]), dataset["user"]
 
     def score(rows: Sequence[int]) -> list[CompletionScores]:
         examples = ((row["prompt"], row["candidates"]) for row in questions.select(rows))
@@ -112,6 +115,7 @@ def score_candidates(
                 special_tokens_in_text=special_tokens_in_text,
                 progress=on_main_process(progress),
                 total=len(rows),
+                name=lambda index: f"user {users[rows[index]]!r}",
             )
         )
 

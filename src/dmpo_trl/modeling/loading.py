@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -23,6 +24,9 @@ _HUB_OPTIONS = (
     "force_download",
     "proxies",
 )
+
+# How torch and transformers begin to say that weights do not fit the model
+_OTHER_SHAPES = ("Error(s) in loading state_dict", "ignore_mismatched_sizes")
 
 
 def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def load_model(path: str, **kwargs: Any) -> Any:
         ValueError: The files lack weights, which would be random; or keys of the adapter, which would do nothing; or
             they are damaged.
     """
-    with refuse_damaged_weights(path):
+    with _names_the_model(path, "model"), refuse_damaged_weights(path):
         return _load_model(path, **kwargs)
 
 
@@ -104,19 +108,20 @@ def check_found(path: str, **kwargs: Any) -> None:
             model, options = _base_of_adapter(path, options)
         if cached_file(model, "config.json", **options) is None:
             raise ValueError(f"{model} has no config.json.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:  # of a damaged adapter config too
         raise ValueError(f"The model {path} cannot be loaded: {error}") from error
 
 
 @contextmanager
 def refuse_damaged_weights(path: str) -> Iterator[None]:
-    """Turn the error that a damaged file of weights raises inside the block into one that names the model.
+    """Turn the errors that bad files of weights raise inside the block into one that names the model.
 
     Args:
         path: Folder or hub id of the model or adapter that is loaded inside the block.
 
     Raises:
-        ValueError: A file of weights is damaged, for instance cut off by a copy that was interrupted.
+        ValueError: A file of weights is damaged, for instance cut off by a copy that was interrupted; or it is a
+            pickle with more than tensors in it; or its tensors have other shapes than the config gives.
 
     Example:
         >>> with refuse_damaged_weights("my-model"):
@@ -128,10 +133,42 @@ def refuse_damaged_weights(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except SafetensorError as error:
+    except UnpicklingError as error:  # torch's own message advises to run what is in it
         raise ValueError(
-            f"A file of weights of {path}, or of its base model, is damaged ({error}). Download or save the model "
-            "anew."
+            f"The weights of {path} are a pickle that holds more than tensors, or is damaged. Loading it could run "
+            "any code, so it is not loaded: get or save the model's weights as safetensors."
+        ) from error
+    except (SafetensorError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):
+            if any(sign in str(error) for sign in _OTHER_SHAPES):
+                shapes = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), "")
+                raise ValueError(
+                    f"The weights of {path} have other shapes than its config gives or, those of an adapter, than its "
+                    f"base model has{shapes and f' ({shapes})'}. Use the config or the base model that they belong to."
+                ) from error
+            if "PytorchStreamReader" not in str(error):
+                raise
+        raise ValueError(
+            f"A file of weights of {path}, or of its base model, is damaged ({str(error) or 'it is empty'}). Download "
+            "or save the model anew."
+        ) from error
+
+
+@contextmanager
+def _names_the_model(path: str, part: str) -> Iterator[None]:
+    """Turn whatever the libraries raise while they read a model's files into an error that names the model."""
+    try:
+        yield
+    except (ImportError, MemoryError, Warning, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and path in str(error):
+            raise
+        problem = str(error) if len(str(error)) < 500 else f"{str(error)[:500]} ..."
+        if isinstance(error, OSError):
+            raise OSError(f"The {part} {path} cannot be loaded: {problem}") from error
+        raise ValueError(
+            f"The {part} {path} cannot be loaded: {problem} ({type(error).__name__}). Download or save it anew."
         ) from error
 
 
@@ -143,13 +180,14 @@ def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
         **kwargs: For transformers' `from_pretrained`, such as `trust_remote_code`. `revision` and `subfolder` are
             those of the adapter's repository; the base model's revision stands in the adapter's config.
     """
-    try:
-        return AutoTokenizer.from_pretrained(path, **kwargs)
-    except (OSError, ValueError):
-        if not is_adapter(path, **kwargs):
-            raise
-    base, options = _base_of_adapter(path, kwargs)
-    return AutoTokenizer.from_pretrained(base, **options)
+    with _names_the_model(path, "tokenizer of"):
+        try:
+            return AutoTokenizer.from_pretrained(path, **kwargs)
+        except (OSError, ValueError):
+            if not is_adapter(path, **kwargs):
+                raise
+        base, options = _base_of_adapter(path, kwargs)
+        return AutoTokenizer.from_pretrained(base, **options)
 
 
 def _base_of_adapter(path: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -214,32 +252,3 @@ def evaluation_mode(model: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def plain_generation(model: Any) -> Iterator[None]:
-    """Let `generate` do what its arguments say inside the block, and nothing else.
-
-    transformers fills what they leave open from the model's own generation config: a repetition penalty, tokens that
-    must not or must come. Greedy then means the most likely token.
-
-    Args:
-        model: A transformers model, or a wrapper around one.
-
-    Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 1}
-        >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes))
-        >>> model.generation_config.repetition_penalty = 1.1
-        >>> with plain_generation(model):
-        ...     print(model.generation_config.repetition_penalty)
-        None
-        >>> model.generation_config.repetition_penalty
-        1.1
-    """
-    base_model = base_model_of(model)
-    own, base_model.generation_config = base_model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        base_model.generation_config = own

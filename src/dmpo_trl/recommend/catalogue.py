@@ -108,6 +108,7 @@ class TitleTrie:
         token: Token of each node, (nodes,); -1 for the root.
         count: Number of items that end in each node or below it, (nodes,).
         ends_item: Whether an item ends in each node, (nodes,).
+        depth: Number of tokens of the longest sequence.
 
     Example:
         >>> trie = TitleTrie([[5, 6], [5, 7], [5]])  # 5 begins three titles and ends one
@@ -138,6 +139,7 @@ class TitleTrie:
         self._first_child = np.searchsorted(self._parent[self._children], np.arange(len(token) + 1))
         self.count = np.bincount(self._end, minlength=len(token))
         self.ends_item = self.count > 0
+        self.depth = max(depth)
         by_depth = np.argsort(depth, kind="stable")
         levels = np.split(by_depth, np.flatnonzero(np.diff(np.array(depth)[by_depth])) + 1)
         for nodes in levels[:0:-1]:

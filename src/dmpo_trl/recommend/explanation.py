@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.loading import evaluation_mode, plain_generation
-from ..preprocessing.tokenize import tokenize_prompt
+from ..data.prompts import PromptTemplate
+from ..modeling.generation import generate_greedily, stop_tokens
+from ..modeling.limits import Limits
+from ..preprocessing.tokenize import tokenize_completions
 
 _BAR_WIDTH = 24
+_WHY = "Why do you recommend {title}? Answer in one sentence."
+_WORDS = "The model's own words"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,20 @@ def import_figure() -> Any:
     return Figure
 
 
+def question_why(template: PromptTemplate, titles: Sequence[str], title: str) -> str | list[dict[str, str]]:
+    """Return the prompt, the recommendation, and the question why.
+
+    Args:
+        template: Makes the prompt.
+        titles: Titles of the history.
+        title: The recommended one.
+    """
+    prompt, question = template.prompt(titles), _WHY.format(title=title)
+    if isinstance(prompt, str):
+        return f"{prompt}{title}\n{question}\n"
+    return [*prompt, *template.completion(title), {"role": "user", "content": question}]
+
+
 def generate_words(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], max_new_tokens: int
 ) -> str:
@@ -112,14 +130,29 @@ def generate_words(
 
     Returns:
         The answer without special tokens and without white space around it.
+
+    Raises:
+        ValueError: The prompt has a token or a length that the model has no embedding for.
     """
     if not max_new_tokens:
         return ""
-    device = model.get_input_embeddings().weight.device
-    ids = torch.tensor([tokenize_prompt(tokenizer, prompt, special_tokens_in_text=False)], device=device)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    stops = model.generation_config.eos_token_id or tokenizer.eos_token_id
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": stops, "pad_token_id": pad}
-    with evaluation_mode(model), plain_generation(model), torch.no_grad():
-        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-    return str(tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True)).strip()
+    answer: Any = "A" if isinstance(prompt, str) else [{"role": "assistant", "content": "A"}]
+    prompt_ids, _ = tokenize_completions(
+        tokenizer, prompt, [answer], eos_token=tokenizer.eos_token, special_tokens_in_text=False
+    )
+    limits = Limits.of(model)
+    limits.check_tokens(_WORDS, prompt_ids)
+    if limits.exceeded_by(len(prompt_ids) + max_new_tokens):
+        room = max(limits.positions + 1 - len(prompt_ids), 0)
+        raise ValueError(
+            f"{_WORDS}: the question has {len(prompt_ids)} tokens, its answer up to {max_new_tokens}, and the model "
+            f"has {limits.positions} positions. Set `max_new_tokens` to at most {room}{'' if room else ', for none'}."
+        )
+    (words,) = generate_greedily(
+        model,
+        tokenizer,
+        [prompt_ids],
+        max_new_tokens=max_new_tokens,
+        stops=stop_tokens(model, tokenizer, prompt),
+    )
+    return words

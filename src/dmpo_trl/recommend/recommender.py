@@ -15,19 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..data.prompts import PromptTemplate
+from ..modeling.limits import Limits
 from ..modeling.loading import evaluation_mode, hub_options, load_model_and_tokenizer
 from ..scoring import score_completions
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
 from .decoding.beam_search import Search, beam_search, exact_search
-from .explanation import Explanation, generate_words
+from .explanation import Explanation, generate_words, question_why
 from .recommendation import Recommendation, UserHistory
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS, _ITEMS = "recommender.json", "items.parquet"
 _NAN = "The model's log-probs of titles are NaN; try another dtype, for instance dtype='float32'."
-_WHY = "Why do you recommend {title}? Answer in one sentence."
 
 
 class Recommender:
@@ -138,8 +138,8 @@ class Recommender:
         elif items is None or template is None:
             if settings is None or stored is None:
                 raise ValueError(
-                    f"{path} holds no {_SETTINGS} and {_ITEMS}: give data=<the prepared folder>, or items= and "
-                    "template=. `Recommender.save_pretrained` stores them beside the model."
+                    f"{path} holds no {_SETTINGS} and {_ITEMS}: name the prepared folder with `data`, or in Python "
+                    "give items and template. `Recommender.save_pretrained` stores them beside the model."
                 )
             items = pl.read_parquet(stored) if items is None else items
             template = template or PromptTemplate.from_dict(saved["template"])
@@ -226,7 +226,8 @@ class Recommender:
 
         Raises:
             ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, the template lists
-                candidates in the prompt, or the model's log-probs are NaN.
+                candidates in the prompt, the model has no embedding for a token or for the prompt's length, or its
+                log-probs are NaN.
 
         Example:
             >>> recommender.recommend(["Alien", "Heidi"], k=3, exclude=["Aliens"])  # doctest: +SKIP
@@ -269,12 +270,10 @@ class Recommender:
             )
         if exclude is not None and len(exclude) != len(histories):
             raise ValueError(f"exclude: {len(histories)} histories need one entry each, there are {len(exclude)}.")
-        searches = []
-        for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True):
-            seen = self.catalogue.rows(history, "history")
-            prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
-            had = self.catalogue.of_same_title([*seen, *self.catalogue.rows(own_exclude, "exclude")])
-            searches.append(Search(prompt_ids, trie, had, k))
+        searches = [
+            self._search(history, own_exclude, k)
+            for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True)
+        ]
         with evaluation_mode(self.model):
             has_items = [len(search.nodes) > 0 for search in searches]
             (exact_search if exact else beam_search)(self.model, searches, max(k, num_beams))
@@ -330,8 +329,8 @@ class Recommender:
             return self.recommend_batch(histories, k, exclude=seen, num_beams=num_beams, exact=exact)
 
         def check(user: UserHistory) -> None:
-            self.catalogue.rows(user.history, "history")
             self.catalogue.rows(user.seen, "seen")
+            self._search(user.history, user.seen, k)
 
         return write_recommendations(users, Path(path), batch_size, recommend=recommend, check=check)
 
@@ -348,7 +347,7 @@ class Recommender:
 
         Raises:
             ValueError: The history is empty, an entry is not in the catalogue, the template lists candidates in the
-                prompt, or the model's log-probs are NaN.
+                prompt, the model has no embedding for a token or for a prompt's length, or its log-probs are NaN.
 
         Example:
             >>> print(recommender.explain(["Alien", "Heidi"], "Aliens"))  # doctest: +SKIP
@@ -362,6 +361,8 @@ class Recommender:
         title, titles = self.catalogue.titles[row], [self.catalogue.titles[row] for row in rows]
         variants = [titles, *(titles[:place] + titles[place + 1 :] for place in range(len(titles)))]
         prompts = [self.template.prompt(variant) for variant in variants]
+        question = question_why(self.template, titles, title)
+        words = generate_words(self.model, self.tokenizer, question, max_new_tokens)
         full, *without = (float(scores[0]) for scores in self._score_titles(prompts, [[title]] * len(prompts)))
         return Explanation(
             item=self.catalogue.items[row],
@@ -370,9 +371,17 @@ class Recommender:
             history=tuple(self.catalogue.items[row] for row in rows),
             titles=tuple(titles),
             effects=full - np.array(without),
-            words=generate_words(self.model, self.tokenizer, self._why(titles, title), max_new_tokens),
+            words=words,
             kind=self.score,
         )
+
+    def _search(self, history: Sequence[str], exclude: Iterable[str], k: int) -> Search:
+        seen = self.catalogue.rows(history, "history")
+        prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
+        # In place of all titles, one that is as long as the longest, of the largest token
+        Limits.of(self.model).check("history", prompt_ids, [[int(trie.token.max())] * trie.depth])
+        had = self.catalogue.of_same_title([*seen, *self.catalogue.rows(exclude, "exclude")])
+        return Search(prompt_ids, trie, had, k)
 
     def _score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Score the titles after each prompt by the recommender's `score`; one array (titles,) per prompt."""
@@ -381,13 +390,6 @@ class Recommender:
         if any(np.isnan(one.logps).any() for one in scored):
             raise ValueError(_NAN)
         return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
-
-    def _why(self, titles: Sequence[str], title: str) -> Any:
-        """The prompt, the recommendation, and the question why."""
-        prompt, question = self.template.prompt(titles), _WHY.format(title=title)
-        if isinstance(prompt, str):
-            return f"{prompt}{title}\n{question}\n"
-        return [*prompt, *self.template.completion(title), {"role": "user", "content": question}]
 
     def _titles(self, entries: Iterable[str], what: str) -> list[str]:
         return [self.catalogue.titles[row] for row in self.catalogue.rows(entries, what)]

@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
-from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import logging
 from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from ..modeling.loading import base_model_of
+from ..modeling.limits import Limits
 from ..preprocessing.format import TOKEN_COLUMNS, RowError
 from ..preprocessing.truncate import token_lengths
 from ..preprocessing.validate import is_list_type
@@ -59,18 +57,16 @@ def check_options(args: DPOConfig, data_collator: Any) -> None:
 
 @dataclass(frozen=True)
 class _Limits:
-    """What a model has embeddings for, and how long a sequence can be after truncation.
+    """The limits of a policy or a reference, for sequences that may be truncated.
 
     Attributes:
         role: What the model is, for messages.
-        tokens: Token ids below this are known.
-        positions: Number of learned positions; infinite where positions are computed.
+        own: What it has embeddings for.
         max_length: Longest sequence, in tokens; infinite for no limit.
     """
 
     role: str
-    tokens: float
-    positions: float
+    own: Limits
     max_length: float
 
     def unknown_token(self, dataset: str, row: int, column: str, token: int) -> RowError:
@@ -78,13 +74,13 @@ class _Limits:
             dataset,
             row,
             column,
-            f"token {token} is unknown to the {self.role}, which has embeddings for {self.tokens} tokens",
+            self.own.unknown(token, self.role),
             "Call `model.resize_token_embeddings(len(tokenizer))`, or use the model's own tokenizer",
         )
 
     def exceeded_by(self, length: Any) -> Any:
-        """Whether sequences of so many tokens are too long. The last token is predicted, and predicts nothing."""
-        return np.minimum(length, self.max_length) - 1 > self.positions
+        """Whether sequences of so many tokens are too long after truncation."""
+        return self.own.exceeded_by(np.minimum(length, self.max_length))
 
     def too_long(self, dataset: str, row: int, length: int) -> RowError:
         return RowError(
@@ -92,23 +88,16 @@ class _Limits:
             row,
             "prompt",
             f"with its completions it has {int(min(length, self.max_length))} tokens, and the {self.role} "
-            f"{self.positions} positions",
-            f"Set `max_length` to at most {self.positions + 1}",
+            f"{self.own.positions} positions",
+            f"Set `max_length` to at most {self.own.positions + 1}",
         )
 
 
 def _limits_of(model: Any, ref_model: Any, max_length: int | None) -> list[_Limits]:
     """The limits that all rows must keep: those of the policy, and of the reference where there is one."""
+    longest = math.inf if max_length is None else max_length
     models = {"model": model, "reference model": ref_model}
-    return [
-        _Limits(
-            role,
-            tokens=getattr(base_model.get_input_embeddings(), "num_embeddings", math.inf),
-            positions=_learned_positions(base_model),
-            max_length=math.inf if max_length is None else max_length,
-        )
-        for role, base_model in ((role, base_model_of(one)) for role, one in models.items() if one is not None)
-    ]
+    return [_Limits(role, Limits.of(one), longest) for role, one in models.items() if one is not None]
 
 
 def check_limits(
@@ -132,17 +121,17 @@ def check_limits(
     limits = _limits_of(model, ref_model, max_length)
     if isinstance(dataset, IterableDataset):
         return dataset.map(partial(_check_row, limits=limits, name=name), with_indices=True)
-    tightest = min(limits, key=lambda own: own.tokens)
+    tightest = min(limits, key=lambda one: one.own.tokens)
     offset = 0
     table_columns = dataset.select_columns(list(TOKEN_COLUMNS)).with_format("arrow")
     for table in table_columns.iter(batch_size=_BATCH):
         for column in TOKEN_COLUMNS:
             tokens, owners = _tokens(table[column].combine_chunks())
-            if len(tokens) and tokens.max() >= tightest.tokens:
-                worst = int(np.argmax(tokens >= tightest.tokens))
+            if len(tokens) and tokens.max() >= tightest.own.tokens:
+                worst = int(np.argmax(tokens >= tightest.own.tokens))
                 raise tightest.unknown_token(name, offset + int(owners[worst]), column, int(tokens[worst]))
         offset += len(table)
-    tightest = min(limits, key=lambda own: own.positions)
+    tightest = min(limits, key=lambda one: one.own.positions)
     if tightest.exceeded_by(math.inf):
         prompts, chosen, rejected, owners = token_lengths(dataset)
         longest = prompts + chosen
@@ -158,25 +147,13 @@ def _check_row(row: dict[str, Any], index: int, *, limits: Sequence[_Limits], na
     prompt, chosen, rejected = (row[column] for column in TOKEN_COLUMNS)
     columns = (("prompt_ids", prompt), ("chosen_ids", chosen), *(("rejected_ids", ids) for ids in rejected))
     longest = len(prompt) + max(map(len, (chosen, *rejected)))
-    for own in limits:
+    for one in limits:
         for column, ids in columns:
-            if ids and max(ids) >= own.tokens:
-                raise own.unknown_token(name, index, column, max(ids))
-        if own.exceeded_by(longest):
-            raise own.too_long(name, index, longest)
+            if (token := one.own.first_unknown(ids)) is not None:
+                raise one.unknown_token(name, index, column, token)
+        if one.exceeded_by(longest):
+            raise one.too_long(name, index, longest)
     return {}
-
-
-def _learned_positions(model: PreTrainedModel) -> int | float:
-    """Positions that the model has an embedding for; infinite where it computes them."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tables = {
-        module.num_embeddings
-        for module in model.modules()
-        if isinstance(module, nn.Embedding) and module is not model.get_input_embeddings()
-    }
-    # OPT's table begins with two rows for padding
-    return positions if positions and tables & {positions, positions + 2} else math.inf
 
 
 def _tokens(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -131,7 +131,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     if read_manifest(folder) is None:
         raise FileExistsError(f"{folder} is not empty and was not written by dmpo-trl prepare; choose another folder.")
     if not overwrite:
-        raise FileExistsError(f"{folder} holds prepared data already; choose another folder, or set overwrite.")
+        raise FileExistsError(f"{folder} holds prepared data already; choose another folder, or set `overwrite`.")
 
 
 @contextmanager
