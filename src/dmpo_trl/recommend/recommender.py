@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from ..data.prompts import PromptTemplate
 from ..modeling.loading import evaluation_mode, hub_options, load_model_and_tokenizer
 from ..scoring import score_completions
+from ._run import describe_run
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
 from .decoding.beam_search import Search, beam_search, exact_search
@@ -300,25 +301,25 @@ class Recommender:
         num_beams: int = 100,
         exact: bool = False,
         batch_size: int = 8,
+        overwrite: bool = False,
     ) -> int:
-        """Run `recommend` for any number of users, streamed to a Parquet file with a progress bar.
+        """Run `recommend` for any number of users, to a Parquet file that appears when it is complete.
 
-        Memory is bounded by the batch. The file appears under its name only when it is complete.
+        Until then its parts are in `<path>.parts`, and an interrupted run goes on there when it is started again.
 
         Args:
             users: `UserHistory`, or pairs of a user and a history; may be a generator.
-            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`. One that exists is replaced;
-                its folder is created if needed.
-            k: See `recommend`.
-            num_beams: See `recommend`.
-            exact: See `recommend`.
+            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`; its folder is created if needed.
+            k, num_beams, exact: See `recommend`.
             batch_size: Number of users searched together.
+            overwrite: Replace a file that exists.
 
         Returns:
             The number of users.
 
         Raises:
-            ValueError: As in `recommend`, with the name of the user, or `batch_size` is below 1.
+            ValueError: As in `recommend`, with the name of the user, or the parts are those of another run.
+            OSError: The file exists, or another process is writing it.
 
         Example:
             >>> users = [("u1", ["Alien"]), ("u2", ["Heidi"])]  # doctest: +SKIP
@@ -329,11 +330,10 @@ class Recommender:
             histories, seen = [one.history for one in batch], [one.seen for one in batch]
             return self.recommend_batch(histories, k, exclude=seen, num_beams=num_beams, exact=exact)
 
-        def check(user: UserHistory) -> None:
-            self.catalogue.rows(user.history, "history")
-            self.catalogue.rows(user.seen, "seen")
-
-        return write_recommendations(users, Path(path), batch_size, recommend=recommend, check=check)
+        run = describe_run(self, k=k, num_beams=num_beams, exact=exact)
+        return write_recommendations(
+            users, Path(path), batch_size, run=run, recommend=recommend, check=self.catalogue.rows, overwrite=overwrite
+        )
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 60) -> Explanation:
         """Measure how much each item of a history contributes to a recommendation; see `Explanation`.

@@ -13,13 +13,14 @@ from .folders import (
     sha256,
     write_manifest,
 )
-from .scratch import real_path, scratch
+from .scratch import check_scratch, real_path, remove_leftovers, scratch
 
 __all__ = [
     "MANIFEST",
     "Kind",
     "check_file",
     "check_folder",
+    "check_scratch",
     "checksums",
     "is_inside",
     "is_unfinished",
@@ -28,6 +29,7 @@ __all__ = [
     "place_file",
     "read_json",
     "real_path",
+    "remove_leftovers",
     "scratch",
     "sha256",
     "write_manifest",

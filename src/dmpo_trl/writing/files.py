@@ -73,7 +73,7 @@ def new_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]
 
 
 def place_file(file: Path, target: Path, *, overwrite: bool) -> None:
-    """Give a finished file its name in one step.
+    """Give a finished file its name in one step. It may keep its old name too, which is the caller's to remove.
 
     Args:
         file: The finished file, on the same disk as `target`.
@@ -114,8 +114,6 @@ def _name(file: Path, free: Path) -> None:
     except OSError:  # a disk without links: the name is claimed first
         open(free, "xb").close()
         os.replace(file, free)
-    else:
-        file.unlink()
 
 
 def _scratch_of(target: Path) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ def scratch(folder: Path, output: Path, *, keep: bool = False) -> Iterator[Path]
     Args:
         folder: The folder. No other process enters it meanwhile.
         output: What is being written, for messages.
-        keep: Keep what a killed process left, and after an error what is there by then, so that the work can go on.
+        keep: Keep what a killed process left, and after an error what is there by then, so that the work can go on. At
+            the end its files go in the order of their names.
 
     Raises:
         FileExistsError: `folder` was not made by this function.
@@ -59,16 +60,9 @@ def scratch(folder: Path, output: Path, *, keep: bool = False) -> Iterator[Path]
         ...     folder.name
         'work'
     """
-    if folder.is_symlink() or (folder.exists() and not _is_scratch(folder)):
-        raise FileExistsError(f"{folder} is in the way: work on {output} would go there. Move it away.")
+    _check_ours(folder, output)
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / _LOCK, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BlockingIOError(
-            f"Another process is writing {output}. Wait for its end, or choose another output."
-        ) from None
+    lock = _lock(folder, output)
     try:
         if not keep:
             _clear(folder, output)
@@ -100,6 +94,41 @@ def remove_leftovers(folder: Path, output: Path) -> None:
             pass
 
 
+def check_scratch(folder: Path, output: Path) -> None:
+    """Check before the work that a scratch folder can be held.
+
+    Args:
+        folder: The folder.
+        output: Its output, for messages.
+
+    Raises:
+        FileExistsError: `folder` was not made by [`scratch`].
+        BlockingIOError: Another process holds it.
+
+    Example:
+        >>> check_scratch(Path("no such folder"), Path("out"))
+    """
+    _check_ours(folder, output)
+    if (folder / _LOCK).is_file():
+        _lock(folder, output).release()
+
+
+def _check_ours(folder: Path, output: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not _is_scratch(folder)):
+        raise FileExistsError(f"{folder} is in the way: work on {output} would go there. Move it away.")
+
+
+def _lock(folder: Path, output: Path) -> BaseFileLock:
+    lock = FileLock(folder / _LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"Another process is writing {output}. Wait for its end, or choose another output."
+        ) from None
+    return lock
+
+
 def _is_scratch(folder: Path) -> bool:
     return folder.is_dir() and ((folder / _LOCK).exists() or not any(folder.iterdir()))
 
@@ -113,7 +142,7 @@ def _clear(folder: Path, output: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    for entry in folder.iterdir():
+    for entry in sorted(folder.iterdir()):
         if entry.name != _LOCK:  # the last to go: without it the rest would be nobody's
             _delete(entry)
     (folder / _LOCK).unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from huggingface_hub import DatasetCardData
 from ...writing import MANIFEST, Kind, is_inside, is_unfinished, read_json, sha256
 from ..prompts import PromptTemplate
 
-PREPARED = Kind("dmpo-trl prepared data, version 1", command="prepare", holds="prepared data")
+FORMAT = "dmpo-trl prepared data, version 1"
+PREPARED = Kind(FORMAT, command="prepare", holds="prepared data")
 CARD = "README.md"
 _AGAIN = "prepare the data again"
 
