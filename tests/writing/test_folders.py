@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dmpo_trl.writing import Kind, check_folder, checksums, folders, is_unfinished, new_folder, write_manifest
+from dmpo_trl.writing import Kind, check_folder, folders, is_unfinished, new_folder
 
 FORK = multiprocessing.get_context("fork")
 NOTES = Kind("notes, version 1", command="note", holds="notes", option="--overwrite")
@@ -20,7 +20,6 @@ def write(path, files, *, overwrite=False, during=lambda: None):
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
-        write_manifest(folder, {"format": NOTES.format, "files": checksums(folder)})
         during()
 
 
@@ -159,9 +158,10 @@ def test_a_file_or_a_folder_of_others_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "manifest.json").write_text('{"format": "other"}')
-    for name in ("file", "theirs"):
-        with pytest.raises(FileExistsError, match=r"is not empty and was not written by dmpo-trl note"):
-            check_folder(tmp_path / name, NOTES, overwrite=True)
+    with pytest.raises(FileExistsError, match="file is a file; name a folder"):
+        check_folder(tmp_path / "file", NOTES, overwrite=True)
+    with pytest.raises(FileExistsError, match="theirs is not empty and was not written by dmpo-trl note"):
+        check_folder(tmp_path / "theirs", NOTES, overwrite=True)
     with pytest.raises(NotADirectoryError, match=r"out cannot be written: .*file is a file"):
         check_folder(tmp_path / "file" / "deep" / "out", NOTES, overwrite=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..writing import real_path
 from ._users import users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
 
@@ -85,6 +86,8 @@ def run(arguments: list[str]) -> None:
         if options.output is None:
             raise ValueError("Many users need --output, the Parquet file to write.")
         check_output(options.output, overwrite=options.overwrite, option="--overwrite")
+        if options.users is not None and real_path(options.users) == real_path(options.output):
+            raise ValueError(f"--output {options.output} is the file of --users; name another.")
         users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)
 
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())

@@ -157,7 +157,7 @@ def check_folder(path: str | os.PathLike[str], kind: Kind, *, overwrite: bool) -
 def new_folder(path: str | os.PathLike[str], kind: Kind, *, overwrite: bool) -> Iterator[Path]:
     """Give a folder to write to, which takes the name `path` in one step when it is complete, or goes after an error.
 
-    What is given must hold a manifest of `kind` in the end. A folder that cannot be renamed, such as a mount point, or
+    It gets a manifest of `kind` unless there is one in it. A folder that cannot be renamed, such as a mount point, or
     that should not be because the process stands in it, gets its files one by one, and the manifest last: without it,
     it is unfinished, and says so.
 
@@ -176,7 +176,6 @@ def new_folder(path: str | os.PathLike[str], kind: Kind, *, overwrite: bool) -> 
         >>> with TemporaryDirectory() as disk:
         ...     with new_folder(f"{disk}/out", kind, overwrite=False) as folder:
         ...         _ = (folder / "note.txt").write_text("done")
-        ...         write_manifest(folder, {"format": kind.format, "files": checksums(folder)})
         ...     sorted(file.name for file in Path(disk, "out").iterdir())
         ['manifest.json', 'note.txt']
     """
@@ -188,6 +187,8 @@ def new_folder(path: str | os.PathLike[str], kind: Kind, *, overwrite: bool) -> 
         new = work / "new"
         new.mkdir()
         yield new
+        if not (new / MANIFEST).exists():
+            write_manifest(new, {"format": kind.format, "files": checksums(new)})
         try:
             _check(target, kind, overwrite=overwrite)
             if inside:
@@ -205,6 +206,8 @@ def new_folder(path: str | os.PathLike[str], kind: Kind, *, overwrite: bool) -> 
 def _check(folder: Path, kind: Kind, *, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not _entries(folder)):
         return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; name a folder.")
     known = _known(folder, kind)
     if known is None:
         raise FileExistsError(

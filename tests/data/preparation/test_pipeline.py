@@ -370,9 +370,9 @@ def test_nothing_is_overwritten_unasked(raw, tmp_path):
     prepare(config(raw, tmp_path / "mine"))  # empty, so free
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "manifest.json").write_text("{}", encoding="utf-8")
-    for taken in (tmp_path / "notes", tmp_path / "notes" / "manifest.json"):
-        with pytest.raises(FileExistsError, match="was not written by dmpo-trl prepare"):
-            prepare(config(raw, taken, overwrite=True))
+    for taken, message in [("notes", "was not written by dmpo-trl prepare"), ("notes/manifest.json", "is a file")]:
+        with pytest.raises(FileExistsError, match=message):
+            prepare(config(raw, tmp_path / taken, overwrite=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes", "out"]  # no scratch folder is left
 
 
