@@ -11,6 +11,7 @@ PACKAGE = Path(dmpo_trl.__file__).parent
 # The rooms, lowest first: each imports only what stands before it
 ORDER = [
     "_common_prefix",
+    "writing",
     "preprocessing",
     "config",
     "batching",
@@ -25,7 +26,8 @@ ORDER = [
     "cli",
 ]
 # Raw files become rows without a model: `data` stands beside the trainer's rooms and shares with them the row format
-ONLY = {"data": {"_common_prefix", "preprocessing/format.py"}}
+# and how outputs are written
+ONLY = {"data": {"_common_prefix", "writing", "preprocessing/format.py"}}
 MAX_ROOMS = 17
 MAX_LINES = 400
 # Where TRL's methods are overridden is where everything meets, and grows unless watched

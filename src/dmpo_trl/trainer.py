@@ -30,7 +30,7 @@ from .training.checks import check_limits, check_options, check_step
 from .training.distributed import check_compute_metrics, num_own_rows, readable_by_all, rows_of_table
 from .training.layout import choose_layout
 from .training.metrics import example_metrics, means_over_processes, token_metrics
-from .training.model_card import PAPER, TrainingSummary, complete_card, hub_dataset
+from .training.model_card import PAPER, TrainingSummary, complete_card, hub_dataset, may_write_card
 from .training.reference import cache_key, initial_policy, needs_reference, options_of_parent
 from .training.resuming import ResumableTrainer
 from .training.run_record import describe_models
@@ -319,6 +319,6 @@ class DMPOTrainer(ResumableTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write TRL's card to `output_dir`, with a recommender's quick start, N, and what callbacks have to say."""
-        super().create_model_card(model_name, dataset_name or hub_dataset(self.train_dataset), tags)
-        if self.is_world_process_zero():
+        if may_write_card(self):
+            super().create_model_card(model_name, dataset_name or hub_dataset(self.train_dataset), tags)
             complete_card(TrainingSummary.of(self))

@@ -1,5 +1,6 @@
 import json
 import logging
+from copy import deepcopy
 from dataclasses import replace
 
 import polars as pl
@@ -10,10 +11,12 @@ from support import make_model, make_tokenizer, naive_logp
 from transformers import AutoModelForCausalLM
 
 from dmpo_trl.data import MOVIES
-from dmpo_trl.data.preparation.folder import FORMAT, MANIFEST
+from dmpo_trl.data.preparation.folder import FORMAT
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend import Recommender
+from dmpo_trl.recommend._run import describe_run
 from dmpo_trl.scoring import score_completions
+from dmpo_trl.writing import MANIFEST, checksums
 
 HISTORY = ["100", "Star Wars", "111"]
 SEEN = {"100", "106", "111"}
@@ -150,8 +153,33 @@ def test_an_unfinished_file_does_not_appear_and_the_old_one_stays(case, tmp_path
     path = tmp_path / "all.parquet"
     path.write_text("old")
     with pytest.raises(ValueError, match=r"user 'b': history: 'Ailen' is neither.*'Alien'"):
-        case.recommender.recommend_all([("a", ["100"]), ("b", ["Ailen"])], path, k=2, batch_size=1)
+        case.recommender.recommend_all([("a", ["100"]), ("b", ["Ailen"])], path, k=2, batch_size=1, overwrite=True)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_another_model_catalogue_or_template_is_another_run(case, items):
+    """And the same one, loaded anew, is the same."""
+
+    def described(recommender):
+        return describe_run(recommender, k=3)
+
+    def parts(**others):
+        given = {"model": case.model, "items": items, "template": case.template} | others
+        return Recommender(given["model"], case.tokenizer, given["items"], given["template"])
+
+    own = described(case.recommender)
+    assert described(parts(model=deepcopy(case.model))) == own
+    changed = deepcopy(case.model)
+    with torch.no_grad():
+        changed.lm_head.weight[3, 3] += 1e-3
+    others = {
+        "model": parts(model=changed),
+        "catalogue": parts(items=items.head(5)),
+        "template": parts(template=replace(case.template, question="And then?")),
+    }
+    for name, other in others.items():
+        assert {key for key, value in described(other).items() if own[key] != value} == {name}
+    assert described(parts(model=deepcopy(case.model).bfloat16()))["model"] != own["model"]
 
 
 def test_saved_and_loaded_it_recommends_the_same(case, items, tmp_path):
@@ -194,7 +222,7 @@ def test_catalogue_and_template_come_from_a_prepared_folder(case, items, tmp_pat
     data = tmp_path / "data"
     data.mkdir()
     items.with_columns(popularity=1).write_parquet(data / "items.parquet")
-    manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": {}}
+    manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": checksums(data)}
     (data / MANIFEST).write_text(json.dumps(manifest))
     loaded = Recommender.from_pretrained(tmp_path / "model", data=data)
     assert_same(loaded.recommend(HISTORY, 3), case.recommender.recommend(HISTORY, 3))
@@ -206,7 +234,7 @@ def test_the_saved_score_is_that_of_the_model_wherever_catalogue_and_template_co
     data = tmp_path / "data"
     data.mkdir()
     items.with_columns(popularity=1).write_parquet(data / "items.parquet")
-    manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": {}}
+    manifest = {"format": FORMAT, "template": case.template.to_dict(), "rows": {}, "files": checksums(data)}
     (data / MANIFEST).write_text(json.dumps(manifest))
     for given in ({"data": data}, {"items": items, "template": case.template}):
         assert Recommender.from_pretrained(tmp_path / "model", **given).score == "mean"

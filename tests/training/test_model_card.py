@@ -6,14 +6,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 from datasets import Dataset, load_dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer, make_users
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.data import MOVIES
 from dmpo_trl.evaluation import RankingCallback
 from dmpo_trl.recommend import Recommender
-from dmpo_trl.training.model_card import hub_dataset
+from dmpo_trl.training.model_card import hub_dataset, is_own_card
 
 ROWS = [
     {"prompt": f"Watched: {title}. Next:", "chosen": " Aliens", "rejected": [" Babe", " Heidi", " The Rock"][:count]}
@@ -146,6 +146,35 @@ def test_a_card_without_trls_heading_gets_the_sections_at_its_end(tmp_path, monk
     trainer = make_trainer(tmp_path)
     trainer.create_model_card("ours")
     assert re.findall(r"^#+ .*$", card_of(trainer), re.MULTILINE)[:2] == ["# Another template", "## Quick start"]
+
+
+@pytest.mark.parametrize("before", ["", None])
+def test_the_card_that_peft_leaves_is_replaced(tmp_path, before):
+    model = get_peft_model(make_model(), LoraConfig(task_type="CAUSAL_LM"))
+    if before is not None:
+        (tmp_path / "README.md").write_text(before)
+    assert is_own_card(tmp_path / "README.md")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").stat().st_size > 50
+    assert is_own_card(tmp_path / "README.md")
+    (tmp_path / "README.md").write_text("# My project\n")
+    assert not is_own_card(tmp_path / "README.md")
+    model.save_pretrained(tmp_path)  # peft adds its lines to it
+    assert not is_own_card(tmp_path / "README.md")
+
+
+def test_a_readme_of_others_stays_as_it_is(tmp_path, caplog):
+    trainer = make_trainer(tmp_path)
+    path = Path(trainer.args.output_dir) / "README.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("# My project\n")
+    trainer.create_model_card("ours")
+    assert path.read_text() == "# My project\n"
+    assert "README.md was not written by training and stays as it is; the model gets no card" in caplog.text
+    path.write_text("")
+    trainer.create_model_card("ours")
+    trainer.create_model_card("ours")  # over its own
+    assert "## Training data" in path.read_text()
 
 
 def test_a_dataset_of_the_hub_is_named_and_linked(tmp_path):

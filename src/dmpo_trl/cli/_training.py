@@ -18,11 +18,13 @@ from trl import (
 
 from ..config import DMPOConfig
 from ..data import Prepared
-from ..data.preparation.folder import is_prepared
+from ..data.preparation.folder import PREPARED, is_prepared, read_manifest
 from ..evaluation import RankingCallback
 from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
+from ..training.model_card import is_own_card
+from ..writing import is_unfinished
 from ._splits import choose_split
 from ._train_options import RankingArguments
 
@@ -45,6 +47,7 @@ def train(
         mixture: Data sets to train on instead of the one of `script`.
         ranking: Users to rank at each evaluation.
     """
+    check_output_dir(Path(str(config.output_dir)))
     paths: list[str | None] = [one.path for one in mixture.datasets] or [script.dataset_name]
     if config.special_tokens_in_text is None and all(map(is_prepared, paths)):
         config.special_tokens_in_text = False
@@ -71,8 +74,35 @@ def train(
         trainer.accelerator.print(f"It is on the hub too: https://huggingface.co/{trainer.hub_model_id}")
 
 
+def check_output_dir(folder: Path) -> None:
+    """Check before the training that the model and its card take the place of nothing that training did not write.
+
+    Args:
+        folder: The folder of the run. Checkpoints of an earlier run in it are as in TRL.
+
+    Raises:
+        FileExistsError: It is a folder of prepared data, or `README.md` in it is somebody else's.
+    """
+    if read_manifest(folder) is not None or is_unfinished(folder, PREPARED):
+        raise FileExistsError(
+            f"--output_dir {folder} holds prepared data, whose README.md the model's card would replace. Choose "
+            "another folder."
+        )
+    if not is_own_card(folder / "README.md"):
+        raise FileExistsError(
+            f"--output_dir {folder} holds a README.md that training did not write, and that the model's card would "
+            "replace. Move it away, or choose another folder."
+        )
+
+
 def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:
-    """Load the mixture of the YAML file, or the one data set that is named, with all its splits."""
+    """Load the mixture of the YAML file, or the one data set that is named, with all its splits.
+
+    `datasets` goes by the card of a prepared folder, so that is checked like the other files.
+    """
+    for name in [script.dataset_name, *(one.path for one in mixture.datasets)]:
+        if name is not None and read_manifest(Path(name)) is not None:
+            Prepared.load(name).check_card()
     if mixture.datasets:
         if script.dataset_name is not None:
             logger.warning("The mixture `datasets` is trained on; --dataset_name %s is ignored.", script.dataset_name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..writing import Kind, check_folder, new_folder
 from ._splits import choose_split
 from .options import ModelArguments, Parser, check_at_least
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..data import Prepared
+
+EVALUATION = Kind("dmpo-trl evaluation, version 1", command="evaluate", holds="an evaluation", option="--overwrite")
 
 
 @dataclass
@@ -48,6 +50,12 @@ class EvaluateArguments:
             "Default: the table is printed only."
         },
     )
+    overwrite: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace an earlier evaluation in --output_dir. Where it holds anything else, nothing is replaced."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -80,6 +88,8 @@ def run(arguments: list[str]) -> None:
     from ..modeling.loading import check_found
 
     model, options = make_parser().parse(arguments)
+    if options.output_dir is not None:
+        check_folder(options.output_dir, EVALUATION, overwrite=options.overwrite)  # before the work, not after it
     prepared = Prepared.load(options.data)
     users = _first_users(prepared, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
@@ -122,12 +132,11 @@ def run(arguments: list[str]) -> None:
     text = "\n\n".join(report)
     print(text)
     if options.output_dir is not None:
-        folder = Path(options.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
-        for name, result in results.items():
-            result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
-        print(f"\nWritten to {folder}.")
+        with new_folder(options.output_dir, EVALUATION, overwrite=options.overwrite) as folder:
+            (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
+            for name, result in results.items():
+                result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
+        print(f"\nWritten to {options.output_dir}.")
 
 
 def _first_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:

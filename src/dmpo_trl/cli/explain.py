@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..writing import check_file, new_file
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class ExplainArguments:
         },
     )
     picture: str | None = field(default=None, metadata={"help": "Also draw it to this file (.png, .svg, .pdf)."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace --picture where it exists."})
     max_new_tokens: int = field(
         default=60, metadata={"help": "Most tokens of the explanation in the model's own words; 0 for none."}
     )
@@ -50,12 +52,14 @@ def run(arguments: list[str]) -> None:
     model, options = make_parser().parse(arguments)
     if options.picture is not None:
         import_figure()  # before the work, not after it
+        check_file(options.picture, overwrite=options.overwrite, option="--overwrite")
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
     item = options.item or _best_item(recommender, options.history)
     explanation = recommender.explain(options.history, item, max_new_tokens=options.max_new_tokens)
     print(explanation)
     if options.picture is not None:
-        explanation.plot(options.picture)
+        with new_file(options.picture, overwrite=options.overwrite) as file:
+            explanation.plot(file)
         print(f"Drawn to {options.picture}.")
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ..recommend import UserHistory
-from ._splits import choose_split
+from ..writing import real_path
+from ._users import users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
 
 
@@ -42,7 +39,10 @@ class RecommendArguments:
     )
     output: str | None = field(
         default=None,
-        metadata={"help": "Parquet file to write for many users, with the columns user, rank, item, title, score."},
+        metadata={
+            "help": "Parquet file to write for many users: columns user, rank, item, title, score. A run that was "
+            "interrupted goes on where it was: its parts are in the folder OUTPUT.parts until all are there."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace --output where it exists."})
     k: int = field(default=10, metadata={"help": "Number of items per user."})
@@ -71,6 +71,9 @@ def make_parser() -> Parser:
 
 def run(arguments: list[str]) -> None:
     """Recommend as the arguments say: print the items of one user, write those of many to a file."""
+    from ..recommend import Recommender
+    from ..recommend.batch import check_output
+
     model, options = make_parser().parse(arguments)
     if [options.history, options.users, options.split].count(None) != 2:
         raise ValueError(
@@ -78,51 +81,28 @@ def run(arguments: list[str]) -> None:
         )
     if options.split is not None and options.data is None:
         raise ValueError("--split needs --data, the prepared folder whose users it means.")
-    if options.history is None:
+    users = None
+    if options.history is None:  # what can be wrong with them is found before the model is loaded
         if options.output is None:
             raise ValueError("Many users need --output, the Parquet file to write.")
-        if Path(options.output).exists() and not options.overwrite:
-            raise ValueError(f"{options.output} exists already; choose another file, or set --overwrite.")
-    if options.users is not None and not Path(options.users).exists():
-        raise ValueError(f"The file of --users, {options.users}, does not exist.")
-
-    from ..recommend import Recommender
+        check_output(options.output, overwrite=options.overwrite, option="--overwrite")
+        if options.users is not None and real_path(options.users) == real_path(options.output):
+            raise ValueError(f"--output {options.output} is the file of --users; name another.")
+        users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)
 
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
-    if options.history is not None:
+    if users is None:
         found = recommender.recommend(options.history, options.k, num_beams=options.num_beams, exact=options.exact)
         for rank, one in enumerate(found, start=1):
             print(f"{rank:>3}. {one.title}  ({one.item}, log-prob {one.score:.2f})")
         return
     count = recommender.recommend_all(
-        _users_of(options.data, options.split) if options.users is None else _read_users(options.users),
+        users,
         options.output,
         options.k,
         num_beams=options.num_beams,
         exact=options.exact,
         batch_size=options.batch_size,
+        overwrite=options.overwrite,
     )
     print(f"Recommendations for {count:,} users are in {options.output}.")
-
-
-def _users_of(data: str, split: str) -> Iterator[UserHistory]:
-    from ..data import Prepared
-
-    users = choose_split(Prepared.load(data).ranking, split, "--split")
-    for row in users.select_columns(["user", "history", "seen"]):
-        yield UserHistory(row["user"], row["history"], row["seen"])
-
-
-def _read_users(path: str) -> Iterator[UserHistory]:
-    with open(path, "rb") as file:  # decoded line by line, so that one that is not UTF-8 is named
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line.decode("utf-8"))
-                user, lists = str(row["user"]), [row["history"], row.get("seen", [])]
-                if not all(isinstance(items, list) for items in lists):
-                    raise TypeError("history and seen must be lists")
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: expected {{"user": ..., "history": [items]}} ({error}).'
-                ) from error
-            yield UserHistory(user, *([str(item) for item in items] for items in lists))

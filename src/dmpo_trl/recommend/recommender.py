@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,16 +17,14 @@ from ..data.prompts import PromptTemplate
 from ..modeling.limits import Limits
 from ..modeling.loading import evaluation_mode, hub_options, load_model_and_tokenizer
 from ..scoring import score_completions
+from ._run import describe_run
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
-from .decoding.beam_search import Search, beam_search, exact_search
+from .decoding.beam_search import NAN, Search, beam_search, check_found, exact_search
 from .explanation import Explanation, generate_words, question_why
 from .recommendation import Recommendation, UserHistory
 
-logger = logging.getLogger(__name__)
-
 _SETTINGS, _ITEMS = "recommender.json", "items.parquet"
-_NAN = "The model's log-probs of titles are NaN; try another dtype, for instance dtype='float32'."
 
 
 class Recommender:
@@ -277,17 +274,9 @@ class Recommender:
         with evaluation_mode(self.model):
             has_items = [len(search.nodes) > 0 for search in searches]
             (exact_search if exact else beam_search)(self.model, searches, max(k, num_beams))
-        for search, any_left in zip(searches, has_items, strict=True):
-            if (any_left and not search.found) or np.isnan([score for score, _ in search.found]).any():
-                raise ValueError(_NAN)
-        if short := [len(search.found) for search in searches if len(search.found) < k]:
-            logger.warning(
-                "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (at least %d).",
-                k,
-                len(short),
-                len(searches),
-                min(short),
-            )
+        if any(has_any and not search.found for search, has_any in zip(searches, has_items, strict=True)):
+            raise ValueError(NAN)
+        check_found(searches, k)
         return [[self._recommendation(row, score) for score, row in search.found] for search in searches]
 
     def recommend_all(
@@ -299,40 +288,47 @@ class Recommender:
         num_beams: int = 100,
         exact: bool = False,
         batch_size: int = 8,
+        overwrite: bool = False,
     ) -> int:
-        """Run `recommend` for any number of users, streamed to a Parquet file with a progress bar.
+        """Run `recommend` for any number of users, to a Parquet file that appears when it is complete.
 
-        Memory is bounded by the batch. The file appears under its name only when it is complete.
+        Until then its parts are in `<path>.parts`, and an interrupted run goes on there when it is started again.
 
         Args:
             users: `UserHistory`, or pairs of a user and a history; may be a generator.
-            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`. One that exists is replaced;
-                its folder is created if needed.
-            k: See `recommend`.
-            num_beams: See `recommend`.
-            exact: See `recommend`.
+            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`; its folder is created if needed.
+            k, num_beams, exact: See `recommend`.
             batch_size: Number of users searched together.
+            overwrite: Replace a file that exists.
 
         Returns:
             The number of users.
 
         Raises:
-            ValueError: As in `recommend`, with the name of the user, or `batch_size` is below 1.
+            ValueError: As in `recommend`, with the name of the user, or the parts are those of another run.
+            OSError: The file exists, or another process is writing it.
 
         Example:
             >>> users = [("u1", ["Alien"]), ("u2", ["Heidi"])]  # doctest: +SKIP
             >>> recommender.recommend_all(users, "recommendations.parquet", k=10)  # doctest: +SKIP
         """
 
+        search: dict[str, Any] = {"k": k, "num_beams": num_beams, "exact": exact}
+
         def recommend(batch: list[UserHistory]) -> list[list[Recommendation]]:
-            histories, seen = [one.history for one in batch], [one.seen for one in batch]
-            return self.recommend_batch(histories, k, exclude=seen, num_beams=num_beams, exact=exact)
+            return self.recommend_batch([one.history for one in batch], exclude=[one.seen for one in batch], **search)
 
         def check(user: UserHistory) -> None:
             self.catalogue.rows(user.seen, "seen")
             self._search(user.history, user.seen, k)
 
-        return write_recommendations(users, Path(path), batch_size, recommend=recommend, check=check)
+        how: Any = {
+            "run": describe_run(self, **search),
+            "recommend": recommend,
+            "check": check,
+            "overwrite": overwrite,
+        }
+        return write_recommendations(users, Path(path), batch_size, **how)
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 60) -> Explanation:
         """Measure how much each item of a history contributes to a recommendation; see `Explanation`.
@@ -388,7 +384,7 @@ class Recommender:
         completions = [[self.template.completion(title) for title in group] for group in titles]
         scored = score_completions(self.model, self.tokenizer, prompts, completions, special_tokens_in_text=False)
         if any(np.isnan(one.logps).any() for one in scored):
-            raise ValueError(_NAN)
+            raise ValueError(NAN)
         return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
 
     def _titles(self, entries: Iterable[str], what: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,12 @@ PAPER = {
         }"""),
 }
 """What the card cites."""
+logger = logging.getLogger(__name__)
+
+# In cards that training wrote: the tag of TRL and transformers, and TRL's sentence, since peft takes the tag out when
+# it saves beside the card of an earlier run. Peft's own, an empty template, stands there until TRL's is written
+_OF_TRAINING = ("generated_from_trainer", "It has been trained using [TRL]")
+_OF_PEFT = ("# Model Card for Model ID", "<!-- Provide a quick summary", "### Framework versions\n\n- PEFT")
 
 _RANK = """
 for one in recommender.rank(history={history!r}, candidates={candidates!r}):
@@ -106,6 +114,29 @@ def hub_dataset(dataset: Any) -> str | None:
         if found := [part for part in Path(file["filename"]).parts if "___" in part]:
             return found[0].replace("___", "/")
     return None
+
+
+def is_own_card(path: Path) -> bool:
+    """Tell whether a run may write its card to a file: there is none, or training wrote what is there.
+
+
+    Args:
+        path: `README.md` of the run's folder.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+    return not body or body.startswith(_OF_PEFT) or any(mark in text for mark in _OF_TRAINING)
+
+
+def may_write_card(trainer: Any) -> bool:
+    """Tell whether this process writes the card of a run; a warning says so where somebody else's is in the way."""
+    path = Path(str(trainer.args.output_dir)) / "README.md"
+    if not trainer.is_world_process_zero():
+        return False
+    if not is_own_card(path):
+        logger.warning("%s was not written by training and stays as it is; the model gets no card.", path)
+        return False
+    return True
 
 
 def complete_card(summary: TrainingSummary) -> None:

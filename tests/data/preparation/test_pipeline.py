@@ -3,6 +3,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,6 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, TrlParser
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.data import MOVIES, PromptTemplate
-from dmpo_trl.data.preparation.folder import new_folder
 from dmpo_trl.data.preparation.pipeline import PrepareConfig, Prepared, prepare
 from dmpo_trl.data.prompts import TEMPLATES
 
@@ -274,7 +274,7 @@ def test_the_manifest_says_what_was_done(raw, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     written = contents(folder)
     assert manifest["files"] == {
-        name: hashlib.sha256(data).hexdigest() for name, data in written.items() if name.endswith(".parquet")
+        name: hashlib.sha256(data).hexdigest() for name, data in written.items() if name != "manifest.json"
     }
     assert manifest["rows"] == {
         kind: {split: pl.read_parquet(folder / kind / f"{split}.parquet").height for split in splits}
@@ -370,9 +370,9 @@ def test_nothing_is_overwritten_unasked(raw, tmp_path):
     prepare(config(raw, tmp_path / "mine"))  # empty, so free
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "manifest.json").write_text("{}", encoding="utf-8")
-    for taken in (tmp_path / "notes", tmp_path / "notes" / "manifest.json"):
-        with pytest.raises(FileExistsError, match="was not written by dmpo-trl prepare"):
-            prepare(config(raw, taken, overwrite=True))
+    for taken, message in [("notes", "was not written by dmpo-trl prepare"), ("notes/manifest.json", "is a file")]:
+        with pytest.raises(FileExistsError, match=message):
+            prepare(config(raw, tmp_path / taken, overwrite=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes", "out"]  # no scratch folder is left
 
 
@@ -386,17 +386,73 @@ def test_an_error_halfway_leaves_the_earlier_data(raw, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
-    code = (
-        "import os, signal, sys; from pathlib import Path; from dmpo_trl.data.preparation.folder import new_folder\n"
-        "with new_folder(Path(sys.argv[1]), overwrite=False) as folder:\n"
-        "    (folder / 'manifest.json').write_text('{}'); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False).returncode == -9
-    assert not (tmp_path / "out").exists()
-    with new_folder(tmp_path / "out", overwrite=False) as folder:  # and it is in nobody's way
-        (folder / "file").write_text("x", encoding="utf-8")
-    assert contents(tmp_path / "out") == {"file": b"x"}
+def test_overwriting_keeps_what_prepare_did_not_write(raw, tmp_path):
+    """D1: notes, models and edited files beside the data are refused by their names, and nothing is lost."""
+    out = prepare(config(raw, tmp_path / "out")).folder
+    (out / "my_notes.txt").write_text("precious", encoding="utf-8")
+    (out / "model").mkdir()
+    (out / "model" / "weights").write_bytes(b"1")
+    pl.DataFrame({"mine": [1]}).write_parquet(out / "sft" / "train.parquet")
+    before = contents(out)
+    with pytest.raises(FileExistsError, match=r"did not write, .*: model/, my_notes\.txt, sft/train\.parquet\. Move"):
+        prepare(config(raw, out, overwrite=True))
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_manifest_decides_which_files_are_read(raw, tmp_path):
+    """X1: a card that points elsewhere changes nothing here, and `datasets`, which goes by it, is not asked."""
+    folder = prepare(config(raw, tmp_path / "out")).folder
+    rows = Prepared.load(folder).ranking["test"].to_list()
+    pl.DataFrame({"evil": [1]}).write_parquet(tmp_path / "evil.parquet")
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("path: ranking/test.parquet", "path: ../evil.parquet"))
+    assert "evil" in card.read_text()
+    loaded = Prepared.load(folder)
+    assert loaded.ranking["test"].to_list() == rows
+    with pytest.raises(ValueError, match=r"README\.md is not the file that was prepared"):
+        loaded.check_card()
+    card.unlink()
+    loaded = Prepared.load(folder)
+    assert loaded.ranking["test"].to_list() == rows
+    with pytest.raises(ValueError, match=r"README\.md is missing"):
+        loaded.check_card()
+    del loaded.manifest["files"]["README.md"]  # as in folders of earlier versions
+    loaded.check_card()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": [], "rows": 5}, "must hold files, rows and template as they were written"),
+        ({"files": None}, "must hold files, rows and template"),
+        ({"rows": {"sft": 5}}, "must hold files, rows and template"),
+        ({"template": "x"}, "must hold files, rows and template"),
+        ({"files": {}}, "it lists no items.parquet, pairs/train.parquet"),
+        ({"files": {"items.parquet": 5}}, "must hold files, rows and template"),
+        ({"rows": {"../../evil": {"test": 1}}}, "it lists no ../../evil/test.parquet"),
+        ({"more": {"../evil.parquet": "0"}}, "names files outside of its folder: ../evil.parquet"),
+        ({"more": {"/evil.parquet": "0"}}, "names files outside of its folder: /evil.parquet"),
+        ({"more": {"https://evil/x.parquet": "0"}}, "names files outside of its folder: https://evil/x.parquet"),
+    ],
+)
+def test_damaged_manifests_are_refused(raw, tmp_path, changes, message):
+    good = {"items.parquet": "0", "pairs/train.parquet": "0"}
+    manifest = {"format": "dmpo-trl prepared data, version 1", "files": good, "rows": {"pairs": {"train": 1}}}
+    manifest |= {"template": {}} | changes
+    manifest["files"] = manifest["files"] if "files" in changes else good | manifest.pop("more", {})
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Prepared.load(tmp_path)
+    with pytest.raises(FileExistsError, match=r"overwrite|was not written by|did not write"):
+        prepare(config(raw, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, "", "{", "[]", "5"])
+def test_what_is_no_manifest_is_not_prepared_data(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="is not a folder of prepared data"):
+        Prepared.load(tmp_path)
 
 
 def test_options_from_the_command_line_and_from_yaml(tmp_path):

@@ -53,7 +53,11 @@ class PrepareConfig:
 
     dataset: str = field(metadata={"help": "Format of the raw files.", "choices": list(_TEMPLATE_OF)})
     output_dir: str = field(metadata={"help": "Folder to write to."})
-    overwrite: bool = _option("Replace earlier prepared data in output_dir. Nothing else is ever replaced.", False)
+    overwrite: bool = _option(
+        "Replace earlier prepared data in output_dir. Where it holds anything else, or a file that was changed since, "
+        "nothing is replaced.",
+        False,
+    )
 
     path: str | None = _option("Raw data: a folder, an archive or a file. For a table the file of interactions.")
     download: bool = _option("Download the raw data from their official address.", False)

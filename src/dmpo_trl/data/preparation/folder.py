@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +11,20 @@ import polars as pl
 from datasets import DatasetDict, load_dataset
 from huggingface_hub import DatasetCardData
 
+from ...writing import MANIFEST, Kind, is_inside, is_unfinished, read_json, sha256
 from ..prompts import PromptTemplate
 
-MANIFEST = "manifest.json"
 FORMAT = "dmpo-trl prepared data, version 1"
+PREPARED = Kind(FORMAT, command="prepare", holds="prepared data")
+CARD = "README.md"
+_AGAIN = "prepare the data again"
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A folder that [`prepare`] wrote. `datasets.load_dataset(folder, name)` reads the same datasets.
+
+    Here the manifest says which files they are; `datasets` goes by the card, `README.md`.
 
     Args:
         folder: Holds `README.md` (a dataset card), `manifest.json`, `items.parquet`, and for each dataset a folder
@@ -40,25 +40,41 @@ class Prepared:
 
     @classmethod
     def load(cls, folder: str | Path) -> Prepared:
-        """Open a prepared folder, and check its files against the manifest.
+        """Open a prepared folder, and check its data against the manifest.
 
         Args:
             folder: The `output_dir` of a preparation.
 
         Raises:
             FileNotFoundError: Where there is no prepared folder.
-            ValueError: Where its files are not those that were written.
+            ValueError: Where its files are not those that were written, or its manifest is damaged.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
         if manifest is None:
+            if is_unfinished(folder, PREPARED):
+                raise FileNotFoundError(
+                    f"{folder} is unfinished: dmpo-trl prepare was interrupted while it put its files there. Run it "
+                    "again."
+                )
             raise FileNotFoundError(f"{folder} is not a folder of prepared data: it has no {MANIFEST} of dmpo-trl's.")
-        for name, expected in manifest["files"].items():
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder / name} is missing, the manifest lists it; prepare the data again.")
-            if sha256(folder / name) != expected:
-                raise ValueError(f"{folder / name} is not the file that was prepared; prepare the data again.")
-        return cls(folder, manifest)
+        _check_manifest(manifest, folder / MANIFEST)
+        prepared = cls(folder, manifest)
+        for name in manifest["files"]:
+            if name != CARD:  # which decides nothing here
+                prepared._check_file(name)
+        return prepared
+
+    def check_card(self) -> None:
+        """Check `README.md`, by which `datasets.load_dataset` finds the files.
+
+        Folders of earlier versions have no checksum of it, and pass.
+
+        Raises:
+            ValueError: Where it is missing or not the one that was written.
+        """
+        if CARD in self.manifest["files"]:
+            self._check_file(CARD)
 
     @property
     def preference(self) -> DatasetDict:
@@ -93,7 +109,20 @@ class Prepared:
     def _dataset(self, name: str) -> DatasetDict:
         if name not in self.manifest["rows"]:
             raise ValueError(f"{self.folder} holds no {name}, only {', '.join(self.manifest['rows'])}.")
-        return load_dataset(str(self.folder), name)
+        files = {split: f"{name}/{split}.parquet" for split in self.manifest["rows"][name]}
+        # `datasets` caches under this name, and without a checksum would load old files after an overwrite
+        known_as = "-".join([name, *(self.manifest["files"][file][:16] for file in files.values())])
+        paths = {split: str(self.folder.absolute() / file) for split, file in files.items()}
+        loaded = load_dataset("parquet", known_as, data_files=paths)
+        for dataset in loaded.values():
+            dataset.info.dataset_name = self.folder.absolute().name  # what a model card calls it
+        return loaded
+
+    def _check_file(self, name: str) -> None:
+        if not (self.folder / name).is_file():
+            raise ValueError(f"{self.folder / name} is missing, the manifest lists it; {_AGAIN}.")
+        if sha256(self.folder / name) != self.manifest["files"][name]:
+            raise ValueError(f"{self.folder / name} is not the file that was prepared; {_AGAIN}.")
 
 
 def is_prepared(path: str | Path | None) -> bool:
@@ -103,60 +132,25 @@ def is_prepared(path: str | Path | None) -> bool:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read the manifest of a prepared folder; None where the folder is not one."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    return read_json(folder / MANIFEST, PREPARED.format)
 
 
-def sha256(path: str | Path) -> str:
-    """Return the checksum of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Check that `folder` holds nothing that must not be replaced.
-
-    Args:
-        folder: Where prepared data are to go.
-        overwrite: Whether earlier prepared data may be replaced. Anything else never is.
-
-    Raises:
-        FileExistsError: Where it does.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if read_manifest(folder) is None:
-        raise FileExistsError(f"{folder} is not empty and was not written by dmpo-trl prepare; choose another folder.")
-    if not overwrite:
-        raise FileExistsError(f"{folder} holds prepared data already; choose another folder, or set `overwrite`.")
-
-
-@contextmanager
-def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Make a folder to write to, which takes the name `folder` when everything is in it, or goes after an error.
-
-    Raises:
-        FileExistsError: As in [`check_free`], at once.
-    """
-    folder = folder.absolute()
-    check_free(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-unfinished-") as scratch:
-        new = Path(scratch) / "new"
-        new.mkdir()  # with the usual permissions, which a temporary folder does not have
-        yield new
-        check_free(folder, overwrite=overwrite)
-        if folder.exists():
-            os.replace(folder, Path(scratch) / "old")
-        try:
-            os.replace(new, folder)
-        except OSError:
-            if (Path(scratch) / "old").exists():
-                os.replace(Path(scratch) / "old", folder)
-            raise
+def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    """Check what the rest of the class relies on."""
+    files, rows, template = (manifest.get(name) for name in ("files", "rows", "template"))
+    if (
+        not isinstance(files, dict)
+        or not all(isinstance(checksum, str) for checksum in files.values())
+        or not isinstance(rows, dict)
+        or not all(isinstance(splits, dict) for splits in rows.values())
+        or not isinstance(template, dict)
+    ):
+        raise ValueError(f"{path} is damaged: it must hold files, rows and template as they were written; {_AGAIN}.")
+    listed = {"items.parquet", *(f"{name}/{split}.parquet" for name, splits in rows.items() for split in splits)}
+    if missing := sorted(listed - files.keys()):
+        raise ValueError(f"{path} is damaged: it lists no {', '.join(missing)}; {_AGAIN}.")
+    if outside := sorted(name for name in files if not is_inside(name)):
+        raise ValueError(f"{path} names files outside of its folder: {', '.join(outside)}; {_AGAIN}.")
 
 
 def card(manifest: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from ...writing import check_folder, checksums, new_folder, sha256, write_manifest
 from .._random import uniform
 from ..datasets import text_tables
 from ..examples import next_items
@@ -23,7 +23,7 @@ from ..prompts import PromptTemplate
 from ..readers import read_amazon, read_lastfm, read_movielens, read_recbole, read_table
 from ..splits import few_shot, split_by_time, split_leave_one_out, split_users
 from .config import PrepareConfig
-from .folder import FORMAT, MANIFEST, Prepared, card, check_free, new_folder, sha256
+from .folder import CARD, PREPARED, Prepared, card
 
 logger = logging.getLogger(__name__)
 
@@ -65,21 +65,21 @@ def prepare(config: PrepareConfig) -> Prepared:
     """
     template = config.prompt_template()
     output = Path(config.output_dir)
-    check_free(output, overwrite=config.overwrite)  # before the work, not only after it
+    check_folder(output, PREPARED, overwrite=config.overwrite)  # before the work, not only after it
     data = _read(config)
     if config.k_core_users > 1 or config.k_core_items > 1:
         data = k_core(data, users=config.k_core_users, items=config.k_core_items)
     examples = _split(data, config)
     items = _with_popularity(data.items, examples["train"])
     tables = _tables(examples, data, items, config)
-    with new_folder(output, overwrite=config.overwrite) as folder:
+    with new_folder(output, PREPARED, overwrite=config.overwrite) as folder:
         rows: dict[str, dict[str, int]] = {}
         for (kind, split), (part, seed) in tables.items():
             path = folder / kind / f"{split}.parquet"
             rows.setdefault(kind, {})[split] = _write(path, kind, part, data, template, seed)
         items.write_parquet(folder / "items.parquet")
-        manifest = {
-            "format": FORMAT,
+        manifest: dict[str, Any] = {
+            "format": PREPARED.format,
             "versions": {name: version(name) for name in ("dmpo-trl", "datasets", "numpy", "polars", "pyarrow")},
             "options": {k: v for k, v in asdict(config).items() if k not in ("output_dir", "overwrite")},
             "template": template.to_dict(),
@@ -96,10 +96,11 @@ def prepare(config: PrepareConfig) -> Prepared:
             "items": data.items.height,
             "interactions": data.interactions.height,
             "rows": rows,
-            "files": {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*.parquet"))},
+            "files": checksums(folder),
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+        (folder / CARD).write_text(card(manifest), encoding="utf-8")
+        manifest["files"][CARD] = sha256(folder / CARD)
+        write_manifest(folder, manifest)
     logger.info("Prepared data in %s: %s", output, rows)
     return Prepared(output, manifest)
 

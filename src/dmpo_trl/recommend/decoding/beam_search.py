@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from ..catalogue import TitleTrie
 from .choice import open_prefixes
 from .prefixes import Prefixes
 
+logger = logging.getLogger(__name__)
+
+NAN = "The model's log-probs of titles are NaN; try another dtype, for instance dtype='float32'."
 _ROUNDING = 0.5  # nats; a title's score depends a little on what is computed beside it, most in half precision
 
 
@@ -160,3 +164,25 @@ def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Se
         forced = [search.trie.forced_after(node) for search in searches for node in search.nodes]
         prefixes.extend(np.concatenate(parents), tokens, forced)
     return searches
+
+
+def check_found(searches: Sequence[Search], k: int) -> None:
+    """Refuse results that are not numbers, and log where there are fewer than asked for.
+
+    Args:
+        searches: After the search.
+        k: How many items each was to find.
+
+    Raises:
+        ValueError: A score is NaN.
+    """
+    if any(np.isnan([score for score, _ in search.found]).any() for search in searches):
+        raise ValueError(NAN)
+    if short := [len(search.found) for search in searches if len(search.found) < k]:
+        logger.warning(
+            "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (at least %d).",
+            k,
+            len(short),
+            len(searches),
+            min(short),
+        )

@@ -1,0 +1,70 @@
+import codecs
+import os
+import threading
+
+import pytest
+
+from dmpo_trl.cli._users import users_of_file
+from dmpo_trl.recommend import UserHistory
+
+GOOD = b'{"user": "a", "history": ["1"]}\n'
+
+
+def read(path, content):
+    path.write_bytes(content)
+    return list(users_of_file(str(path)))
+
+
+def test_users_are_read_as_often_as_needed(tmp_path):
+    (tmp_path / "users.jsonl").write_bytes(GOOD + b'{"user": 7, "history": [50, "2"], "seen": [3]}')
+    users = users_of_file(str(tmp_path / "users.jsonl"))
+    assert len(users) == 2
+    for _ in range(2):
+        assert list(users) == [UserHistory("a", ["1"], []), UserHistory("7", ["50", "2"], ["3"])]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD * 2 + b"\n",
+        GOOD + b"  \t\n" + GOOD,
+        b"\n\n" + GOOD * 2 + b"\n\n",
+        codecs.BOM_UTF8 + GOOD * 2,
+        (GOOD * 2).replace(b"\n", b"\r\n") + b"\r\n",
+    ],
+)
+def test_blank_lines_and_a_byte_order_mark_are_skipped(tmp_path, content):
+    assert read(tmp_path / "users.jsonl", content) == [UserHistory("a", ["1"], [])] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"{", "Expecting property name"),
+        (b"[" * 50_000, "it is nested too deeply"),
+        (b'{"user": "Am\xe9lie", "history": ["1"]}', "'utf-8' codec can't decode byte 0xe9"),
+        (b'{"history": ["1"]}', "it has no 'user'"),
+        (b'{"user": 1}', "it has no 'history'"),
+        (b'{"user": 1, "history": "1"}', "history and seen must be lists"),
+        (b'{"user": 1, "history": [], "seen": null}', "history and seen must be lists"),
+        (b'{"user": null, "history": ["1"]}', "None must be text or a number"),
+        (b'{"user": 1, "history": [["1"]]}', r"\['1'\] must be text or a number"),
+        (b"5", "it is not an object"),
+        (b"[1]", "it is not an object"),
+    ],
+)
+def test_a_faulty_line_is_named_with_a_remedy(tmp_path, line, problem):
+    """All lines are read before the first user is given out: the last may be the faulty one."""
+    path = tmp_path / "users.jsonl"
+    with pytest.raises(ValueError, match=rf"^{path}, line 4: expected .* \({problem}.*\)\. Correct the line, or take"):
+        read(path, GOOD + b"\n" + GOOD + line)
+
+
+def test_a_pipe_is_read_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(GOOD * 3,))
+    writer.start()
+    users = users_of_file(str(tmp_path / "pipe"))
+    writer.join()
+    assert len(users) == 3
+    assert [list(users) for _ in range(2)] == [[UserHistory("a", ["1"], [])] * 3] * 2
