@@ -1,6 +1,8 @@
 """The commands one after the other on a tiny model: prepare, leaks, evaluate, recommend, explain."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 
@@ -170,6 +172,17 @@ def test_what_train_saves_recommends_without_the_prepared_folder(folders, prepar
     main(["recommend", "--model", str(out), "--data", str(prepared), *history])
     assert alone == capsys.readouterr().out
     assert len(alone.splitlines()) == 3
+
+
+def test_the_example_of_trains_help_trains(folders, prepared, tmp_path, monkeypatch, capsys):
+    """As it stands, with another model: nothing about precision, on a CPU too."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  dmpo-trl train --model"))
+    monkeypatch.chdir(tmp_path)
+    os.symlink(prepared, "data")
+    main([*shlex.split(line.replace("Qwen/Qwen3-0.6B", str(folders / "model")))[1:], "--max_steps", "1"])
+    assert (tmp_path / "outputs" / "dmpo" / "model.safetensors").exists()
 
 
 def test_recommend_prints_items_for_one_history(folders, prepared, capsys):
