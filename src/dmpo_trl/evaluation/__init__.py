@@ -13,8 +13,9 @@ from .ranking import (
     rank_with_model,
     score_candidates,
 )
-from .report import evaluate_model, load_for_ranking, markdown_table, rank_beside_baselines
+from .report import evaluate_model, load_for_ranking, rank_beside_baselines
 from .result import RankingResult
+from .tables import figures_frame, markdown_table, text_table, verdict
 
 __all__ = [
     "METRICS",
@@ -29,6 +30,7 @@ __all__ = [
     "bootstrap_mean",
     "coverage",
     "evaluate_model",
+    "figures_frame",
     "full_catalogue",
     "generate_items",
     "hit_rate",
@@ -46,4 +48,6 @@ __all__ = [
     "reciprocal_rank",
     "recommendation_popularity",
     "score_candidates",
+    "text_table",
+    "verdict",
 ]
