@@ -65,7 +65,7 @@ def test_leaks_ends_with_status_one_where_it_found_a_problem(prepared, capsys):
     assert "23 of 23 test rows are in train" in capsys.readouterr().out
 
 
-def test_evaluate_prints_a_table_and_keeps_every_users_scores(folders, prepared, capsys):
+def test_evaluate_prints_tables_and_keeps_every_users_scores(folders, prepared, capsys):
     model = str(folders / "model")
     out = folders / "evaluation"
     arguments = ["--model", model, "--data", str(prepared), "--baseline", model, "--generate"]
@@ -73,12 +73,61 @@ def test_evaluate_prints_a_table_and_keeps_every_users_scores(folders, prepared,
     text = capsys.readouterr().out
     assert "4 test users, candidates ranked" in text
     # A model is no better than itself
-    line = next(line for line in text.splitlines() if line.startswith("| sum - baseline sum"))
-    assert "+0.000 [+0.000, +0.000]" in line
-    assert "| valid |" in text
-    assert (out / "table.md").read_text().strip() in text
+    assert f"{model}, sum and baseline {model}, sum cannot be told apart: hr@1 +0.000 [+0.000, +0.000], p = 1." in text
+    assert "| valid |" in (out / "table.md").read_text()
     result = RankingResult.from_parquet(out / "mean.parquet")
     assert [len(scores) for scores in result.scores] == [5] * 4
+
+
+def test_evaluates_report_is_narrow_names_the_model_and_explains_its_columns(folders, prepared, capsys):
+    baseline = folders / "sft"
+    if not baseline.exists():
+        baseline.symlink_to(folders / "model")
+    out = folders / "report"
+    models = ["--model", str(folders / "model"), "--baseline", str(baseline)]
+    main(["evaluate", *models, "--data", str(prepared), "--output_dir", str(out)])
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert max(len(line) for line in lines if str(folders) not in line) <= 100
+    assert {"random", "popularity", "model, sum", "model, mean", "sft, sum", "sft, mean"} <= {
+        line.partition("  ")[0] for line in lines
+    }
+    for column in (
+        *("hr@1", "mrr", "auc", "coverage@5", "popularity@5", "target_popularity"),
+        *("popularity_lift@5", "long_tail@5", "target_long_tail"),
+    ):
+        assert any(
+            line.startswith((f"{column}:", f"{column.replace('@5', '@k').replace('@1', '@k')}:")) for line in lines
+        )
+    # Of 5 candidates the first 5 say nothing
+    assert "hr@5" not in text
+    # The same figures for programs
+    found = json.loads((out / "metrics.json").read_text())
+    result = RankingResult.from_parquet(out / "mean.parquet")
+    assert (found["model"], found["users"], found["split"]) == (str(folders / "model"), 4, "test")
+    assert found["ranking"]["model, mean"]["auc"]["mean"] == result.metrics(["auc"])["auc"]
+    assert found["differences"]["model, sum - sft, sum"]["mrr"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
+    frame = pl.read_csv(out / "metrics.csv")
+    (row,) = frame.filter(table="ranking", name="model, mean", metric="auc").to_dicts()
+    assert row["mean"] == pytest.approx(found["ranking"]["model, mean"]["auc"]["mean"])
+    assert row["p_value"] is None
+    assert set(frame["table"]) == {"ranking", "differences", "first"}
+
+
+def test_evaluate_computes_the_metrics_that_are_chosen(folders, prepared, capsys):
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--output_dir", str(folders / "chosen")]
+    main(["evaluate", *arguments, "--metrics", "recall@3", "mrr@2", "pooled_auc"])
+    capsys.readouterr()
+    found = json.loads((folders / "chosen" / "metrics.json").read_text())
+    assert list(found["ranking"]["model, sum"]) == ["recall@3", "mrr@2", "pooled_auc"]
+    assert list(found["differences"]["model, sum - popularity"]) == ["recall@3", "mrr@2"]
+    main(["evaluate", *arguments[:4], "--metrics", "pooled_auc"])  # no user has a value of it
+    assert "told apart" not in capsys.readouterr().out
+
+
+def test_evaluate_refuses_a_metric_that_is_none_before_it_reads_anything():
+    with pytest.raises(SystemExit, match=r"Unknown metric 'map@5'; there are hr@k, recall@k"):
+        main(["evaluate", "--model", "no such model", "--data", "none", "--metrics", "map@5"])
 
 
 def test_evaluate_ranks_the_whole_catalogue(folders, prepared, capsys):

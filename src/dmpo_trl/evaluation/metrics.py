@@ -221,12 +221,11 @@ def _function(metric: str) -> Callable[[Ranks], np.ndarray]:
         return reciprocal_rank
     if metric == "auc":
         return auc
-    if match := re.fullmatch(r"(\w+)@([1-9]\d*)", metric):
-        if match[1] in _AT_K:
-            return partial(_AT_K[match[1]], k=int(match[2]))
+    if match := re.fullmatch(rf"({'|'.join(_AT_K)})@([1-9]\d*)", metric):
+        return partial(_AT_K[match[1]], k=int(match[2]))
     raise ValueError(
-        f"Unknown metric {metric!r}; there are hr@k, recall@k, ndcg@k, mrr@k, mrr, auc and {POOLED_AUC}. With one relevant "
-        "item precision@k is hr@k / k and map@k is mrr@k."
+        f"Unknown metric {metric!r}; there are hr@k, recall@k, ndcg@k, mrr@k, mrr, auc and {POOLED_AUC}. With one "
+        "relevant item precision@k is hr@k / k and map@k is mrr@k."
     )
 
 
