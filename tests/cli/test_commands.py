@@ -73,7 +73,9 @@ def test_evaluate_prints_tables_and_keeps_every_users_scores(folders, prepared, 
     text = capsys.readouterr().out
     assert "4 test users, candidates ranked" in text
     # A model is no better than itself
-    assert f"{model}, sum and baseline {model}, sum cannot be told apart: hr@1 +0.000 [+0.000, +0.000], p = 1." in text
+    assert (
+        f"{model} (sum) and baseline {model} (sum) cannot be told apart: hr@1 +0.000 [+0.000, +0.000], p = 1." in text
+    )
     assert "| valid |" in (out / "table.md").read_text()
     result = RankingResult.from_parquet(out / "mean.parquet")
     assert [len(scores) for scores in result.scores] == [5] * 4
@@ -89,7 +91,7 @@ def test_evaluates_report_is_narrow_names_the_model_and_explains_its_columns(fol
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert max(len(line) for line in lines if str(folders) not in line) <= 100
-    assert {"random", "popularity", "model, sum", "model, mean", "sft, sum", "sft, mean"} <= {
+    assert {"random", "popularity", "model (sum)", "model (mean)", "sft (sum)", "sft (mean)"} <= {
         line.partition("  ")[0] for line in lines
     }
     for column in (
@@ -105,11 +107,11 @@ def test_evaluates_report_is_narrow_names_the_model_and_explains_its_columns(fol
     found = json.loads((out / "metrics.json").read_text())
     result = RankingResult.from_parquet(out / "mean.parquet")
     assert (found["model"], found["users"], found["split"]) == (str(folders / "model"), 4, "test")
-    assert found["ranking"]["model, mean"]["auc"]["mean"] == result.metrics(["auc"])["auc"]
-    assert found["differences"]["model, sum - sft, sum"]["mrr"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
+    assert found["ranking"]["model (mean)"]["auc"]["mean"] == result.metrics(["auc"])["auc"]
+    assert found["differences"]["model (sum) - sft (sum)"]["mrr"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
     frame = pl.read_csv(out / "metrics.csv")
-    (row,) = frame.filter(table="ranking", name="model, mean", metric="auc").to_dicts()
-    assert row["mean"] == pytest.approx(found["ranking"]["model, mean"]["auc"]["mean"])
+    (row,) = frame.filter(table="ranking", name="model (mean)", metric="auc").to_dicts()
+    assert row["mean"] == pytest.approx(found["ranking"]["model (mean)"]["auc"]["mean"])
     assert row["p_value"] is None
     assert set(frame["table"]) == {"ranking", "differences", "first"}
 
@@ -119,8 +121,8 @@ def test_evaluate_computes_the_metrics_that_are_chosen(folders, prepared, capsys
     main(["evaluate", *arguments, "--metrics", "recall@3", "mrr@2", "pooled_auc"])
     capsys.readouterr()
     found = json.loads((folders / "chosen" / "metrics.json").read_text())
-    assert list(found["ranking"]["model, sum"]) == ["recall@3", "mrr@2", "pooled_auc"]
-    assert list(found["differences"]["model, sum - popularity"]) == ["recall@3", "mrr@2"]
+    assert list(found["ranking"]["model (sum)"]) == ["recall@3", "mrr@2", "pooled_auc"]
+    assert list(found["differences"]["model (sum) - popularity"]) == ["recall@3", "mrr@2"]
     main(["evaluate", *arguments[:4], "--metrics", "pooled_auc"])  # no user has a value of it
     assert "told apart" not in capsys.readouterr().out
 

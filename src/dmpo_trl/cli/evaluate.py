@@ -148,7 +148,7 @@ def _labels(model: str, baseline: str | None) -> dict[str, str]:
     names = {kind: Path(path).name or path for kind, path in paths.items()}
     if len(set(names.values())) < len(names):
         names = {"": model, "baseline ": f"baseline {baseline}" if baseline == model else str(baseline)}
-    labels = {f"{kind}{score}": f"{name}, {score}" for kind, name in names.items() for score in ("sum", "mean")}
+    labels = {f"{kind}{score}": f"{name} ({score})" for kind, name in names.items() for score in ("sum", "mean")}
     return {"random": "random", "popularity": "popularity", "model": names[""], **labels}
 
 
