@@ -55,7 +55,7 @@ def print_next(model: str, history: list[str]) -> None:
     print(shlex.join([*program, "recommend", "--model", model, "--history", *history]))
 
 
-def print_recommendations(result: RankingResult, users: Dataset, titles: dict[str, str], count: int = 5) -> None:
+def print_lists(result: RankingResult, users: Dataset, titles: dict[str, str], count: int = 5) -> None:
     """Print the first users' histories and their five best candidates; what the user really liked next is marked."""
     for row, scores in zip(users.select(range(min(count, len(users)))), result.scores, strict=False):
         print(f"\nUser {row['user']} liked: " + "; ".join(titles[item] for item in row["history"]))

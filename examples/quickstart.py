@@ -23,15 +23,7 @@ from pathlib import Path
 
 from _films import FilmSettings, make_datasets, read_data
 from _pretrained import model_folder
-from _report import (
-    draw_training,
-    import_pyplot,
-    print_next,
-    print_recommendations,
-    print_results,
-    stage,
-    write_metrics,
-)
+from _report import draw_training, import_pyplot, print_lists, print_next, print_results, stage, write_metrics
 from stages import Training, train_dmpo, train_sft
 from transformers import HfArgumentParser, set_seed
 
@@ -105,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     Recommender.from_pretrained(dmpo, items=data.items, template=MOVIES, score=settings.score).save_catalogue(dmpo)
 
     draw_training(dmpo, settings.output_dir / "training.png")
-    print_recommendations(results["dmpo"], users, data.titles())
+    print_lists(results["dmpo"], users, data.titles())
     about = (
         f"{len(users)} {settings.report} users, {settings.candidates} candidates, ranked by the {settings.score} of "
         "their tokens' log-probs."

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -431,6 +432,23 @@ def test_a_command_that_is_none_is_answered_with_the_closest(capsys):
 def test_no_command_prints_the_help(capsys):
     main([])
     assert "commands, in the order of a project" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise(given, policy):
+    """What OpenMP found when torch loaded it; other implementations than GNU's do not print it like that."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run(
+        [sys.executable, "-m", "dmpo_trl.cli", "env"],
+        env=environment | {"OMP_DISPLAY_ENV": "TRUE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)
+    if not found:
+        pytest.skip("torch is built with another OpenMP")
+    assert set(found) == {policy}
 
 
 def test_every_command_has_help_and_help_needs_no_model():
