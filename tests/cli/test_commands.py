@@ -43,11 +43,14 @@ def prepared(folders):
     return folders / "data"
 
 
-def test_prepare_reports_what_it_wrote(folders, capsys):
+def test_prepare_reports_what_it_wrote_and_why(folders, capsys, caplog):
     arguments = ["--dataset", "movielens", "--path", str(folders / "raw"), "--output_dir", str(folders / "again")]
     main(["prepare", *arguments, "--candidates", "5"])
     out = capsys.readouterr().out
-    assert "preference  24 train, 3 validation" in out
+    assert out.count("24 train, 3 validation") == 2  # once for preference and once for sft
+    assert "150 interactions of 30 users became 24 training examples of 24 users." in out
+    assert "Of each user the latest 1 (examples_per_user; 0 takes all)." in out
+    assert "'train'" not in caplog.text  # the same counts again, as a Python dictionary
     with pytest.raises(SystemExit, match="holds prepared data already"):
         main(["prepare", *arguments])
 

@@ -17,6 +17,7 @@ from datasets import DatasetDict, load_dataset
 from huggingface_hub import DatasetCardData
 
 from ..prompts import PromptTemplate
+from .summary import examples_in_words
 
 MANIFEST = "manifest.json"
 FORMAT = "dmpo-trl prepared data, version 1"
@@ -82,7 +83,7 @@ class Prepared:
 
     @property
     def items(self) -> pl.DataFrame:
-        """`item`, `title`, and `popularity`: how many training users have the item in an example."""
+        """`item`, `title`, and `popularity`: how many training users had the item, before what is evaluated."""
         return pl.read_parquet(self.folder / "items.parquet")
 
     @property
@@ -154,13 +155,27 @@ def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
             raise
 
 
+_ABOUT = {
+    "preference": "Prompt, chosen and a list of rejected completions, for DMPOTrainer.",
+    "sft": "Prompt and completion, for SFTTrainer.",
+    "pairs": "Prompt, chosen and one rejected completion, for DPOTrainer.",
+    "ranking": "A prompt and candidates, of which one is what the user had next.",
+}
+
+
+def _contents(manifest: Mapping[str, Any], kind: str) -> str:
+    """Return a short name for the contents of a dataset, which differs where they differ."""
+    files = (manifest["files"][f"{kind}/{split}.parquet"] for split in manifest["rows"][kind])
+    return hashlib.sha256(" ".join(files).encode()).hexdigest()[:12]
+
+
 def card(manifest: Mapping[str, Any]) -> str:
     """Write the dataset card, whose head tells `datasets.load_dataset` where what is."""
     configs = [
         {
             "config_name": kind,
             # `datasets` caches by what is here, and without a checksum would load old files after an overwrite
-            "description": " ".join(manifest["files"][f"{kind}/{split}.parquet"] for split in splits),
+            "description": f"{_ABOUT[kind]} Contents: {_contents(manifest, kind)}.",
             "data_files": [{"split": split, "path": f"{kind}/{split}.parquet"} for split in splits],
             **({"default": True} if kind == "preference" else {}),
         }
@@ -189,7 +204,9 @@ The terms of the raw data hold for this folder too.
 - `sft`: prompt and completion, for TRL's `SFTTrainer`.
 - `pairs`, where it was asked for: prompt, chosen and one rejected completion, for TRL's `DPOTrainer`.
 - `ranking`: a prompt and candidates of which one is what the user had next.
-- `items.parquet`: item, title, and popularity among the training users.
+- `items.parquet`: item, title, and popularity, the number of training users that had it (not what is evaluated on).
+
+{examples_in_words(manifest)}
 
 Split: {options["split"]}. Seed: {options["seed"]}. All options, checksums and versions are in `{MANIFEST}`.
 
