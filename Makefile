@@ -6,8 +6,9 @@ ARGS ?=
 
 .PHONY: quickstart test coverage test-slow test-gpu lint bench bench-pairs bench-gpu bench-data compat package clean
 
+# Threads that wait for each other sleep: on a machine with other work they would slow everything down
 quickstart: $(VENV)/.quickstart
-	$(BIN)/python examples/quickstart.py $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/quickstart.py $(ARGS)
 
 # One thread for each of the two workers: two pools of two threads on two cores take eight times as long
 test: $(VENV)/.dev

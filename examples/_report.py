@@ -1,6 +1,10 @@
-"""What the quickstart shows: the seconds of each stage, a table, recommendations, all figures in a file, a picture."""
+"""What the quickstart shows: the time of each stage, a table, a verdict, recommendations, a picture, the next step."""
 
 import json
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from dmpo_trl.evaluation import METRICS, RankingResult
+from dmpo_trl.evaluation import RankingResult, text_table, verdict
 
 COMPARISONS = (("sft", "zero_shot"), ("dmpo", "sft"), ("dmpo", "popularity"))
 
@@ -25,18 +29,33 @@ def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def print_table(results: dict[str, RankingResult], about: str) -> None:
-    """Print all rankers with 95% bootstrap intervals over users, then the paired differences of the stages."""
-    print(f"\n{about}")
-    print("Means [95% bootstrap intervals over users]; differences are paired by user.")
-    rows = {name: result.intervals() for name, result in results.items()}
-    rows |= {f"{name} - {other}": results[name].minus(results[other]) for name, other in COMPARISONS}
-    print(f"{'':<18}" + "".join(f"{metric:>23}" for metric in METRICS))
-    for name, intervals in rows.items():
-        print(f"{name:<18}" + "".join(f"{intervals[metric]!s:>23}" for metric in METRICS))
+def print_results(results: dict[str, RankingResult], about: str) -> None:
+    """Print all rankers with 95% bootstrap intervals, and in words which differences are more than chance."""
+    print(f"\n{about}\nMeans [95% bootstrap intervals over users]; 1 is best, and random is what guessing gets.\n")
+    print(text_table({name: result.intervals() for name, result in results.items()}))
+    print(
+        "\nWhat this means, for the same users (difference [95% interval], p-value; below 0.05 it is hardly chance):"
+    )
+    for name, other in COMPARISONS:
+        difference = results[name].minus(results[other], ["ndcg@5"])["ndcg@5"]
+        print(f"- {verdict(name, other, 'ndcg@5', difference)}")
+    print(
+        "NDCG@5 is 1 where the film that the user liked next comes first, and 0 where it is not among the first five."
+    )
+    print("sft learned which films come next, dmpo also which do not; popularity knows no user, only counts.")
 
 
-def print_recommendations(result: RankingResult, users: Dataset, titles: dict[str, str], count: int = 5) -> None:
+def print_next(model: str, history: list[str]) -> None:
+    """Print the command that recommends to somebody with this history, as a shell of this folder takes it."""
+    beside = Path(sys.executable).with_name("dmpo-trl")
+    on_path = shutil.which("dmpo-trl")
+    known = on_path is not None and Path(on_path) == beside  # what a shell finds is this installation
+    program = ["dmpo-trl"] if known else [os.path.relpath(sys.executable), "-m", "dmpo_trl.cli"]
+    print("\nTo recommend from the whole catalogue to somebody who liked these films:")
+    print(shlex.join([*program, "recommend", "--model", model, "--history", *history]))
+
+
+def print_lists(result: RankingResult, users: Dataset, titles: dict[str, str], count: int = 5) -> None:
     """Print the first users' histories and their five best candidates; what the user really liked next is marked."""
     for row, scores in zip(users.select(range(min(count, len(users)))), result.scores, strict=False):
         print(f"\nUser {row['user']} liked: " + "; ".join(titles[item] for item in row["history"]))
@@ -83,7 +102,9 @@ def draw_training(trained: str, file: Path) -> None:
     panels = {"loss": ["loss"], "rewards": ["rewards/chosen", "rewards/rejected"], "margins": ["rewards/margins"]}
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
-            axis.plot([entry["epoch"] for entry in logs], [entry[key] for entry in logs], label=key)
+            axis.plot(
+                [entry["epoch"] for entry in logs], [entry[key] for entry in logs], marker="o", markersize=3, label=key
+            )
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         axis.legend()

@@ -3,12 +3,17 @@
     python examples/quickstart.py
 
 Needs `pip install '.[gguf,plot]'` in a clone of dmpo-trl. By default it fetches SmolLM2-135M-Instruct and MovieLens
-100K and takes less than 20 minutes on two CPU cores. Another model: `--model` with a hub id, a folder or a GGUF file.
+100K and takes less than 20 minutes on two CPU cores. The model is a copy with 4-bit weights (Q4_1, in GGUF), turned
+into float32, because the package registry has that one. Another: `--model` with a hub id, a folder or a GGUF file.
 Other data: `--data` with a folder of RecBole's atomic files. Everything it writes goes to `--output_dir`:
 
     metrics.json    all figures, the seconds of each stage, the settings
     training.png    loss, rewards and margins of the DMPO stage
-    sft, dmpo       the adapters after each stage; plain peft loads them on the base model
+    sft, dmpo       the adapters after each stage; plain peft loads them on the base model. `dmpo` is a recommender: it
+                    also holds the catalogue, the prompt's template and the score
+
+`make quickstart` sets OMP_WAIT_POLICY=PASSIVE: without it, threads that wait for each other keep the cores busy, and
+beside other programs everything takes a multiple of the time.
 """
 
 import logging
@@ -18,12 +23,13 @@ from pathlib import Path
 
 from _films import FilmSettings, make_datasets, read_data
 from _pretrained import model_folder
-from _report import draw_training, import_pyplot, print_recommendations, print_table, stage, write_metrics
+from _report import draw_training, import_pyplot, print_lists, print_next, print_results, stage, write_metrics
 from stages import Training, train_dmpo, train_sft
 from transformers import HfArgumentParser, set_seed
 
-from dmpo_trl.data import DownloadError
+from dmpo_trl.data import MOVIES, DownloadError
 from dmpo_trl.evaluation import RankingResult, evaluate_model
+from dmpo_trl.recommend import Recommender
 
 
 @dataclass
@@ -87,16 +93,19 @@ def main(arguments: list[str] | None = None) -> None:
         dmpo = train_dmpo(dmpo_data, sft, replace(training, epochs=settings.dmpo_epochs), **again)
     with stage("rank dmpo", seconds):
         rank("dmpo", dmpo)
+    # What a recommender needs beside the adapter: the catalogue, the template and the score
+    Recommender.from_pretrained(dmpo, items=data.items, template=MOVIES, score=settings.score).save_catalogue(dmpo)
 
     draw_training(dmpo, settings.output_dir / "training.png")
-    print_recommendations(results["dmpo"], users, data.titles())
+    print_lists(results["dmpo"], users, data.titles())
     about = (
         f"{len(users)} {settings.report} users, {settings.candidates} candidates, ranked by the {settings.score} of "
         "their tokens' log-probs."
     )
-    print_table(results, about)
+    print_results(results, about)
     write_metrics(settings.output_dir / "metrics.json", results, seconds, asdict(settings))
     print(f"\nThe recommender is in {dmpo}, all figures in {settings.output_dir / 'metrics.json'}.")
+    print_next(dmpo, [data.titles()[item] for item in users[0]["history"][-3:]])
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
@@ -31,6 +32,24 @@ class Training:
     sft_learning_rate: float = 5e-4
     dmpo_learning_rate: float = 2e-4
     epochs: float = field(default=1, metadata={"help": "Of each stage."})
+
+
+class TimeLeft(TrainerCallback):
+    """Says once, after five steps, how long the training will take."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the clock."""
+        self.start = perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say how long the steps that are left will take."""
+        if state.global_step == 5 < state.max_steps:
+            seconds = (perf_counter() - self.start) / 5
+            left = seconds * (state.max_steps - 5)
+            print(
+                f"{seconds:.1f} s per step, {state.max_steps - 5} steps left: about {left / 60:.1f} minutes",
+                flush=True,
+            )
 
 
 def prepare_data(**defaults: Any) -> tuple[Prepared, Training]:
@@ -75,6 +94,7 @@ def train_sft(train: Dataset, settings: Training, **options: Any) -> str:
         ),
         train_dataset=train,
         processing_class=AutoTokenizer.from_pretrained(settings.model),
+        callbacks=[TimeLeft()],
         peft_config=LoraConfig(
             r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
@@ -108,6 +128,7 @@ def train_dmpo(train: Dataset, sft: str, settings: Training, name: str = "dmpo",
         ),
         train_dataset=train,
         processing_class=AutoTokenizer.from_pretrained(settings.model),
+        callbacks=[TimeLeft()],
     )
     trainer.train()
     # One adapter, without the reference's, so that plain peft loads the recommender and nothing else

@@ -1,8 +1,11 @@
+import logging
+
 import pytest
 from transformers import HfArgumentParser
 from trl import TrlParser
 
 from dmpo_trl import DMPOConfig
+from dmpo_trl.config import logger as config_logger
 
 ON_A_CPU = {"output_dir": "out", "use_cpu": True, "bf16": False}
 
@@ -32,3 +35,45 @@ def test_other_values_are_refused():
 def test_defaults():
     config = DMPOConfig(**ON_A_CPU)
     assert (config.loss_type, config.prefix_sharing, config.truncation_mode) == (["dmpo"], "auto", "keep_start")
+
+
+@pytest.fixture
+def has_bf16(monkeypatch):
+    """Say whether there is a GPU that computes in bf16."""
+
+    def set_to(value):
+        for module in ("dmpo_trl.config", "transformers.training_args"):
+            monkeypatch.setattr(f"{module}.is_torch_bf16_gpu_available", lambda: value)
+
+    config_logger.warning_once.cache_clear()
+    return set_to
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cpu": True}], ids=str)
+def test_without_a_device_for_bf16_training_is_in_float32_with_one_line(has_bf16, caplog, options):
+    has_bf16(value=bool(options))  # a GPU that is not used is none
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert DMPOConfig("out", **options).bf16 is False
+    assert [record.getMessage() for record in caplog.records if "float32" in record.getMessage()] == [
+        "No device for bf16 is in use: training in float32."
+    ]
+
+
+def test_bf16_that_was_asked_for_and_cannot_be_had_is_refused(has_bf16):
+    has_bf16(value=False)
+    with pytest.raises(ValueError, match=r"`bf16=True` was asked for.* Leave `bf16` out.* `use_cpu=True`"):
+        DMPOConfig("out", bf16=True)
+    assert DMPOConfig("out", bf16=True, use_cpu=True).bf16 is True
+
+
+def test_where_bf16_can_be_had_it_is_the_default(has_bf16):
+    has_bf16(value=True)
+    assert DMPOConfig("out").bf16 is True
+    assert DMPOConfig("out", bf16=False).bf16 is False
+
+
+def test_float16_is_not_called_float32(has_bf16, caplog):
+    has_bf16(value=False)
+    assert DMPOConfig("out", fp16=True).bf16 is False
+    assert "float32" not in caplog.text

@@ -120,6 +120,18 @@ def test_the_loss_of_ones_own_trains(tmp_path, monkeypatch):
     assert names["trainer"].state.log_history[-1]["train_loss"] == pytest.approx(1.78, abs=0.005)
 
 
+def test_the_readmes_change_from_dpo_to_dmpo_trains(tmp_path, monkeypatch):
+    """The lines after the change as they stand, with another model: on a CPU too, where TRL's bf16 cannot be had."""
+    make_model("llama").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    lines = [line[1:] for line in diff.splitlines() if not line.startswith("-")]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec("from datasets import Dataset\n" + "\n".join(lines).replace("Qwen/Qwen3-0.6B", "model"), names)
+    assert names["trainer"].state.global_step == 3  # one row, three epochs
+
+
 def test_nothing_says_to_install_by_name_what_is_not_on_pypi():
     """From a clone it is `pip install .`, with extras `pip install '.[plot]'`."""
     files = [

@@ -369,8 +369,7 @@ def test_batches_in_trls_layout_are_trls_business(tmp_path):
 def test_default_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = save_model(tmp_path / "some-model")
-    # TRL's default is bf16, which it refuses on a machine without an accelerator
-    monkeypatch.setattr("dmpo_trl.trainer.DMPOConfig", functools.partial(DMPOConfig, bf16=False, use_cpu=True))
+    monkeypatch.setattr("dmpo_trl.trainer.DMPOConfig", functools.partial(DMPOConfig, use_cpu=True))
     trainer = DMPOTrainer(folder, train_dataset=make_rows((1, 2)))
     assert isinstance(trainer.args, DMPOConfig)
     assert trainer.args.output_dir == "some-model-DMPO"

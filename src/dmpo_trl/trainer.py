@@ -95,7 +95,7 @@ class DMPOTrainer(ResumableTrainer):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = DMPOConfig(f"{name.split('/')[-1]}-DMPO")
-        check_options(args, data_collator)
+        check_options(args, data_collator, model, kwargs.get("peft_config"))
         for name, dataset in named_datasets(train_dataset, eval_dataset).items():
             check_rows(dataset, name)
         check_sampling(args, train_dataset)

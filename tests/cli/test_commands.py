@@ -1,6 +1,9 @@
 """The commands one after the other on a tiny model: prepare, leaks, evaluate, recommend, explain."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -40,11 +43,14 @@ def prepared(folders):
     return folders / "data"
 
 
-def test_prepare_reports_what_it_wrote(folders, capsys):
+def test_prepare_reports_what_it_wrote_and_why(folders, capsys, caplog):
     arguments = ["--dataset", "movielens", "--path", str(folders / "raw"), "--output_dir", str(folders / "again")]
     main(["prepare", *arguments, "--candidates", "5"])
     out = capsys.readouterr().out
-    assert "preference  24 train, 3 validation" in out
+    assert out.count("24 train, 3 validation") == 2  # once for preference and once for sft
+    assert "150 interactions of 30 users became 24 training examples of 24 users." in out
+    assert "Of each user the latest 1 (examples_per_user; 0 takes all)." in out
+    assert "'train'" not in caplog.text  # the same counts again, as a Python dictionary
     with pytest.raises(SystemExit, match="holds prepared data already"):
         main(["prepare", *arguments])
 
@@ -63,7 +69,7 @@ def test_leaks_ends_with_status_one_where_it_found_a_problem(prepared, capsys):
     assert "23 of 23 test rows are in train" in capsys.readouterr().out
 
 
-def test_evaluate_prints_a_table_and_keeps_every_users_scores(folders, prepared, capsys):
+def test_evaluate_prints_tables_and_keeps_every_users_scores(folders, prepared, capsys):
     model = str(folders / "model")
     out = folders / "evaluation"
     arguments = ["--model", model, "--data", str(prepared), "--baseline", model, "--generate"]
@@ -71,12 +77,63 @@ def test_evaluate_prints_a_table_and_keeps_every_users_scores(folders, prepared,
     text = capsys.readouterr().out
     assert "4 test users, candidates ranked" in text
     # A model is no better than itself
-    line = next(line for line in text.splitlines() if line.startswith("| sum - baseline sum"))
-    assert "+0.000 [+0.000, +0.000]" in line
-    assert "| valid |" in text
-    assert (out / "table.md").read_text().strip() in text
+    assert (
+        f"{model} (sum) and baseline {model} (sum) cannot be told apart: hr@1 +0.000 [+0.000, +0.000], p = 1." in text
+    )
+    assert "| valid |" in (out / "table.md").read_text()
     result = RankingResult.from_parquet(out / "mean.parquet")
     assert [len(scores) for scores in result.scores] == [5] * 4
+
+
+def test_evaluates_report_is_narrow_names_the_model_and_explains_its_columns(folders, prepared, capsys):
+    baseline = folders / "sft"
+    if not baseline.exists():
+        baseline.symlink_to(folders / "model")
+    out = folders / "report"
+    models = ["--model", str(folders / "model"), "--baseline", str(baseline)]
+    main(["evaluate", *models, "--data", str(prepared), "--output_dir", str(out)])
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert max(len(line) for line in lines if str(folders) not in line) <= 100
+    assert {"random", "popularity", "model (sum)", "model (mean)", "sft (sum)", "sft (mean)"} <= {
+        line.partition("  ")[0] for line in lines
+    }
+    for column in (
+        *("hr@1", "mrr", "auc", "coverage@5", "popularity@5", "target_popularity"),
+        *("popularity_lift@5", "long_tail@5", "target_long_tail"),
+    ):
+        assert any(
+            line.startswith((f"{column}:", f"{column.replace('@5', '@k').replace('@1', '@k')}:")) for line in lines
+        )
+    # Of 5 candidates the first 5 say nothing
+    assert "hr@5" not in text
+    # The same figures for programs
+    found = json.loads((out / "metrics.json").read_text())
+    result = RankingResult.from_parquet(out / "mean.parquet")
+    assert (found["model"], found["users"], found["split"]) == (str(folders / "model"), 4, "test")
+    assert found["ranking"]["model (mean)"]["auc"]["mean"] == result.metrics(["auc"])["auc"]
+    assert found["differences"]["model (sum) - sft (sum)"]["mrr"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
+    frame = pl.read_csv(out / "metrics.csv")
+    (row,) = frame.filter(table="ranking", name="model (mean)", metric="auc").to_dicts()
+    assert row["mean"] == pytest.approx(found["ranking"]["model (mean)"]["auc"]["mean"])
+    assert row["p_value"] is None
+    assert set(frame["table"]) == {"ranking", "differences", "first"}
+
+
+def test_evaluate_computes_the_metrics_that_are_chosen(folders, prepared, capsys):
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--output_dir", str(folders / "chosen")]
+    main(["evaluate", *arguments, "--metrics", "recall@3", "mrr@2", "pooled_auc"])
+    capsys.readouterr()
+    found = json.loads((folders / "chosen" / "metrics.json").read_text())
+    assert list(found["ranking"]["model (sum)"]) == ["recall@3", "mrr@2", "pooled_auc"]
+    assert list(found["differences"]["model (sum) - popularity"]) == ["recall@3", "mrr@2"]
+    main(["evaluate", *arguments[:4], "--metrics", "pooled_auc"])  # no user has a value of it
+    assert "told apart" not in capsys.readouterr().out
+
+
+def test_evaluate_refuses_a_metric_that_is_none_before_it_reads_anything():
+    with pytest.raises(SystemExit, match=r"Unknown metric 'map@5'; there are hr@k, recall@k"):
+        main(["evaluate", "--model", "no such model", "--data", "none", "--metrics", "map@5"])
 
 
 def test_evaluate_ranks_the_whole_catalogue(folders, prepared, capsys):
@@ -183,6 +240,17 @@ def test_train_ranks_users_of_the_folder_that_it_trains_on_and_evaluates_on_its_
     assert "eval_ndcg@5" in out
     with pytest.raises(SystemExit, match="no split 'tset'; set --dataset_test_split to one of train, validation"):
         main(["train", *model, *on_a_cpu, *every_step, "--dataset_test_split", "tset"])
+
+
+def test_the_example_of_trains_help_trains(folders, prepared, tmp_path, monkeypatch, capsys):
+    """As it stands, with another model: nothing about precision, on a CPU too."""
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  dmpo-trl train --model"))
+    monkeypatch.chdir(tmp_path)
+    os.symlink(prepared, "data")
+    main([*shlex.split(line.replace("Qwen/Qwen3-0.6B", str(folders / "model")))[1:], "--max_steps", "1"])
+    assert (tmp_path / "outputs" / "dmpo" / "model.safetensors").exists()
 
 
 def test_recommend_prints_items_for_one_history(folders, prepared, capsys):
@@ -380,6 +448,23 @@ def test_a_command_that_is_none_is_answered_with_the_closest(capsys):
 def test_no_command_prints_the_help(capsys):
     main([])
     assert "commands, in the order of a project" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise(given, policy):
+    """What OpenMP found when torch loaded it; other implementations than GNU's do not print it like that."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run(
+        [sys.executable, "-m", "dmpo_trl.cli", "env"],
+        env=environment | {"OMP_DISPLAY_ENV": "TRUE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)
+    if not found:
+        pytest.skip("torch is built with another OpenMP")
+    assert set(found) == {policy}
 
 
 def test_every_command_has_help_and_help_needs_no_model():

@@ -184,7 +184,7 @@ def test_no_users_is_an_error():
     [
         ({"score": "median"}, "'sum' or 'mean', not 'median'"),
         ({"score": "sum", "tokens_per_batch": 0}, "`tokens_per_batch` must be at least 1"),
-        ({"score": "sum", "metrics": ["hr@1", "recall@5"]}, r"Unknown metric 'recall@5'.*recall@k is hr@k"),
+        ({"score": "sum", "metrics": ["hr@1", "map@5"]}, r"Unknown metric 'map@5'.*map@k is mrr@k"),
     ],
 )
 def test_faulty_options_are_refused_before_training(options, message):

@@ -86,8 +86,10 @@ def test_metrics_by_name():
         for use in (partial(per_user, ranks), lambda name: check_metrics(["mrr", name])):
             with pytest.raises(ValueError, match="Unknown metric"):
                 use(unknown)
-    with pytest.raises(ValueError, match=r"recall@k is hr@k, precision@k is hr@k / k and map@k is mrr@k"):
-        per_user(ranks, "recall@5")
+    with pytest.raises(ValueError, match=r"precision@k is hr@k / k and map@k is mrr@k"):
+        per_user(ranks, "precision@5")
+    assert per_user(ranks, "recall@1") == per_user(ranks, "hr@1") == [0]
+    assert per_user(ranks, "recall@2") == per_user(ranks, "hr@2") == [1]
     with pytest.raises(ValueError, match="no user has a value of it"):
         per_user(ranks, "pooled_auc")
     check_metrics([*METRICS, "pooled_auc"])

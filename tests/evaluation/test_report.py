@@ -2,9 +2,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer, make_users
 
-from dmpo_trl.evaluation.intervals import Difference, Interval
 from dmpo_trl.evaluation.ranking import rank_by_popularity, rank_with_model
-from dmpo_trl.evaluation.report import evaluate_model, markdown_table
+from dmpo_trl.evaluation.report import evaluate_model
 
 POPULARITY = {"0": 3, "4": 2}
 
@@ -34,18 +33,3 @@ def test_a_folder_is_ranked_beside_its_baselines(tmp_path, kind):
 def test_a_batch_without_tokens_is_refused_before_the_model_is_loaded():
     with pytest.raises(ValueError, match="`tokens_per_batch` must be at least 1, got 0"):
         evaluate_model("no such model", make_users(2), POPULARITY, tokens_per_batch=0)
-
-
-def test_the_table():
-    rows = {
-        "model": {"hr@1": Interval(0.5, 0.4, 0.6), "auc": Interval(0.75, 0.7, 0.8)},
-        "model - random": {"hr@1": Difference(0.25, 0.125, 0.375, 0.0002), "auc": Difference(-0.1, -0.2, 0.0, 0.051)},
-        "other": {"auc": Interval(1, 1, 1), "mrr": 0.5},
-    }
-    assert markdown_table(rows).split("\n") == [
-        "|  | hr@1 | auc | mrr |",
-        "| --- | --- | --- | --- |",
-        "| model | 0.500 [0.400, 0.600] | 0.750 [0.700, 0.800] |  |",
-        "| model - random | +0.250 [+0.125, +0.375], p = 0.0002 | -0.100 [-0.200, +0.000], p = 0.051 |  |",
-        "| other |  | 1.000 [1.000, 1.000] | 0.500 |",
-    ]

@@ -1,6 +1,11 @@
 """The whole script on a tiny model and data that can be learnt: good films are liked, bad ones are never had."""
 
+import contextlib
+import io
 import json
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,12 +94,20 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(quickstart, data_folder, model_folder, tmp_path_factory) -> tuple[Path, dict]:
-    """One run of the script: its output folder and metrics.json."""
+def finished(quickstart, data_folder, model_folder, tmp_path_factory) -> tuple[Path, dict, str]:
+    """One run of the script: its output folder, metrics.json, and what it printed."""
     output = tmp_path_factory.mktemp("output")
     options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": output}
     options |= {"sft_learning_rate": 1e-2, "dmpo_learning_rate": 1e-2, "dmpo_epochs": 3}
-    return output, run_main(quickstart, options)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        metrics = run_main(quickstart, options)
+    return output, metrics, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(finished) -> tuple[Path, dict]:
+    return finished[:2]
 
 
 def run_main(quickstart, options: dict) -> dict:
@@ -151,6 +164,46 @@ def test_plain_peft_loads_both_adapters(run, model_folder):
 def test_the_picture_is_drawn(run):
     output, _ = run
     assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_it_prints_fits_a_terminal_and_says_what_it_means(finished):
+    _, metrics, printed = finished
+    table = printed[printed.index("1 is best") : printed.index("What this means")]
+    assert max(map(len, table.splitlines())) <= 100
+    assert re.search(r"^dmpo        0\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]  \d", table, re.MULTILINE)
+    for name, other in [("sft", "zero_shot"), ("dmpo", "sft"), ("dmpo", "popularity")]:
+        found = metrics["differences"][f"{name} - {other}"]["ndcg@5"]
+        words = f"{name} and {other} cannot be told apart"
+        if found["p_value"] < 0.05:
+            words = f"{name} is {'better' if found['mean'] > 0 else 'worse'} than {other}"
+        assert f"- {words}: ndcg@5 {found['mean']:+.3f} [" in printed
+    # How long each training takes, once
+    assert len(re.findall(r"s per step, \d+ steps left: about \d+\.\d minutes", printed)) == 2
+
+
+def test_the_command_that_it_ends_with_recommends(finished):
+    output, _, printed = finished
+    last = printed.strip().splitlines()[-1]
+    command = shlex.split(last)
+    assert command[command.index("recommend") + 1 :][:2] == ["--model", str(output / "dmpo")]
+    done = subprocess.run(last, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^ *\d+\. (?:Good|Bad) Film", done.stdout, re.MULTILINE)) == 10
+    saved = json.loads((output / "dmpo" / "recommender.json").read_text())
+    assert saved["score"] == "mean"  # as in the table
+
+
+def test_a_picture_of_one_point_is_not_empty(quickstart, tmp_path, monkeypatch):
+    entry = {"loss": 0.7, "rewards/chosen": 0.1, "rewards/rejected": 0.2, "rewards/margins": -0.1, "epoch": 1.0}
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [entry]}))
+    pyplot = quickstart.import_pyplot()
+    monkeypatch.setattr(pyplot, "close", lambda _: None)
+    quickstart.draw_training(str(tmp_path), tmp_path / "training.png")
+    lines = [line for axis in pyplot.gcf().axes for line in axis.lines]
+    monkeypatch.undo()
+    pyplot.close("all")
+    assert len(lines) == 4
+    assert all(line.get_marker() == "o" for line in lines)
 
 
 def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, tmp_path, capsys):

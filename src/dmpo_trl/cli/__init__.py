@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"there is no command {options.command}{closest}")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dmpo_trl").setLevel(logging.INFO)
+    # Before torch is loaded: threads that wait sleep. Where they spin, other work on the machine makes a command take
+    # several times as long; on an idle machine there is no difference
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _quiet_libraries():
             command = importlib.import_module(f"{__name__}.{options.command}")

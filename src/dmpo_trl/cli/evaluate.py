@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..writing import Kind, check_folder, new_folder
@@ -37,6 +38,13 @@ class EvaluateArguments:
     generate: bool = field(
         default=False, metadata={"help": "Also let the model generate freely, and count how much of it is an item."}
     )
+    metrics: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Any of hr@k, recall@k, ndcg@k, mrr@k, mrr, auc, pooled_auc, with any number for k. Default: "
+            "hr@1, hr@5, hr@10, ndcg@5, ndcg@10, mrr and auc, as far as there are more than k candidates."
+        },
+    )
     top_k: int = field(
         default=5, metadata={"help": "Length of a list of recommendations, for coverage and popularity bias."}
     )
@@ -46,8 +54,8 @@ class EvaluateArguments:
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for the table and for every user's scores (one Parquet file per ranker). "
-            "Default: the table is printed only."
+            "help": "Folder for the table (table.md), its figures (metrics.json, metrics.csv) and every user's scores "
+            "(one Parquet file per ranker). Default: the table is printed only."
         },
     )
     overwrite: bool = field(
@@ -82,12 +90,14 @@ def run(arguments: list[str]) -> None:
         full_catalogue,
         generate_items,
         load_for_ranking,
-        markdown_table,
         rank_beside_baselines,
     )
+    from ..evaluation.metrics import POOLED_AUC, check_metrics
     from ..modeling.loading import check_found
+    from ._evaluation import EvaluationReport, default_metrics
 
     model, options = make_parser().parse(arguments)
+    check_metrics(options.metrics or [])
     if options.output_dir is not None:
         check_folder(options.output_dir, EVALUATION, overwrite=options.overwrite)  # before the work, not after it
     prepared = Prepared.load(options.data)
@@ -115,28 +125,42 @@ def run(arguments: list[str]) -> None:
             results[f"baseline {score}"] = baseline[score]
     if not PartialState().is_main_process:
         return
-    rows: dict[str, dict[str, Any]] = {name: result.intervals() for name, result in results.items()}
-    for score in ("sum", "mean"):
-        for other in ("popularity", f"baseline {score}"):
-            if other in results:
-                rows[f"{score} - {other}"] = results[score].minus(results[other])
-    report = [
-        f"{len(users)} {options.split} users, {'the whole catalogue' if options.whole_catalogue else 'candidates'} "
-        f"ranked by the sum of log-probs or their mean per token; mean [95% bootstrap interval over users].",
-        markdown_table(rows),
-        f"The first {options.top_k}:",
-        markdown_table({name: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()}),
-    ]
-    if generated is not None:
-        report += ["Generated freely:", markdown_table({"model": generated.intervals()})]
-    text = "\n\n".join(report)
-    print(text)
+    metrics = options.metrics or default_metrics(max(map(len, results["random"].scores)))
+    labels = _labels(model.model, options.baseline)
+    compared = [(score, other) for score in ("sum", "mean") for other in ("popularity", f"baseline {score}")]
+    per_user = [metric for metric in metrics if metric != POOLED_AUC]
+    candidates = "the whole catalogue" if options.whole_catalogue else "candidates"
+    report = EvaluationReport(
+        {"model": model.model, **asdict(options), "users": len(users)},
+        f"{len(users)} {options.split} users, {candidates} ranked by the sum of log-probs or their mean per token.\n"
+        "Mean [95% bootstrap interval over users].",
+        {labels[name]: result.intervals(metrics) for name, result in results.items()},
+        {
+            (labels[score], labels[other]): results[score].minus(results[other], per_user)
+            for score, other in compared
+            if other in results and per_user
+        },
+        {labels[name]: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()},
+        {} if generated is None else {labels["model"]: generated.intervals()},
+    )
+    print(report.text())
     if options.output_dir is not None:
         with new_folder(options.output_dir, EVALUATION, overwrite=options.overwrite) as folder:
-            (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
+            for name, text in report.files().items():
+                (folder / name).write_text(text, encoding="utf-8")
             for name, result in results.items():
                 result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
         print(f"\nWritten to {options.output_dir}.")
+
+
+def _labels(model: str, baseline: str | None) -> dict[str, str]:
+    """Return what the rankers are called: the models by their names, or by their paths where they share a name."""
+    paths = {"": model} | ({} if baseline is None else {"baseline ": baseline})
+    names = {kind: Path(path).name or path for kind, path in paths.items()}
+    if len(set(names.values())) < len(names):
+        names = {"": model, "baseline ": f"baseline {baseline}" if baseline == model else str(baseline)}
+    labels = {f"{kind}{score}": f"{name} ({score})" for kind, name in names.items() for score in ("sum", "mean")}
+    return {"random": "random", "popularity": "popularity", "model": names[""], **labels}
 
 
 def _first_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:

@@ -17,11 +17,13 @@ def make_parser() -> Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Prepare as the arguments say, and print how many rows each dataset has."""
+    """Prepare as the arguments say, and print how many rows each dataset has, and why."""
     from ..data import prepare
+    from ..data.preparation.summary import examples_in_words
 
     (config,) = make_parser().parse(arguments)
     prepared = prepare(config)
     for dataset, splits in prepared.manifest["rows"].items():
         print(f"{dataset:<12}" + ", ".join(f"{rows:,} {split}" for split, rows in splits.items()))
+    print(examples_in_words(prepared.manifest))
     print(f"Written to {prepared.folder}, with a README of what was read, dropped and drawn.")

@@ -15,9 +15,10 @@ from .ranking import (
     rank_with_model,
     score_candidates,
 )
-from .report import evaluate_model, load_for_ranking, markdown_table, rank_beside_baselines
+from .report import evaluate_model, load_for_ranking, rank_beside_baselines
 from .result import RankingResult
 from .score_file import rank_by_file
+from .tables import figures_frame, markdown_table, text_table, verdict
 
 __all__ = [
     "METRICS",
@@ -34,6 +35,7 @@ __all__ = [
     "choose_weight",
     "coverage",
     "evaluate_model",
+    "figures_frame",
     "full_catalogue",
     "fuse",
     "generate_items",
@@ -54,4 +56,6 @@ __all__ = [
     "reciprocal_rank",
     "recommendation_popularity",
     "score_candidates",
+    "text_table",
+    "verdict",
 ]

@@ -20,8 +20,8 @@ from ..modeling.loading import base_model_of
 from ..scoring import check_tokens_per_batch
 from .metrics import METRICS, check_metrics
 from .ranking import check_score, rank_by_log_prob, score_candidates
-from .report import markdown_table
 from .result import RankingResult
+from .tables import markdown_table
 
 
 class RankingCallback(TrainerCallback):

@@ -5,8 +5,8 @@ tell the candidates apart gets exactly what guessing gets, neither the best nor 
 metrics are written here: libraries of ranking metrics take an order, and break the ties of scores by position.
 scikit-learn's `ndcg_score` and `roc_auc_score` do average over ties; the tests hold ours against them.
 
-With one relevant item, other names mean the same: Recall@k and Hit@k are `hr@k`, Precision@k is `hr@k / k`, and MAP@k
-is `mrr@k`.
+With one relevant item, other names mean the same: Recall@k and Hit@k are HR@k (`recall@k` and `hr@k` are the same
+function), Precision@k is `hr@k / k`, and MAP@k is `mrr@k`.
 """
 
 from __future__ import annotations
@@ -184,8 +184,11 @@ def auc(ranks: Ranks) -> np.ndarray:
     return 1 - (ranks.better + ranks.tied / 2) / (ranks.candidates - 1)
 
 
+_AT_K = {"hr": hit_rate, "recall": hit_rate, "ndcg": ndcg, "mrr": reciprocal_rank}
+
+
 def per_user(ranks: Ranks, metric: str) -> np.ndarray:
-    """Return the values of a metric given by its name: `hr@k`, `ndcg@k`, `mrr@k`, `mrr` or `auc`.
+    """Return the values of a metric given by its name: `hr@k`, `recall@k`, `ndcg@k`, `mrr@k`, `mrr` or `auc`.
 
     Args:
         ranks: Positions of the relevant items.
@@ -218,11 +221,11 @@ def _function(metric: str) -> Callable[[Ranks], np.ndarray]:
         return reciprocal_rank
     if metric == "auc":
         return auc
-    if match := re.fullmatch(r"(hr|ndcg|mrr)@([1-9]\d*)", metric):
-        return partial({"hr": hit_rate, "ndcg": ndcg, "mrr": reciprocal_rank}[match[1]], k=int(match[2]))
+    if match := re.fullmatch(rf"({'|'.join(_AT_K)})@([1-9]\d*)", metric):
+        return partial(_AT_K[match[1]], k=int(match[2]))
     raise ValueError(
-        f"Unknown metric {metric!r}; there are hr@k, ndcg@k, mrr@k, mrr, auc and {POOLED_AUC}. With one relevant item "
-        "recall@k is hr@k, precision@k is hr@k / k and map@k is mrr@k."
+        f"Unknown metric {metric!r}; there are hr@k, recall@k, ndcg@k, mrr@k, mrr, auc and {POOLED_AUC}. With one "
+        "relevant item precision@k is hr@k / k and map@k is mrr@k."
     )
 
 

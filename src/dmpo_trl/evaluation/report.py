@@ -1,4 +1,4 @@
-"""Evaluation reports: a saved model beside its baselines, and Markdown tables."""
+"""Evaluation of a saved model beside its baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import load_model_and_tokenizer
 from ..scoring import check_tokens_per_batch
-from .intervals import Difference, Interval
 from .ranking import SCORES, rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
 from .result import RankingResult
 
@@ -111,36 +110,3 @@ def rank_beside_baselines(
     results = [rank_at_random(dataset), rank_by_popularity(dataset, popularity)]
     results += [rank_by_log_prob(dataset, scored, score=score, name=score) for score in SCORES]
     return {result.name: result for result in results}
-
-
-def markdown_table(rows: Mapping[str, Mapping[str, Interval | float]]) -> str:
-    """Return figures as a Markdown table: plain ones, with intervals, or differences with their p-value.
-
-    Args:
-        rows: Figures by metric, by the name to show: numbers, or what [`RankingResult.intervals`],
-            [`RankingResult.minus`] or [`GenerationResult.intervals`] returned. Where a row has no figure of a metric,
-            the cell is empty.
-
-    Returns:
-        The table, with the metrics in the order in which they first appear.
-
-    Example:
-        >>> rows = {"model": {"hr@1": Interval(0.5, 0.4, 0.6)}, "random": {"hr@1": 0.25, "auc": 0.5}}
-        >>> print(markdown_table(rows))
-        |  | hr@1 | auc |
-        | --- | --- | --- |
-        | model | 0.500 [0.400, 0.600] |  |
-        | random | 0.250 | 0.500 |
-    """
-    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
-    lines = [["", *metrics], ["---"] * (len(metrics) + 1)]
-    lines += [[name, *(_cell(row.get(metric)) for metric in metrics)] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(figure: Interval | float | None) -> str:
-    if figure is None:
-        return ""
-    if isinstance(figure, Difference):
-        return f"{figure.mean:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}], p = {figure.p_value:.2g}"
-    return str(figure) if isinstance(figure, Interval) else f"{figure:.3f}"

@@ -82,7 +82,7 @@ class RankingResult:
         """Return the metric's value for each user, (U,).
 
         Args:
-            metric: `hr@k`, `ndcg@k`, `mrr@k`, `mrr` or `auc`.
+            metric: `hr@k`, `recall@k`, `ndcg@k`, `mrr@k`, `mrr` or `auc`.
 
         Raises:
             ValueError: For any other name.

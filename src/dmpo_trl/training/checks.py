@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from transformers.utils import logging
 from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -24,13 +25,17 @@ logger = logging.get_logger(__name__)
 
 _BATCH = 100_000  # rows
 
+_LOWEST_OF_ADAPTERS = 1e-5  # learning rate; a tenth of what LoRA is usually trained with
 
-def check_options(args: DPOConfig, data_collator: Any) -> None:
-    """Refuse options that cannot work, and switch off those that ragged batches do not allow, with a warning.
+
+def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: Any) -> None:
+    """Refuse options that cannot work, switch off those that ragged batches do not allow, and name what hardly trains.
 
     Args:
         args: The trainer's.
         data_collator: That given to the trainer; None for its own.
+        model: The policy, or its path.
+        peft_config: Of an adapter to train instead of the model's weights; None for none, or for that of `model`.
 
     Raises:
         TypeError: The collator takes pairs only.
@@ -45,6 +50,13 @@ def check_options(args: DPOConfig, data_collator: Any) -> None:
         raise ValueError(
             "`activation_offloading=True` moves activations from an accelerator to the CPU, and training runs on "
             "the CPU already: leave it out."
+        )
+    trains_adapter = peft_config is not None or isinstance(model, PeftModel)
+    if trains_adapter and args.learning_rate < _LOWEST_OF_ADAPTERS:
+        logger.warning(
+            f"`learning_rate={args.learning_rate}` hardly moves an adapter, which begins at zero: the loss may stay "
+            "where it begins. `DPOConfig`'s default of 1e-6 is meant for all weights of a large model; the examples "
+            "train LoRA with 2e-4 and `beta=1.0` (docs/losses.md)."
         )
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches:

@@ -115,8 +115,22 @@ def test_users_are_divided_and_the_last_liked_item_is_the_target(raw, tmp_path):
         assert not set(rejected) & titles_had[row["prompt"][1]["content"]]
 
     counts = dict(made.items.select("item", "popularity").iter_rows())
-    assert counts == {item: sum(item in liked[user][-5 - 1 :] for user in train) for item in map(str, range(ITEMS))}
+    # All that the training users had, liked or not, before and after what is shown to the model
+    assert counts == {item: sum(item in had[user] for user in train) for item in map(str, range(ITEMS))}
     assert made.items["title"].to_list() == [title(item) for item in made.items["item"]]
+
+
+def expected_popularity(liked, split):
+    """How many users had each item up to their last training target; all ratings are liked ones."""
+    counts = dict.fromkeys(map(str, range(ITEMS)), 0)
+    for rows in liked.values():
+        if split == "time":
+            upto = sum(time < 500 for time, _ in rows)
+        else:
+            upto = len(rows) - 2 if len(rows) > 3 else len(rows) if len(rows) < 3 else 3
+        for _, item in rows[:upto] if upto > 1 else []:
+            counts[item] += 1
+    return counts
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "time"])
@@ -137,6 +151,8 @@ def test_the_other_splits(raw, tmp_path, split):
         assert {json.dumps(row) for row in got} == expected
         assert len(got) == len(expected)
         assert made.manifest["rows"]["preference" if name == "validation" else "ranking"][name] == len(got)
+    counts = dict(made.items.select("item", "popularity").iter_rows())
+    assert counts == expected_popularity(liked, split)
     chosen = made.preference["train"].num_rows
     expected_rows = (
         sum(time < 500 for rows in liked.values() for time, _ in rows[1:])
@@ -229,6 +245,24 @@ def test_popular_negatives(raw, tmp_path):
     assert drawn.count(title(order[0])) == 0
 
 
+def test_popular_candidates(raw, tmp_path):
+    """With a high power the candidates are the most popular items of the training users that the user never had."""
+    options = {"alpha": 50.0, "candidates": 3}
+    made = prepare(config(raw, tmp_path / "out", candidate_strategy="popularity", **options))
+    plain = prepare(config(raw, tmp_path / "plain", **options))
+    counts = dict(made.items.select("item", "popularity").iter_rows())
+    had = had_by(raw)
+
+    def mean(prepared):
+        rows = [row for rows in prepared.ranking.values() for row in rows]
+        for row in rows:
+            assert not {item for item in row["items"] if item != row["items"][row["positive"]]} & had[row["user"]]
+        return np.mean([counts[i] for row in rows for i in row["items"] if i != row["items"][row["positive"]]])
+
+    assert mean(made) > 0.9 * max(counts.values()) > mean(plain)
+    assert made.preference["train"].to_list() == plain.preference["train"].to_list()  # whose negatives stay uniform
+
+
 def test_datasets_loads_the_folder(raw, tmp_path):
     """Without this library, and without a network (the environment variable that the tests run with)."""
     folder = prepare(config(raw, tmp_path / "out", pairs=True)).folder
@@ -289,6 +323,11 @@ def test_the_manifest_says_what_was_done(raw, tmp_path):
     assert PromptTemplate.from_dict(manifest["template"]) == MOVIES
     card = written["README.md"].decode()
     assert "- 1 interactions with an unknown item" in card
+    users, rows = manifest["users"], manifest["rows"]["preference"]["train"]
+    assert f"{lines - 2} interactions of {users['all']} users became {rows} training examples of {rows} users." in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["configs"][0]["description"].startswith("Prompt, chosen and a list of rejected completions")
+    assert max(len(word) for one in head["configs"] for word in one["description"].split()) <= 13  # no checksums
     assert f"| sft | train | {manifest['rows']['sft']['train']} |" in card
 
 

@@ -112,9 +112,15 @@ class PrepareConfig:
     negative_strategy: str = _option(
         "How negatives are drawn; never an item that the user had.", "uniform", ["uniform", "popularity", "in_batch"]
     )
-    alpha: float = _option("With --negative_strategy popularity: draw in proportion to popularity^alpha.", 1.0)
+    alpha: float = _option("With a strategy popularity: draw in proportion to popularity^alpha.", 1.0)
     batch_size: int | None = _option("With --negative_strategy in_batch: examples in a batch.")
     candidates: int = _option("Items to rank in the evaluation: one that the user had next, the rest never.", 20)
+    candidate_strategy: str = _option(
+        "How the other candidates are drawn. uniform: most of them are items that few users had, so that ranking by "
+        "popularity does well. popularity: in proportion to popularity^alpha among the training users.",
+        "uniform",
+        ["uniform", "popularity"],
+    )
 
     template: str | None = _option(
         f"{', '.join(TEMPLATES)}, or a YAML or JSON file with a template's fields. Default: the dataset's."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub import DatasetCardData
 
 from ...writing import MANIFEST, Kind, is_inside, is_unfinished, read_json, sha256
 from ..prompts import PromptTemplate
+from .summary import examples_in_words
 
 FORMAT = "dmpo-trl prepared data, version 1"
 PREPARED = Kind(FORMAT, command="prepare", holds="prepared data")
@@ -98,7 +100,7 @@ class Prepared:
 
     @property
     def items(self) -> pl.DataFrame:
-        """`item`, `title`, and `popularity`: how many training users have the item in an example."""
+        """`item`, `title`, and `popularity`: how many training users had the item, before what is evaluated."""
         return pl.read_parquet(self.folder / "items.parquet")
 
     @property
@@ -153,13 +155,27 @@ def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"{path} names files outside of its folder: {', '.join(outside)}; {_AGAIN}.")
 
 
+_ABOUT = {
+    "preference": "Prompt, chosen and a list of rejected completions, for DMPOTrainer.",
+    "sft": "Prompt and completion, for SFTTrainer.",
+    "pairs": "Prompt, chosen and one rejected completion, for DPOTrainer.",
+    "ranking": "A prompt and candidates, of which one is what the user had next.",
+}
+
+
+def _contents(manifest: Mapping[str, Any], kind: str) -> str:
+    """Return a short name for the contents of a dataset, which differs where they differ."""
+    files = (manifest["files"][f"{kind}/{split}.parquet"] for split in manifest["rows"][kind])
+    return hashlib.sha256(" ".join(files).encode()).hexdigest()[:12]
+
+
 def card(manifest: Mapping[str, Any]) -> str:
     """Write the dataset card, whose head tells `datasets.load_dataset` where what is."""
     configs = [
         {
             "config_name": kind,
             # `datasets` caches by what is here, and without a checksum would load old files after an overwrite
-            "description": " ".join(manifest["files"][f"{kind}/{split}.parquet"] for split in splits),
+            "description": f"{_ABOUT[kind]} Contents: {_contents(manifest, kind)}.",
             "data_files": [{"split": split, "path": f"{kind}/{split}.parquet"} for split in splits],
             **({"default": True} if kind == "preference" else {}),
         }
@@ -188,7 +204,9 @@ The terms of the raw data hold for this folder too.
 - `sft`: prompt and completion, for TRL's `SFTTrainer`.
 - `pairs`, where it was asked for: prompt, chosen and one rejected completion, for TRL's `DPOTrainer`.
 - `ranking`: a prompt and candidates of which one is what the user had next.
-- `items.parquet`: item, title, and popularity among the training users.
+- `items.parquet`: item, title, and popularity, the number of training users that had it (not what is evaluated on).
+
+{examples_in_words(manifest)}
 
 Split: {options["split"]}. Seed: {options["seed"]}. All options, checksums and versions are in `{MANIFEST}`.
 

@@ -9,10 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
 from ...writing import check_folder, checksums, new_folder, sha256, write_manifest
+from .._columns import positions
 from .._random import uniform
 from ..datasets import text_tables
 from ..examples import next_items
@@ -70,7 +72,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     if config.k_core_users > 1 or config.k_core_items > 1:
         data = k_core(data, users=config.k_core_users, items=config.k_core_items)
     examples = _split(data, config)
-    items = _with_popularity(data.items, examples["train"])
+    items = _with_popularity(data, examples["train"], whole_users=config.split == "users")
     tables = _tables(examples, data, items, config)
     with new_folder(output, PREPARED, overwrite=config.overwrite) as folder:
         rows: dict[str, dict[str, int]] = {}
@@ -101,7 +103,6 @@ def prepare(config: PrepareConfig) -> Prepared:
         (folder / CARD).write_text(card(manifest), encoding="utf-8")
         manifest["files"][CARD] = sha256(folder / CARD)
         write_manifest(folder, manifest)
-    logger.info("Prepared data in %s: %s", output, rows)
     return Prepared(output, manifest)
 
 
@@ -186,10 +187,10 @@ def _tables(
         ("sft", "train"): (sft, train_seed),
         ("sft", "validation"): (validation, loss_seed),
         ("ranking", "validation"): (
-            draw("validation", config.candidates - 1, validation_seed, "uniform"),
+            draw("validation", config.candidates - 1, validation_seed, config.candidate_strategy),
             validation_seed,
         ),
-        ("ranking", "test"): (draw("test", config.candidates - 1, test_seed, "uniform"), test_seed),
+        ("ranking", "test"): (draw("test", config.candidates - 1, test_seed, config.candidate_strategy), test_seed),
     }
     if config.pairs:
         tables |= {("pairs", split): tables["preference", split] for split in ("train", "validation")}
@@ -228,15 +229,31 @@ def _write(
     return rows
 
 
-def _with_popularity(items: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-    """Count how many users have each item in a training example; nothing that is evaluated on is counted."""
-    pairs = pl.concat(
-        part.select("user", item=pl.concat_list("history", "target")).explode("item").unique()
-        for part in train.iter_slices(1_000_000)
+def _with_popularity(data: Interactions, train: pl.DataFrame, *, whole_users: bool) -> pl.DataFrame:
+    """Count how many of the training users have had each item, liked or not; nothing that is evaluated on is counted.
+
+    Args:
+        data: The interactions.
+        train: The training examples, those of a user from old to new.
+        whole_users: Whether all interactions of these users count; else those up to a user's last training target.
+    """
+    last = train.unique("user", keep="last", maintain_order=True)
+    rank = positions(data.interactions["user"], last["user"])
+    counted = rank >= 0
+    if not whole_users:
+        target = positions(last["target"], data.items["item"])
+        is_target = counted & (positions(data.interactions["item"], data.items["item"]) == target[rank])
+        place = np.zeros(last.height, np.int64)
+        place[rank[is_target]] = np.flatnonzero(is_target)
+        counted &= np.arange(len(rank)) <= place[rank]
+    popularity = (
+        data.interactions.select(pl.col("item").filter(pl.Series(counted)))
+        .group_by("item")
+        .agg(popularity=pl.len().cast(pl.Int64))
+        .cast({"item": pl.String})
     )
-    popularity = pairs.unique().group_by("item").agg(popularity=pl.len().cast(pl.Int64))
     return (
-        items.select("item", "title")
+        data.items.select("item", "title")
         .join(popularity, on="item", how="left", maintain_order="left")
         .with_columns(pl.col("popularity").fill_null(0))
     )

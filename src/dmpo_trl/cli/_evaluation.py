@@ -1,0 +1,127 @@
+"""Report of an evaluation: for a terminal, for a page and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from ..evaluation import Difference, Interval, figures_frame, markdown_table, text_table, verdict
+
+METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr", "auc")
+"""The metrics where none are chosen."""
+
+_LEGEND = {
+    "hr": "hr@k: share of the users whose item is among the first k; the same as recall@k.",
+    "recall": "recall@k: share of the users whose item is among the first k; the same as hr@k.",
+    "ndcg": "ndcg@k: as hr@k, but the first place counts 1, the second 0.63, the third 0.5, ...",
+    "mrr": "mrr: mean of 1 / place; for mrr@k, 0 from place k + 1 on.",
+    "auc": "auc: share of the other candidates that stand below the user's item; 0.5 is chance.",
+    "pooled_auc": "pooled_auc: the same over the candidates of all users together.",
+    "coverage": "coverage@k: share of all candidate items that are among the first k of some user.",
+    "popularity": "popularity@k: mean number of training users that had an item of the first k.",
+    "target_popularity": "target_popularity: the same of the items that the users had next.",
+    "popularity_lift": "popularity_lift@k: popularity@k / target_popularity - 1; 0: no bias, 1: twice as popular.",
+    "long_tail": "long_tail@k: share of the first k outside of the items that have 80% of the interactions.",
+    "target_long_tail": "target_long_tail: the same of the items that the users had next.",
+    "valid": "valid: share of the generated texts that are the title of an item.",
+    "valid_candidate": "valid_candidate: share that are the title of one of the user's candidates.",
+}
+
+
+def default_metrics(most_candidates: int) -> list[str]:
+    """Return the metrics where none are chosen, without those that any ranking gets right.
+
+    Args:
+        most_candidates: The largest number of candidates of a user.
+
+    Example:
+        >>> default_metrics(5)
+        ['hr@1', 'mrr', 'auc']
+    """
+    return [name for name in METRICS if int(name.partition("@")[2] or 0) < most_candidates]
+
+
+def legend(metrics: Iterable[str]) -> str:
+    """Return one line for each kind of metric.
+
+    Example:
+        >>> print(legend(["auc"]))
+        auc: share of the other candidates that stand below the user's item; 0.5 is chance.
+    """
+    kinds = dict.fromkeys(name.partition("@")[0] for name in metrics)
+    return "\n".join(_LEGEND[kind] for kind in kinds)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Everything that an evaluation found.
+
+    Attributes:
+        settings: What was evaluated and on what, by name.
+        about: The same in a sentence.
+        ranking: Metrics of each ranker.
+        differences: Paired differences, by the two rankers.
+        first: Coverage and popularity bias of each ranker's first items.
+        generation: Of free generation; empty where it was not asked for.
+    """
+
+    settings: Mapping[str, Any]
+    about: str
+    ranking: Mapping[str, Mapping[str, Interval]]
+    differences: Mapping[tuple[str, str], Mapping[str, Difference]]
+    first: Mapping[str, Mapping[str, float]]
+    generation: Mapping[str, Mapping[str, Interval]]
+
+    def text(self) -> str:
+        """Return the report for a terminal: aligned tables, what the columns mean, and the differences in words."""
+        return "\n\n".join(self._parts(text_table))
+
+    def files(self) -> dict[str, str]:
+        """Return the report by the names of its files: `table.md`, `metrics.json` and `metrics.csv`."""
+        figures = {
+            name: {row: {metric: _plain(figure) for metric, figure in own.items()} for row, own in rows.items()}
+            for name, rows in self._tables().items()
+        }
+        frame = pl.concat(
+            figures_frame(rows).select(pl.lit(name).alias("table"), pl.all()) for name, rows in self._tables().items()
+        )
+        return {
+            "table.md": "\n\n".join(self._parts(markdown_table)) + "\n",
+            "metrics.json": json.dumps({**self.settings, **figures}, indent=2, ensure_ascii=False) + "\n",
+            "metrics.csv": frame.write_csv(),
+        }
+
+    def _tables(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+        tables: dict[str, Mapping[str, Mapping[str, Any]]] = {
+            "ranking": self.ranking,
+            "differences": {f"{name} - {other}": own for (name, other), own in self.differences.items()},
+            "first": self.first,
+            "generation": self.generation,
+        }
+        return {name: rows for name, rows in tables.items() if rows}
+
+    def _parts(self, table: Any) -> list[str]:
+        titles = {
+            "ranking": self.about,
+            "differences": "Differences, paired by user, with the p-value of a permutation test:",
+            "first": f"The first {self.settings['top_k']} of each user:",
+            "generation": "Generated freely:",
+        }
+        parts = []
+        for name, rows in self._tables().items():
+            parts += [titles[name], table(rows)]
+            if name != "differences":
+                parts.append(legend(metric for row in rows.values() for metric in row))
+        sentences = []
+        for (name, other), row in self.differences.items():
+            metric = "ndcg@5" if "ndcg@5" in row else next(iter(row))
+            sentences.append(verdict(name, other, metric, row[metric]))
+        return [*parts, "\n".join(sentences)] if sentences else parts
+
+
+def _plain(figure: Interval | float) -> dict[str, float] | float:
+    return asdict(figure) if isinstance(figure, Interval) else figure

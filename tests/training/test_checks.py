@@ -1,0 +1,23 @@
+"""Options that hardly train are named when a run begins."""
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from support import make_model, make_rows, make_trainer
+
+LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("given", ["as config", "as model"])
+@pytest.mark.parametrize(("options", "named"), [({}, "1e-06"), ({"learning_rate": 0.9e-5}, "9e-06")])
+def test_a_learning_rate_at_which_an_adapter_does_not_learn_is_named(tmp_path, caplog, given, options, named):
+    how = {"peft_config": LORA} if given == "as config" else {"model": get_peft_model(make_model(), LORA)}
+    make_trainer(tmp_path, make_rows((1, 2)), **how, **{"learning_rate": 1e-6} | options)
+    (message,) = [record.getMessage() for record in caplog.records if "hardly moves" in record.getMessage()]
+    assert f"`learning_rate={named}`" in message
+    assert "2e-4 and `beta=1.0`" in message
+
+
+@pytest.mark.parametrize(("lora", "learning_rate"), [(True, 1e-5), (False, 1e-6)])
+def test_a_learning_rate_that_others_use_is_not_named(tmp_path, caplog, lora, learning_rate):
+    make_trainer(tmp_path, make_rows((1, 2)), peft_config=LORA if lora else None, learning_rate=learning_rate)
+    assert "hardly moves" not in caplog.text
