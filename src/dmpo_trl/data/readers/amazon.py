@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .._sources import SourceFiles, open_binary, open_source
+from .._files import open_binary
+from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from .._sources import SourceFiles, open_binary, open_source
+from .._files import open_binary
+from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
 from ._titles import natural_title
@@ -111,7 +113,7 @@ def read_movielens(
                 f"{ratings} has no titles: they are in {layout.movies} of the same MovieLens archive, which must lie "
                 f"{'beside it' if files.given else 'in the same folder or archive'}."
             )
-        items = _read_movies(movies, layout)
+        items = read_movies(movies)
         if natural_titles:
             items = items.with_columns(pl.col("title").map_elements(natural_title, return_dtype=pl.String))
         return Interactions.from_raw(_read_ratings(ratings, layout), items, files=files.used)
@@ -177,35 +179,62 @@ def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Excep
     return f"{path} cannot be read: {error}."
 
 
-def _read_movies(path: Path, layout: _Format) -> pl.DataFrame:
-    """Read the movies as text; a line that is not one is refused, because ratings would lose their titles."""
-    with open_binary(path) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:  # 100K and 1M
-        text = data.decode("latin-1")
-    lines: Iterable[list[str]]
-    if layout.movies == "movies.csv":
-        lines = csv.reader(io.StringIO(text))
-    else:
-        lines = (line.removesuffix("\r").split(layout.movies_separator) for line in text.split("\n"))
-    width = 5 + len(_GENRES) if layout.movies == "u.item" else 3
+def read_movies(path: Path) -> pl.DataFrame:
+    """Read the movies as text; a line that is not one is refused, because ratings would lose their titles.
+
+    Args:
+        path: `u.item`, `movies.dat` or `movies.csv`, packed or not.
+
+    Returns:
+        Columns `item`, `title` and `genres`.
+
+    Raises:
+        ValueError: For a line that is not a movie.
+    """
+    name = path.name.removesuffix(".gz")
+    separator = next(layout.movies_separator for layout in _FORMATS if layout.movies == name)
+    width = 5 + len(_GENRES) if name == "u.item" else 3
     movies = []
-    for number, fields in enumerate(lines, 1):
-        if fields in ([], [""]):
-            continue
-        if len(fields) != width:
-            raise ValueError(
-                f"{path}, line {number}: a movie has {width} fields, separated by {layout.movies_separator!r}, here "
-                f"are {len(fields)}: {fields}. Correct the line, or take the file anew from the MovieLens archive."
-            )
-        genres = fields[2]
-        if layout.movies == "u.item":
-            genres = "|".join(genre for genre, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1")
-        movies.append((fields[0], fields[1].strip() or None, genres))
-    header = layout.movies == "movies.csv"
+    with open_binary(path) as file, io.TextIOWrapper(file, encoding=_encoding(path), newline="") as text:
+        try:
+            for number, fields in _fields(text, separator):
+                if len(fields) != width:
+                    raise ValueError(
+                        f"{path}, line {number}: a movie has {width} fields, separated by {separator!r}, here are "
+                        f"{len(fields)}: {str(fields)[:200]}. Correct the line, or take the file anew from the "
+                        "MovieLens archive."
+                    )
+                genres = fields[2]
+                if name == "u.item":
+                    genres = "|".join(genre for genre, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1")
+                movies.append((fields[0], fields[1].strip() or None, genres))
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {len(movies) + 1} or behind it: {error}. Correct the line.") from error
+    header = name == "movies.csv"
     return pl.DataFrame(movies[header:], schema=dict.fromkeys(("item", "title", "genres"), pl.String), orient="row")
+
+
+def _encoding(path: Path) -> str:
+    """Return UTF-8 if the whole file is, else latin-1, as in 100K and 1M."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    with open_binary(path) as file:
+        try:
+            while data := file.read(1 << 20):
+                decode(data)
+            decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "latin-1"
+    return "utf-8-sig"
+
+
+def _fields(text: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the fields of each line that is not empty."""
+    if separator == ",":
+        reader = csv.reader(text)
+        rows = ((reader.line_num, fields) for fields in reader)
+    else:
+        rows = ((number, line.rstrip("\r\n").split(separator)) for number, line in enumerate(text, 1))
+    return ((number, fields) for number, fields in rows if fields not in ([], [""]))
 
 
 def _first_line(path: Path) -> str:
