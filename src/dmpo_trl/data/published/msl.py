@@ -99,7 +99,7 @@ def _read_windows(path: Path) -> pl.DataFrame:
         if missing := [name for name in _COLUMNS if name not in there]:
             raise ValueError(f"{path}: the columns {missing} are missing; the first line names {there[:20]}.")
 
-    raw = read_text(path, _COLUMNS, check, separator=",", encoding=None)
+    raw = read_text(path, _COLUMNS, check, separator=",", encoding=None, published=True)
     listed = pl.col("item_ids").str.strip_chars()
     fits = pl.all_horizontal(
         listed.str.contains(_LIST), *(pl.col(name).str.contains(r"^\d{1,18}$") for name in ("user_id", "timestamp"))

@@ -70,7 +70,8 @@ def checked_rows(rows: pl.DataFrame, where: str) -> pl.DataFrame:
     """Return the rows themselves, if each is `{historyList, itemList, trueSelection}` as S-DPO publishes them.
 
     Raises:
-        ValueError: Naming `where` and a column of another type or the first row whose selection is not in its list, or that lists an item twice.
+        ValueError: Naming `where`, for a column of another type, and the first row whose selection is not in its list
+            or that lists an item twice.
     """
     if missing := {"historyList", "itemList", "trueSelection"} - set(rows.columns):
         raise ValueError(

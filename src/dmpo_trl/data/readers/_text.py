@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -28,6 +29,8 @@ def read_text(
     separator: str | None,
     encoding: str | None,
     others: bool = False,
+    quoted: bool = True,
+    published: bool = False,
 ) -> pl.DataFrame:
     """Read columns of a delimited file as text, whatever its lines end in; empty fields are null.
 
@@ -38,6 +41,8 @@ def read_text(
         separator: What stands between fields. None: what separates most of these columns in the first line.
         encoding: Of the text. None: UTF-8, or UTF-16 where the file begins like it.
         others: Whether to read all further columns too.
+        quoted: Whether a text can stand in quotes; else they are a part of it.
+        published: Whether the format is a publisher's, so that no option can change it.
 
     Raises:
         ValueError: Where a line has more fields than the first, is not text in the encoding, or has a quote that does
@@ -54,8 +59,9 @@ def read_text(
     if not separator or set(separator) & set('"\r\n\\'):
         raise OptionError(f"`separator` cannot be {separator!r}; it is a character such as ; or tab.", "separator")
     # As text, so that "007" stays the identifier that it is
-    if encoding == "utf-8-sig" and survey.simple and len(separator) == 1:
-        lines = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
+    if encoding == "utf-8-sig" and survey.simple and len(separator) == 1 and not (quoted and survey.escapes):
+        quote = '"' if quoted else None
+        lines = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False, quote_char=quote)
         # With all columns, because polars takes a line with too many fields ("Good, the Bad" without quotes) for a
         # good one where it leaves out the last column
         lines = lines.map_batches(lambda frame: frame, projection_pushdown=False, streamable=True)
@@ -65,10 +71,10 @@ def read_text(
             return lines.select(there if others else columns).collect(engine="streaming")
         except pl.exceptions.PolarsError:
             pass  # Python's reader reads it, or names the line
-    dialects = [_Dialect(separator, encoding)]
-    if survey.escapes:
+    dialects = [_Dialect(separator, encoding, quoted, published)]
+    if quoted and survey.escapes:
         # `\"` is a quote within a text, or a backslash at its end: only one of them fits the rest of the file
-        dialects.append(_Dialect(separator, encoding, escape="\\"))
+        dialects.append(_Dialect(separator, encoding, quoted, published, escape="\\"))
     problem: ValueError | None = None
     for dialect in dialects:
         try:
@@ -107,7 +113,7 @@ class _Survey:
 
     Attributes:
         head: The first bytes.
-        simple: Whether lines end in a line feed and no quote follows a backslash, so that all readers agree.
+        simple: Whether lines end in a line feed.
         escapes: Whether a quote follows a backslash.
     """
 
@@ -126,13 +132,15 @@ def _survey(path: Path) -> _Survey:
             returns = returns or b"\r" in data
             escapes = escapes or b'\\"' in end + data
             end, data = data[-1:], file.read(1 << 20)
-    return _Survey(head, (feeds or not returns) and not escapes, escapes)
+    return _Survey(head, feeds or not returns, escapes)
 
 
 @dataclass(frozen=True)
 class _Dialect:
     separator: str
     encoding: str
+    quoted: bool
+    published: bool
     escape: str | None = None
 
 
@@ -178,10 +186,10 @@ def _read_slowly(
     parts, batch = [pl.DataFrame(schema=schema)], []
     for number, fields in rows:
         if len(fields) > len(names):
+            remedy = f"Put a text that has {dialect.separator!r} in it in double quotes."
             raise ValueError(
                 f"{path}, line {number}: there are {len(fields)} fields, the header names {len(names)}: "
-                f"{dialect.separator.join(fields)[:80]!r}. Put a text that has {dialect.separator!r} in it in double "
-                "quotes."
+                f"{dialect.separator.join(fields)[:80]!r}. {remedy if dialect.quoted else 'Correct or remove it.'}"
             )
         batch.append([fields[place] or None if place < len(fields) else None for place in wanted])
         if len(batch) == _BATCH:
@@ -200,7 +208,10 @@ def _numbered_rows(path: Path, dialect: _Dialect) -> Iterator[tuple[int, list[st
                     if line.strip():
                         yield start, line.rstrip("\r\n").split(dialect.separator)
                 return
-            reader = csv.reader(text, delimiter=dialect.separator, escapechar=dialect.escape, strict=True)
+            quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
+            reader = csv.reader(
+                text, delimiter=dialect.separator, escapechar=dialect.escape, quoting=quoting, strict=True
+            )
             for fields in reader:
                 if fields:
                     yield start, fields
@@ -208,7 +219,10 @@ def _numbered_rows(path: Path, dialect: _Dialect) -> Iterator[tuple[int, list[st
         except UnicodeError as error:
             number = _undecodable_line(path, dialect.encoding) or start
             name = "UTF-8" if dialect.encoding == "utf-8-sig" else dialect.encoding
-            raise OptionError(f"{path}, line {number}: the text is not {name}. {REMEDY}.", "encoding") from error
+            problem = f"{path}, line {number}: the text is not {name}."
+            if dialect.published:
+                raise ValueError(f"{problem} Save the file as UTF-8.") from error
+            raise OptionError(f"{problem} {REMEDY}.", "encoding") from error
         except csv.Error as error:
             raise ValueError(
                 f"{path}, line {start}: the fields cannot be told apart ({error}). Double the quotes within a text in "

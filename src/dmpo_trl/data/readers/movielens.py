@@ -5,17 +5,18 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from .._files import open_binary
+from .._files import check_packed, open_binary
 from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
 from ._titles import natural_title
+from ._values import drop_unreadable, number, times
 
 
 class _Format(NamedTuple):
@@ -89,7 +90,8 @@ def read_movielens(
 
     Returns:
         The interactions, with ratings from 0.5 to 5 stars and timestamps in seconds since 1970; items with their
-        `genres`, separated by `|`. Lines without a rating are dropped and counted.
+        `genres`, separated by `|`. Lines without a rating are dropped and counted. Times that another program wrote
+        anew, as fractions or in ISO 8601, are read too.
 
     Raises:
         FileNotFoundError: Where ratings or movies are missing.
@@ -116,7 +118,10 @@ def read_movielens(
         items = read_movies(movies)
         if natural_titles:
             items = items.with_columns(pl.col("title").map_elements(natural_title, return_dtype=pl.String))
-        return Interactions.from_raw(_read_ratings(ratings, layout), items, files=files.used)
+        dropped: dict[str, int] = {}
+        rows = _read_ratings(ratings, layout, dropped)
+        read = {"interactions": rows.height + sum(dropped.values()), "items": items.height}
+        return Interactions.from_raw(rows, items, dropped=dropped, read=read, files=files.used)
 
 
 def _find_ratings(files: SourceFiles) -> tuple[Path, _Format]:
@@ -135,35 +140,64 @@ def _find_ratings(files: SourceFiles) -> tuple[Path, _Format]:
     )
 
 
-def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
+def _read_ratings(path: Path, layout: _Format, dropped: dict[str, int]) -> pl.DataFrame:
     columns = layout.columns or tuple(_first_line(path).replace('"', "").split(","))
     missing = [name for name in _FIELDS if name not in columns]
     if missing:
         raise ValueError(f"{path}: the columns {missing} are missing; the first line names {list(columns)}.")
+    check_packed(path)
     # A field that should be empty and is not: "1:x:3::4::5"
     strays = [pl.col(name) != "" for name in columns if name.startswith("gap")] or [pl.lit(False)]
-    try:
-        return (
-            pl.scan_csv(
-                path,
-                separator=layout.separator[0],
-                has_header=False,
-                glob=False,
-                skip_rows=0 if layout.columns else 1,
-                schema={name: _FIELDS.get(name, pl.String) for name in columns},
-                ignore_errors=True,  # what is not a number becomes null, which Interactions.from_raw drops and counts
-                quote_char=None if layout.columns else '"',
-            )
-            .select(
-                user=pl.when(pl.any_horizontal(strays)).then(None).otherwise("userId"),
-                item="movieId",
-                rating="rating",
-                timestamp="timestamp",
-            )
-            .collect(engine="streaming")
+
+    def scan(kinds: Mapping[str, type[pl.DataType]]) -> pl.LazyFrame:
+        lines = pl.scan_csv(
+            path,
+            separator=layout.separator[0],
+            has_header=False,
+            glob=False,
+            skip_rows=0 if layout.columns else 1,
+            schema={name: kinds.get(name, pl.String) for name in columns},
+            ignore_errors=True,  # what is not a number becomes null
+            quote_char=None if layout.columns else '"',
         )
+        return lines.select(
+            user=pl.when(pl.any_horizontal(strays)).then(None).otherwise("userId"),
+            item="movieId",
+            rating="rating",
+            timestamp="timestamp",
+        )
+
+    try:
+        rows = scan(_FIELDS).collect(engine="streaming")
+        if not any(column.null_count() for column in rows):
+            return rows
+        # Written anew by something else, such as pandas: 964982703.0, or a date. Only these lines are read as text
+        kinds = [pl.col(name).cast(kind, strict=False) for name, kind in rows.schema.items()]
+        odd = pl.any_horizontal(kind.is_null() for kind in kinds)
+        text = scan({}).with_row_index("row").filter(odd).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise ValueError(_explain(path, layout, columns, error)) from error
+    return _with_text(rows, text, f"{path}", dropped)
+
+
+def _with_text(rows: pl.DataFrame, text: pl.DataFrame, where: str, dropped: dict[str, int]) -> pl.DataFrame:
+    """Put what the fields of odd lines say into their rows; `text` has the lines and their place in `row`."""
+    place = text["row"].cast(pl.Int64)
+    raw, parsed = {}, {}
+    for name, kind in rows.schema.items():
+        words = text[name]
+        # Not a single time may be there to tell how they are written
+        values = number(name, words) if name != "timestamp" or _all_numbers(words) else times(name, words)
+        if name == "timestamp" and not (values.cast(pl.Int64, strict=False) == values).fill_null(True).all():
+            kind = values.dtype
+        parsed[name] = rows[name].cast(kind).scatter(place, values.cast(kind, strict=False))
+        raw[name] = pl.select(pl.repeat(None, rows.height, dtype=pl.String)).to_series().scatter(place, words)
+    fields = {name: raw[name] for name in ("timestamp", "rating")}
+    return drop_unreadable(pl.DataFrame(parsed), fields, where, dropped)
+
+
+def _all_numbers(words: pl.Series) -> bool:
+    return not words.str.contains(r"\d\d\d\d-\d\d").any()
 
 
 def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Exception) -> str:
