@@ -6,7 +6,7 @@ from .interactions import Interactions
 from .leakage import LeakReport, leak_report, leak_report_of_files
 from .negatives import hard_negatives, sample_negatives
 from .preparation import PrepareConfig, Prepared, prepare
-from .prompts import GAMES, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
+from .prompts import GAMES, GENERAL, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
 from .published import PublishedSplits, read_dmpo, read_llara, read_msl, read_sdpo
 from .readers import (
     DownloadError,
@@ -23,6 +23,7 @@ from .splits import few_shot, leave_one_out, next_items, split_by_time, split_le
 
 __all__ = [
     "GAMES",
+    "GENERAL",
     "MOVIES",
     "MUSIC",
     "PRODUCTS",
