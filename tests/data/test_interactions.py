@@ -29,7 +29,7 @@ def test_clean_tables_are_taken_as_they_are():
         (
             INTERACTIONS.with_columns(timestamp=pl.Series([1.0, float("nan")])),
             ITEMS,
-            "'timestamp' has 1 empty value",
+            "'timestamp' has 1 empty or infinite value",
         ),
         (INTERACTIONS.with_columns(user=pl.lit(None, pl.String)), ITEMS, "'user' has 2 empty values"),
         (pl.concat([INTERACTIONS, INTERACTIONS[1:]]), ITEMS, "2 rows repeat another row's user and item.*'i2'"),

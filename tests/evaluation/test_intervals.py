@@ -63,3 +63,20 @@ def test_values_of_other_users_are_not_paired():
     for theirs in (np.zeros(1), np.zeros(4)):  # one value would be subtracted from all
         with pytest.raises(ValueError, match="needs the same users; there are 3 and"):
             paired_difference(np.ones(3), theirs)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e6])
+@pytest.mark.parametrize("users", [5, 30])
+def test_rounding_is_no_difference(users, scale):
+    ours, theirs = np.full(users, 0.3) * scale, (np.full(users, 0.1) + 0.2) * scale
+    assert (ours != theirs).all()
+    difference = paired_difference(ours, theirs)
+    assert (difference.mean, difference.low, difference.high, difference.p_value) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("units", "significant"), [(8, False), (9, True)])
+def test_what_is_more_than_rounding_is_a_difference(units, significant):
+    theirs = np.full(30, 1.5)
+    difference = paired_difference(theirs + units * np.spacing(1.5), theirs)
+    assert (difference.p_value < 0.01) == significant
+    assert (difference.mean > 0) == significant

@@ -7,8 +7,8 @@ from .interactions import Interactions
 from .leakage import LeakReport, leak_report, leak_report_of_files
 from .negatives import hard_negatives, sample_negatives
 from .preparation import PrepareConfig, Prepared, prepare
-from .prompts import GAMES, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
-from .published import PublishedSplits, read_dmpo, read_llara, read_sdpo
+from .prompts import GAMES, GENERAL, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
+from .published import PublishedSplits, read_dmpo, read_llara, read_msl, read_sdpo
 from .readers import (
     DownloadError,
     RemoteFile,
@@ -24,6 +24,7 @@ from .splits import few_shot, split_by_time, split_leave_one_out, split_users
 
 __all__ = [
     "GAMES",
+    "GENERAL",
     "MOVIES",
     "MUSIC",
     "PRODUCTS",
@@ -54,6 +55,7 @@ __all__ = [
     "read_lastfm",
     "read_llara",
     "read_movielens",
+    "read_msl",
     "read_recbole",
     "read_sdpo",
     "read_table",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import lzma
 import os
 import shutil
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
+
+from ._files import require_file
 
 # `fsspec` would open the members of an archive too, but the readers want paths, so that the copy to a folder of ours
 # stays, and with it what makes that safe: base names only, no links, and errors that name the archive.
@@ -110,7 +111,7 @@ def open_source(path: str | Path) -> Iterator[SourceFiles]:
 
     Raises:
         FileNotFoundError: Where `path` does not exist.
-        ValueError: Where an archive cannot be read.
+        ValueError: Where `path` is a pipe or a device, and where an archive cannot be read.
 
     Example:
         >>> folder = tempfile.TemporaryDirectory()
@@ -125,11 +126,13 @@ def open_source(path: str | Path) -> Iterator[SourceFiles]:
         members = [
             (Path(folder) / name).relative_to(path).as_posix() for folder, _, names in os.walk(path) for name in names
         ]
-        yield SourceFiles(path, members, path.joinpath)
-    elif not path.is_file():
+        yield SourceFiles(path, members, lambda member: require_file(path / member))
+    elif not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist. Give a folder, an archive ({', '.join(_ARCHIVES)}) or a file."
         )
+    elif not path.is_file():
+        require_file(path)
     elif path.name.lower().endswith(_ARCHIVES):
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dmpo-trl-")))
@@ -144,8 +147,8 @@ def open_source(path: str | Path) -> Iterator[SourceFiles]:
 
             yield SourceFiles(path, members, extract)
     else:
-        siblings = [sibling.name for sibling in path.parent.iterdir() if sibling.is_file()]
-        yield SourceFiles(path.parent, siblings, path.parent.joinpath, given=path)
+        siblings = [sibling.name for sibling in path.parent.iterdir() if not sibling.is_dir()]
+        yield SourceFiles(path.parent, siblings, lambda name: require_file(path.parent / name), given=path)
 
 
 def _base_name(member: str) -> str:
@@ -180,8 +183,3 @@ def _problems_named(path: Path) -> Iterator[None]:
                 error.errno, f"No room in {tempfile.gettempdir()} to unpack {path}. Free some, or set TMPDIR."
             ) from error
         raise
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """Open a file for reading, decompressed where its name ends in `.gz` or `.xz`."""
-    return cast(IO[bytes], {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "rb"))  # type: ignore[operator]

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 ORDERS = ("time", "plays", "position")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interactions:
     """Interactions of users with items, and the items' titles.
 
@@ -134,10 +134,11 @@ class Interactions:
         read = dict(read or {"interactions": interactions.height, "items": items.height})
 
         needed = [name for name in ("user", "item", "timestamp", "rating") if name in interactions.columns]
-        filled = interactions.drop_nulls(needed).drop_nans(
-            [name for name in needed if interactions[name].dtype.is_float()]
-        )
+        filled = interactions.drop_nulls(needed)
         interactions = keep("interactions with an empty or unreadable field", interactions, filled)
+        floats = [pl.col(name).is_finite() for name in needed if interactions[name].dtype.is_float()]
+        finite = interactions.filter(floats) if floats else interactions
+        interactions = keep("interactions with a time or rating that is not a finite number", interactions, finite)
         items = keep("items without a title", items, items.drop_nulls(["item", "title"]))
         items = keep("items listed twice", items, items.unique("item", keep="first", maintain_order=True))
         listed = items.select("item", pl.col("item").first().over("title").alias("canonical"))
@@ -159,10 +160,25 @@ class Interactions:
         )
         if interactions.is_empty():
             raise ValueError(f"No interaction is left of {read['interactions']} read. Dropped: {counts}.")
+        used = interactions.height + counts.get("earlier interactions of a user with the same item", 0)
+        if used < read["interactions"] / 2:
+            logger.warning(
+                "Most of the %d interactions read cannot be used, %d are left: is the file what the options say? "
+                "Dropped: %s",
+                *(read["interactions"], interactions.height, counts),
+            )
         logger.info(
             "Read %s interactions and %s items; dropped: %s", *(read.get(t) for t in ("interactions", "items")), counts
         )
         return cls(interactions, items, dropped=counts, read=read, order=order, files=tuple(map(str, files)))
+
+    def __repr__(self) -> str:
+        """Return one line: how many interactions of how many users with how many items, and what they are in."""
+        users = self.interactions["user"].n_unique()
+        return (
+            f"Interactions({self.interactions.height:,} interactions of {users:,} users with {self.items.height:,} "
+            f"items, by {self.order}; {sum(self.dropped.values()):,} rows dropped)"
+        )
 
     def titles(self) -> dict[str, str]:
         """Return the title of each item."""
@@ -251,9 +267,13 @@ def _check_columns(
         if nulls:
             continue
         values = blank_as_null(frame[name])
-        if empty := values.is_nan().fill_null(True).sum() if kind.is_float() else values.null_count():
+        absent, what = values.null_count(), "empty"
+        if kind.is_float():
+            absent, what = values.len() - int(values.is_finite().sum()), "empty or infinite"
+        if absent:
             raise ValueError(
-                f"{table}: column {name!r} has {empty} empty values. Interactions.from_raw(...) drops and counts them."
+                f"{table}: column {name!r} has {absent} {what} values. Interactions.from_raw(...) drops and counts "
+                "them."
             )
 
 

@@ -144,5 +144,12 @@ MUSIC = PromptTemplate(
 )
 """For Last.fm."""
 
-TEMPLATES = {"movies": MOVIES, "games": GAMES, "products": PRODUCTS, "music": MUSIC}
+GENERAL = PromptTemplate(
+    system="You recommend items.",
+    instruction="A user chose these items, oldest first:",
+    question="Which item will the user choose next?",
+)
+"""For whatever else a table may hold."""
+
+TEMPLATES = {"movies": MOVIES, "games": GAMES, "products": PRODUCTS, "music": MUSIC, "general": GENERAL}
 """The templates by name."""

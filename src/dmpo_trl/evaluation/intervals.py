@@ -10,6 +10,9 @@ from scipy import stats
 
 from .metrics import pooled_auc_of_sample
 
+# Units in the last place by which the same value, computed in two ways, may differ
+_ROUNDING = 8
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -79,7 +82,8 @@ def paired_difference(
     """Return the mean difference of two rankers over the same users, with bootstrap interval and permutation test.
 
     The test asks how often differences with random signs have a mean as far from 0: exactly where the users are so few
-    that all signs can be tried, else on `n_resamples` draws, so that no p-value is below `2 / (n_resamples + 1)`.
+    that all signs can be tried, else on `n_resamples` draws, so that no p-value is below `2 / (n_resamples + 1)`. A
+    difference that is no more than rounding (8 units in the last place of the larger value) counts as 0.
 
     Args:
         ours: One value per user, (U,).
@@ -101,6 +105,8 @@ def paired_difference(
     if ours.shape != theirs.shape:
         raise ValueError(f"A paired difference needs the same users; there are {len(ours)} and {len(theirs)} values.")
     differences = ours - theirs
+    rounding = _ROUNDING * np.spacing(np.maximum(np.abs(ours), np.abs(theirs)))
+    differences = np.where(np.abs(differences) <= rounding, 0.0, differences)
     interval = bootstrap_mean(differences, confidence=confidence, seed=seed)
     test = stats.permutation_test(
         (differences,),

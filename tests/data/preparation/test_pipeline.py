@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 import datasets
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from transformers import HfArgumentParser
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, TrlParser
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
-from dmpo_trl.data import MOVIES, PromptTemplate
+from dmpo_trl.data import MOVIES, PromptTemplate, read_table
 from dmpo_trl.data.preparation.pipeline import PrepareConfig, Prepared, prepare
 from dmpo_trl.data.prompts import TEMPLATES
 
@@ -510,8 +511,12 @@ def test_options_from_the_command_line_and_from_yaml(tmp_path):
     [
         ({"dataset": "netflix"}, "dataset must be one of movielens, amazon, .* it is 'netflix'"),
         ({"split": "random"}, "split must be one of users, leave_one_out, time, it is 'random'"),
-        ({"dataset": "table", "path": None}, "dataset table needs path"),
-        ({"dataset": "recbole", "path": None}, "dataset recbole needs path"),
+        ({"dataset": "amazonn"}, r"it is 'amazonn'\. Did you mean amazon\?"),
+        (
+            {"path": pl.DataFrame()},
+            r"`path` is the path of a file, not a DataFrame\. .*\(config, data=\.\.\.\)",
+        ),
+        ({"items": pl.DataFrame()}, r"`items` is the path of a file, .*prepare\(config, items=\.\.\.\)"),
         ({"train_users": 5, "split": "time"}, "train_users belongs to the split users; with time use few_shot_users"),
     ],
 )
@@ -552,14 +557,89 @@ def test_templates_by_name_by_dataset_and_from_files(tmp_path):
     file = tmp_path / "template.json"
     file.write_text(json.dumps(TEMPLATES["products"].plain().to_dict()), encoding="utf-8")
     assert template(template=str(file)) == TEMPLATES["products"].plain()
-    with pytest.raises(ValueError, match="dataset recbole needs a template: movies, games"):
-        template(dataset="recbole")
-    with pytest.raises(ValueError, match=r"films is neither a template \(movies, .*\) nor a file"):
+    assert template(dataset="recbole") == template(dataset="table") == TEMPLATES["general"]
+    with pytest.raises(ValueError, match=r"films is neither a template \(movies, .*\) nor a file with one\.$"):
         template(template="films")
-    for text, message in [("a: [", "neither YAML nor JSON"), ("- a", "must hold the fields"), ("a: b", "has no")]:
+    with pytest.raises(ValueError, match=r"nor a file with one\. Did you mean movies\?$"):
+        template(template="movie")
+    deep = "[" * 50_000, "nests too deeply"
+    broken = ("a: [", "neither YAML nor JSON"), ("- a", "must hold the fields"), ("a: b", "has no")
+    for text, message in [deep, *broken]:
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             template(template=str(file))
+
+
+SEEN = [(user, place, (user + place) % 9) for user in range(9) for place in range(5)]
+VIEWS = pl.DataFrame(SEEN, schema=["customer", "at", "film"], orient="row")
+FILMS = pl.DataFrame({"film": range(9), "name": [f"Film {film}" for film in range(9)]})
+NAMED = {"user_column": "customer", "item_column": "film", "timestamp_column": "at", "title_column": "name"}
+SMALL = {"dataset": "table", "negatives": 2, "candidates": 3}
+
+
+@pytest.mark.parametrize("form", ["polars", "pandas", "arrow", "titles inside", "interactions", "items alone"])
+def test_what_is_in_memory_is_prepared_as_from_files(tmp_path, form):
+    VIEWS.write_csv(tmp_path / "views.csv")
+    FILMS.write_csv(tmp_path / "films.csv")
+    paths = {"path": str(tmp_path / "views.csv"), "items": str(tmp_path / "films.csv")}
+    expected = prepare(PrepareConfig(output_dir=str(tmp_path / "files"), **SMALL, **NAMED, **paths))
+    convert = {"pandas": lambda table: pd.DataFrame(table.to_dict(as_series=False)), "arrow": pl.DataFrame.to_arrow}
+    data, items = map(convert.get(form, lambda table: table), (VIEWS, FILMS))
+    config = PrepareConfig(output_dir=str(tmp_path / "memory"), **SMALL, **NAMED)
+    if form == "titles inside":
+        data, items = VIEWS.join(FILMS, on="film", maintain_order="left"), None
+    elif form == "interactions":
+        data = read_table(VIEWS, FILMS, user="customer", item="film", timestamp="at", title="name")
+        items, config = None, PrepareConfig(output_dir=str(tmp_path / "memory"), **SMALL)
+    elif form == "items alone":
+        config, data = PrepareConfig(output_dir=str(tmp_path / "memory"), path=paths["path"], **SMALL, **NAMED), None
+    found = prepare(config, data=data, items=items)
+    names = {name for name in expected.manifest["files"] if name.endswith(".parquet")}
+    if form == "titles inside":
+        names.discard("items.parquet")  # in the order of the views
+    assert {n: found.manifest["files"][n] for n in names} == {n: expected.manifest["files"][n] for n in names}
+    assert len(names) > 5
+    assert Prepared.load(found.folder).manifest == found.manifest
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        ({}, {}, r"^dataset table needs `path`, the raw data\.$"),
+        ({"dataset": "recbole"}, {}, r"^dataset recbole needs `path`"),
+        ({"dataset": "amazon"}, {"data": VIEWS}, r"^A table is prepared with dataset='table', not 'amazon'\.$"),
+        ({"dataset": "amazon"}, {"items": FILMS}, r"^A table is prepared with dataset='table', not 'amazon'\.$"),
+        ({"path": "x.csv"}, {"data": VIEWS}, r"^Give either data, or what to read in the options `path` and"),
+        ({"dataset": "movielens", "download": True}, {"data": VIEWS}, r"^Give either data, or what to read"),
+        ({}, {"data": VIEWS, "items": FILMS}, r"the columns \['user', .* with `user_column`, `item_column`, `timest"),
+        (NAMED, {"data": VIEWS}, r"^interactions: the columns \['name'\] are missing; .* with `title_column`\.$"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused(tmp_path, options, arguments, message):
+    config = PrepareConfig(**{**SMALL, "output_dir": str(tmp_path / "out"), **options})
+    with pytest.raises(ValueError, match=message):
+        prepare(config, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_tables_and_other_fields_reach_the_readers(tmp_path):
+    text = VIEWS.join(FILMS, on="film").with_columns(name=pl.format("Café {}", "name")).write_csv(separator=";")
+    (tmp_path / "views.txt.gz").write_bytes(gzip.compress(text.encode("cp1252")))
+    source = {"path": str(tmp_path / "views.txt.gz"), **NAMED}
+    with pytest.raises(ValueError, match=r"line 2: the text is not UTF-8\. .* with `encoding`"):
+        prepare(PrepareConfig(output_dir=str(tmp_path / "out"), **SMALL, **source))
+    written = {"encoding": "cp1252", "separator": ";"}
+    prepared = prepare(PrepareConfig(output_dir=str(tmp_path / "out"), **SMALL, **source, **written))
+    assert "Café Film 0" in prepared.items["title"].to_list()
+
+    inter = "u:token\ti:token\tn:float\n" + "".join(f"{user}\t{film}\t{place}\n" for user, place, film in SEEN)
+    (tmp_path / "x.inter").write_text(inter)
+    (tmp_path / "x.item").write_text("i:token\tt:token_seq\n" + "".join(f"{n}\tFilm {n}\n" for n in range(9)))
+    fields = {"user_field": "u", "item_field": "i", "timestamp_field": "n", "title_field": "t", "order": "plays"}
+    options = {**SMALL, "dataset": "recbole", "path": str(tmp_path), **fields}
+    prepared = prepare(PrepareConfig(output_dir=str(tmp_path / "out2"), **options))
+    assert prepared.manifest["source"]["order"] == "plays"
+    assert prepared.manifest["rows"]["preference"] == {"train": 7, "validation": 1}
 
 
 REAL = {

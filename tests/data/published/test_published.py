@@ -363,3 +363,79 @@ def test_real_dmpo(shared, dataset):
             assert len(first) == len(pairs)
             titles |= set(history)
     assert set(data.items["item"]) == titles
+
+
+def test_llara_with_ratings_is_read_beside_plain_numbers(llara):
+    plain = read_llara(llara)
+    pad = len(NAMES)
+    for path in llara.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["seq"] = [[item, 0 if item == pad else 5] for item in row["seq"]]
+            row["next"] = [row["next"], 3]
+        write_lines(path, rows)
+    rated = read_llara(llara)
+    assert all(rated.examples[part].equals(plain.examples[part]) for part in plain.examples)
+    assert rated.interactions.interactions.equals(plain.interactions.interactions)
+
+
+def test_llaras_movielens_takes_its_titles_from_u_item(llara):
+    flags = "|".join(["0"] * 19)
+    films = "".join(f"{number + 1}|{name}, The (1995)|01-Jan-1995|||{flags}\n" for number, name in enumerate(NAMES))
+    (llara / "u.item").write_text(films, encoding="latin-1")
+    assert read_llara(llara).interactions.titles()["0"] == "Morcheeba"  # its own names come first
+    (llara / "id2name.txt").unlink()
+    data, examples = read_llara(llara)
+    assert data.titles()["5"] == "The Air (1995)"
+    assert examples["train"]["target"].to_list() == ["0", "1", "2", "3", "4", "0", "5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"seq": [[1, 5], [6, 0]], "len_seq": 1, "next": [2]}', None),
+        ('{"seq": [[1, 5], []], "len_seq": 2, "next": [2, 1]}', "row 0: "),
+        ('{"seq": null, "len_seq": 1, "next": null}', "row 0: "),
+        ('{"seq": [1, [2, 3]], "len_seq": 2, "next": 2}', "must hold JSON lines with seq"),
+        ("[" * 50_000, r"line 1 (is not JSON|is b)"),
+        ("{'seq': [1]}", r"line 1 is not JSON in UTF-8"),
+        ("\xff", r"line 1 is not JSON in UTF-8"),
+    ],
+)
+def test_llara_lines_are_read_or_named(llara, line, message):
+    (llara / "Val_data.jsonl").write_bytes(line.encode("latin-1"))
+    if message is None:
+        assert read_llara(llara).examples["validation"].rows() == [("validation-0", ["1"], "2")]
+        return
+    with pytest.raises(ValueError, match=rf"Val_data\.jsonl.*{message}"):
+        read_llara(llara)
+
+
+def test_names_that_are_not_utf_8_are_named(llara):
+    (llara / "id2name.txt").write_bytes(b"0::A\n1::Caf\xe9\n")
+    with pytest.raises(ValueError, match=r"id2name\.txt, line 2: the text is not UTF-8"):
+        read_llara(llara)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "nests too deeply"),
+        ('[{"historyList": "A", "itemList": ["B"], "trueSelection": "B"}, {"historyList": ["A"]}]', "not of one form"),
+        ('[{"historyList": 5, "itemList": ["B"], "trueSelection": "B"}]', "test.json"),
+        ('[{"historyList": "A", "itemList": "B", "trueSelection": "B"}]', "test.json"),
+        ("\xff", "is not one JSON value in UTF-8"),
+        ('[{"historyList": "A"', "is not one JSON value in UTF-8"),
+    ],
+)
+def test_json_of_another_form_is_named(tmp_path, content, message):
+    (tmp_path / "test.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        read_sdpo(tmp_path)
+
+
+@pytest.mark.parametrize("row", [{"instruction": 5, "output": "x"}, {"instruction": "x", "output": [1]}, {"a": "b"}])
+def test_dmpo_rows_of_another_form_are_named(tmp_path, row):
+    (tmp_path / "rec_X_dpo_ranking_1.json").write_text(json.dumps([row]))
+    with pytest.raises(ValueError, match=r"rec_X_dpo_ranking_1\.json, (instruction must be text|rows must have)"):
+        read_dmpo(tmp_path, "X")

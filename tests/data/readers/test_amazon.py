@@ -249,7 +249,7 @@ def test_damaged_gzip(folder):
     rows = [review(f"u{n * 7919 % 10_007}", "i1", n) for n in range(5000)]
     whole = write(path, rows).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"is damaged after line \d+.*Download it again"):
+    with pytest.raises(ValueError, match=r"Gift_Cards_5\.json\.gz is damaged: .*Get it again"):
         read_amazon(folder)
 
 
@@ -268,11 +268,66 @@ def test_metadata_of_another_release_is_refused(folder):
         read_amazon(folder)
 
 
-def test_metadata_that_is_no_json_is_refused(folder):
-    # As in the release of 2014
-    (folder / "meta_Gift_Cards.json.gz").write_bytes(gzip.compress(b"{'asin': 'i1', 'title': 'One'}\n"))
-    with pytest.raises(ValueError, match=r"meta_Gift_Cards\.json\.gz, line 1 is not JSON"):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"<html>",
+        b"{'asin': __import__('os').name}",
+        b"{'asin': 'i1'",
+        b"[" * 100_000,
+        b"-" * 100_000 + b"1",
+        b"a" + b".a" * 100_000,
+        b"{'asin': '" + b"x" * (1 << 20) + b"'}",
+        b"{'asin': '\xff'}",
+        b"{'asin': '\0'}",
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_metadata_that_is_neither_json_nor_a_literal_is_refused(folder, line, place):
+    path = folder / "meta_Gift_Cards.json.gz"
+    path.write_bytes(gzip.compress(b"{'asin': 'i1', 'title': 'One'}\n" * place + line + b"\n"))
+    message = rf"meta_Gift_Cards\.json\.gz, line {place + 1} is not JSON, and not a Python dictionary as in 2014"
+    with pytest.raises(ValueError, match=message):
         read_amazon(folder)
+
+
+@pytest.mark.parametrize("line", ["['asin']", "5", "'asin'", "null", "None", "[1]"])
+def test_a_line_that_is_no_object_is_refused(folder, line):
+    (folder / "meta_Gift_Cards.json.gz").write_bytes(gzip.compress(f"{line}\n".encode()))
+    with pytest.raises(ValueError, match=r"line 1 is not an object with fields"):
+        read_amazon(folder)
+
+
+@pytest.mark.parametrize("names", [("reviews_Toys_5", "meta_Toys"), ("reviews_Toys", "meta_Toys")])
+@pytest.mark.parametrize("given", ["folder", "reviews", "metadata", "category"])
+def test_the_release_of_2014_is_read(tmp_path, names, given):
+    reviews = write(tmp_path / f"{names[0]}.json.gz", REVIEWS)
+    literals = "\n".join(repr(row | {"price": 1.5, "related": {"x": ["y"]}, "salesRank": None}) for row in METADATA)
+    metadata = tmp_path / f"{names[1]}.json.gz"
+    metadata.write_bytes(gzip.compress(literals.encode()))
+    source = {"reviews": reviews, "metadata": metadata}.get(given, tmp_path)
+    if given == "category":
+        write(tmp_path / "meta_Other.json.gz", METADATA)
+        write(tmp_path / "reviews_Other.json.gz", REVIEWS)
+    data = read_amazon(source, category="Toys" if given == "category" else None)
+    write(tmp_path / "new" / "Toys_5.json.gz", REVIEWS)
+    write(tmp_path / "new" / "meta_Toys.json.gz", METADATA)
+    expected = read_amazon(tmp_path / "new")
+    assert data.interactions.equals(expected.interactions)
+    assert data.items.equals(expected.items)
+    assert (data.read, data.dropped) == (expected.read, expected.dropped)
+
+
+def test_literals_keep_what_json_has_not(folder):
+    lines = [
+        rb"{'asin': 'i1', 'title': 'A \d \x41 \'quoted\''}",
+        b"{'asin': 'i2', 'title': None}",
+        "{'asin': 'i3', 'title': u'Fünf'}".encode(),
+        b"",
+        b"{'asin': 'i5'}",
+    ]
+    (folder / "meta_Gift_Cards.json.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    assert read_amazon(folder).titles() == {"i1": "A \\d A 'quoted'", "i3": "Fünf"}
 
 
 @pytest.mark.parametrize(

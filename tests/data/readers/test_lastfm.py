@@ -69,7 +69,7 @@ def test_hetrec_missing_or_foreign_files(hetrec):
     with pytest.raises(ValueError, match=r"artists\.dat: the columns \['name'\] are missing"):
         read_lastfm(hetrec)
     (hetrec / "artists.dat").write_bytes("id\tname\n51\tBjörk\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"artists\.dat is not a tab-separated table in UTF-8"):
+    with pytest.raises(ValueError, match=r"artists\.dat, line 2: the text is not UTF-8\. Save the file as UTF-8\.$"):
         read_lastfm(hetrec)
     (hetrec / "user_artists.dat").unlink()
     with pytest.raises(FileNotFoundError, match=rf"does not hold user_artists\.dat or {LISTENS}"):

@@ -122,7 +122,7 @@ def test_any_title_survives_a_csv(tmp_path_factory, titles):
 @pytest.mark.parametrize(
     ("write", "bad"),
     [
-        (write_100k, "9\t1\t5\n9\t1\tgood\t12\n\n9\t1\t5\t1.5\n"),
+        (write_100k, "9\t1\t5\n9\t1\tgood\t12\n\nx\t1\t5\t15\n"),
         (write_dat, "9::1::5\n9::1::good::12\n\n9:x:1::5::12\n"),
         (write_csv, "9,1,5\n9,1,good,12\n,,,\nx,1,5,12\n"),
     ],
@@ -134,7 +134,10 @@ def test_lines_that_are_no_ratings_are_counted(tmp_path, write, bad):
     data = read_movielens(tmp_path)
     assert data.interactions.height == 4
     assert data.read["interactions"] == 8
-    assert data.dropped == {"interactions with an empty or unreadable field": 4}
+    assert data.dropped == {
+        "interactions with an unreadable rating": 1,
+        "interactions with an empty or unreadable field": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -268,3 +271,69 @@ def test_brackets_in_a_path_are_no_pattern(tmp_path, write):
     write(folder)
     write(tmp_path)
     assert read_movielens(folder).interactions.height == read_movielens(tmp_path).interactions.height
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["7,1,5.0,978300760.0", "7,2,3.0,978300761.0", "8,3,4.0,978300000.0", "8,1,1.0,978300001.0"],
+        ["7.0,1,5.0,2000-12-31 22:12:40", "7.0,2,3,2000-12-31T22:12:41Z", "8.0,3,4,2000-12-31", "8,1,1,978300001"],
+        ['"7","1","5","978300760"', '"7","2"," 3 ","978300761.0"', "8,3,4,978300000", "8,1,1, 978300001 "],
+    ],
+)
+def test_what_another_program_wrote_anew_is_read(tmp_path, lines):
+    write_csv(tmp_path)
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines) + "\n")
+    data = read_movielens(tmp_path)
+    times = [978300760, 978300761, 978220800 if lines[2].endswith("-31") else 978300000, 978300001]
+    expected = [(str(u), str(i), float(r), time) for (u, i, r, _), time in zip(RATINGS, times, strict=True)]
+    assert sorted(data.interactions.select("user", "item", "rating", "timestamp").rows()) == sorted(expected)
+    assert data.dropped == {}
+    assert data.interactions.schema["timestamp"] == pl.Int64
+
+
+def test_an_index_of_pandas_does_no_harm(tmp_path):
+    write_csv(tmp_path)
+    (tmp_path / "ratings.csv").write_text(
+        ",userId,movieId,rating,timestamp\n0,7,1,5.0,978300760\n1,7,2,3.0,978300761\n"
+    )
+    assert read_movielens(tmp_path).interactions.height == 2
+
+
+def test_unreadable_ratings_and_times_are_named(tmp_path, caplog):
+    write_csv(tmp_path)
+    rows = ["7,1,5.0,978300760", "7,2,good,978300761", "8,3,4.0,soon", "8,1,,978300001", "8,2,inf,978300001"]
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(rows) + "\n")
+    data = read_movielens(tmp_path)
+    assert data.read["interactions"] == 5
+    assert data.interactions.height == 1
+    assert data.dropped == {
+        "interactions with an unreadable timestamp": 1,
+        "interactions with an unreadable rating": 1,
+        "interactions with an empty or unreadable field": 1,
+        "interactions with a time or rating that is not a finite number": 1,
+    }
+    assert "1 of 5 rows have a timestamp that cannot be read, for example 'soon' in row 3" in caplog.text
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write_csv(tmp_path)
+    (tmp_path / "ratings.csv").unlink()
+    os.mkfifo(tmp_path / "ratings.csv")
+    with pytest.raises(ValueError, match=r"ratings\.csv is a pipe or a device; give a regular file"):
+        read_movielens(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
+def test_a_damaged_or_endless_file_is_named(tmp_path, name):
+    write_csv(tmp_path)
+    path = tmp_path / name
+    whole = gzip.compress(path.read_bytes())
+    path.unlink()
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=rf"{name}\.gz is damaged: Compressed file ended"):
+        read_movielens(tmp_path)
+    packed.write_bytes(gzip.compress(b"userId,movieId,rating,timestamp\n" + b"\0" * (17 << 20), 1))
+    with pytest.raises(ValueError, match=rf"{name}\.gz, line 2: the line does not end within 16 MiB"):
+        read_movielens(tmp_path)

@@ -21,7 +21,7 @@ def test_reads_typed_files(recbole_folder):
     assert dict(data.interactions.schema) == {
         "user": pl.Categorical,
         "item": pl.Categorical,
-        "timestamp": pl.Float64,
+        "timestamp": pl.Int64,
         "rating": pl.Float64,
     }
     assert data.interactions.height == 6
@@ -101,7 +101,10 @@ def test_what_is_no_number_is_counted(recbole_folder):
         file.write("u3\ti1\tgood\t100\nu3\ti2\t5\nu3\ti3\t5\t100\n")
     data = read_recbole(recbole_folder, title_field="movie_title")
     assert data.interactions.height == 7
-    assert data.dropped == {"interactions with an empty or unreadable field": 2}
+    assert data.dropped == {
+        "interactions with an unreadable rating": 1,
+        "interactions with an empty or unreadable field": 1,
+    }
 
 
 def test_ratings_are_optional(recbole_folder):
@@ -129,14 +132,16 @@ def test_untyped_header_is_refused(recbole_folder):
 
 def test_other_encodings_are_refused(recbole_folder):
     (recbole_folder / "tiny.item").write_bytes("item_id:token\tmovie_title:token_seq\ni1\tLéon\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not a tab-separated file in UTF-8"):
+    with pytest.raises(ValueError, match=r"tiny\.item, line 2: the text is not UTF-8\. Save the file as UTF-8\.$"):
         read_recbole(recbole_folder, title_field="movie_title")
 
 
 def test_rows_with_too_many_fields_are_refused(recbole_folder):
     with (recbole_folder / "tiny.inter").open("a") as file:
         file.write("u3\ti1\t5\t100\tmore\n")
-    with pytest.raises(ValueError, match="not a tab-separated file"):
+    with pytest.raises(
+        ValueError, match=r"tiny\.inter, line 8: there are 5 fields, the header names 4: .*\. Correct or remove it\.$"
+    ):
         read_recbole(recbole_folder, title_field="movie_title")
 
 
@@ -153,3 +158,48 @@ def test_real_movielens_100k(real_recbole_folder):
     assert titles["1"] == "Toy Story (1995)"
     assert titles["12"] == "The Usual Suspects (1995)"
     assert titles["543"] == "Les Misérables (1995)"
+
+
+STEAM = "user_id:token\tproduct_id:token\tplay_hours:float\ttimestamp:float\n7\ta\t0.5\t1.5e9\n7\tb\tx\t2\n"
+STEAM_ITEMS = "app_name:token_seq\tproduct_id:token\nHalf-Life\ta\nPortal\tb\n"
+
+
+def test_fields_can_have_other_names(tmp_path):
+    (tmp_path / "steam.inter").write_text(STEAM)
+    (tmp_path / "steam.item").write_text(STEAM_ITEMS)
+    message = r"steam\.inter: the fields \['item_id'\] are missing; it has .*Say which they are with `item_field`\.$"
+    with pytest.raises(ValueError, match=message):
+        read_recbole(tmp_path, title_field="app_name")
+    data = read_recbole(tmp_path, title_field="app_name", item_field="product_id")
+    assert data.titles() == {"a": "Half-Life", "b": "Portal"}
+    assert "rating" not in data.interactions.columns
+    data = read_recbole(tmp_path, title_field="app_name", item_field="product_id", rating_field="play_hours")
+    assert data.interactions.select("item", "rating").rows() == [("a", 0.5)]
+    assert data.dropped == {"interactions with an unreadable rating": 1}
+
+
+def test_plays_can_stand_for_times(tmp_path):
+    (tmp_path / "x.inter").write_text("user_id:token\tartist_id:token\tweight:float\n2\t51\t13883\n2\t52\t11690\n")
+    (tmp_path / "x.item").write_text("artist_id:token\tname:token_seq\n51\tDuran Duran\n52\tMorcheeba\n")
+    names = {"title_field": "name", "item_field": "artist_id", "timestamp_field": "weight", "order": "plays"}
+    data = read_recbole(tmp_path, **names)
+    assert (data.order, data.interactions["item"].to_list()) == ("plays", ["52", "51"])
+    with pytest.raises(ValueError, match=r"the fields \['timestamp'\] are missing; .* with `timestamp_field`"):
+        read_recbole(tmp_path, title_field="name", item_field="artist_id")
+
+
+@pytest.mark.parametrize("given", ["folder", "tiny.train.inter", "tiny.item"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_benchmark_files_in_parts_are_put_together(recbole_folder, given, ending):
+    whole = read_recbole(recbole_folder, title_field="movie_title")
+    header, *lines = (recbole_folder / "tiny.inter").read_text().splitlines(keepends=True)
+    (recbole_folder / "tiny.inter").unlink()
+    for number, part in enumerate(("train", "valid", "test")):
+        text = (header + "".join(lines[2 * number : 2 * number + 2])).encode()
+        path = recbole_folder / f"tiny.{part}.inter{ending}"
+        path.write_bytes(gzip.compress(text) if ending else text)
+    name = given + ending if given.endswith(".inter") else given
+    data = read_recbole(recbole_folder if given == "folder" else recbole_folder / name, title_field="movie_title")
+    assert data.interactions.equals(whole.interactions)
+    assert data.titles() == whole.titles()
+    assert len(data.files) == 4

@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import datetime
+import gzip
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from dmpo_trl.data._options import OptionError
 from dmpo_trl.data.readers.table import read_table
 
 ORDERS = pl.DataFrame(
@@ -101,7 +103,8 @@ def test_dates_become_seconds_since_1970(times, expected):
     assert found == {
         user: DAY.timestamp() + seconds for user, seconds in zip("uv", expected, strict=True) if seconds is not None
     }
-    assert data.dropped == ({"interactions with an empty or unreadable field": 1} if None in expected else {})
+    reason = "empty or unreadable field" if None in times else "unreadable timestamp"
+    assert data.dropped == ({f"interactions with an {reason}": 1} if None in expected else {})
 
 
 @pytest.mark.parametrize(
@@ -109,13 +112,20 @@ def test_dates_become_seconds_since_1970(times, expected):
     [
         (["1577923200123456789", "2"], [1577923200123456789, 2]),  # more digits than a float has
         (["1.5", "2"], [1.5, 2]),
+        # One bad cell makes no floats of nanoseconds
+        (["1577923200123456789", "n/a"], [1577923200123456789]),
+        (["1577923200123456789", "2020-01-02", ""], [1577923200123456789]),
+        (["964982703.0", "964982931.0"], [964982703, 964982931]),
         ([float("nan"), 2.0], [2]),
+        ([float("inf"), 2.0, float("-inf")], [2]),
+        (["inf", "2", "nan"], [2]),
     ],
 )
 def test_numbers_stay_as_they_are(times, expected):
-    interactions = pl.DataFrame({"user": ["u", "v"], "item": ["a", "a"], "timestamp": times})
+    interactions = pl.DataFrame({"user": list("uvw")[: len(times)], "item": "a", "timestamp": times})
     data = read_table(interactions, pl.DataFrame({"item": ["a"], "title": ["A"]}))
     assert data.interactions["timestamp"].to_list() == expected
+    assert sum(data.dropped.values()) == len(times) - len(expected)
 
 
 def test_empty_fields_are_counted(tmp_path):
@@ -125,7 +135,8 @@ def test_empty_fields_are_counted(tmp_path):
     data = read_table(path, items, rating="rating")
     assert rows_of(data) == [("u", "a", 1, 5.0)]
     assert data.dropped == {
-        "interactions with an empty or unreadable field": 4,
+        "interactions with an unreadable rating": 1,
+        "interactions with an empty or unreadable field": 3,
         "items without a title": 1,
         "interactions with an unknown item": 1,
     }
@@ -155,7 +166,7 @@ def test_the_interactions_may_hold_the_titles():
     [
         (
             {"user": "who"},
-            r"interactions: the columns \['who'\] are missing; there are \['customer', .*user='customer'",
+            r"interactions: the columns \['who'\] are missing; there are \['customer', .* they are with `user`\.$",
         ),
         ({"title": "label"}, r"items: the columns \['label'\] are missing; there are \['sku'"),
         ({"user": "stars"}, r"interactions: column 'stars' must be text or whole numbers, it has: .*make it text\."),
@@ -177,7 +188,7 @@ def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"interactions: .*nowhere.csv does not exist"):
         read_table(tmp_path / "nowhere.csv", PRODUCTS)
     (tmp_path / "orders.xlsx").touch()
-    with pytest.raises(ValueError, match=r"orders.xlsx is not a .csv, .parquet or .jsonl file"):
+    with pytest.raises(ValueError, match=r"orders.xlsx is not a file that can be read \(.csv, .*\.parquet\)\."):
         read_table(tmp_path / "orders.xlsx", PRODUCTS)
 
 
@@ -206,7 +217,7 @@ ROWS = "user,item,timestamp,title,note\nu1,i1,1,A,n\n"
     [
         ("x.parquet", b"junk", r"x\.parquet cannot be read: .*Parquet file"),
         ("x.parquet", b"", r"x\.parquet cannot be read: "),
-        ("x.csv", b"", r"x\.csv cannot be read: empty CSV\.$"),
+        ("x.csv", b"", r"x\.csv is empty: its first line must name the columns\.$"),
         (
             "x.csv",
             (ROWS + "u1,i2,2,B,n,x\n").encode(),
@@ -221,7 +232,13 @@ ROWS = "user,item,timestamp,title,note\nu1,i1,1,A,n\n"
         ("x.jsonl", b"", r"x\.jsonl cannot be read: "),
         ("x.jsonl", b'{"user": 1}\n\n{"user":\n', r"x\.jsonl, line 3 is not JSON in UTF-8: Expecting value"),
         ("x.jsonl", b"{'user': 1}\n", r"x\.jsonl, line 1 is not JSON in UTF-8: Expecting property name"),
-        ("x.jsonl", b'\xef\xbb\xbf{"user": 1}\n', r"x\.jsonl, line 1 is not JSON in UTF-8: .*BOM"),
+        ("x.jsonl", b'\xef\xbb\xbf{"user": 1}\n{"user"', r"x\.jsonl, line 2 is not JSON in UTF-8: "),
+        ("x.jsonl", b"[" * 50_000 + b"\n", r"x\.jsonl, line 1 (nests too deeply|is not JSON)"),
+        ("x.csv", (ROWS + 'u1,"i2,2,B,n\nu2,i1,3,A,n\n').encode(), r"x\.csv, line 3: the fields cannot be told apart"),
+        ("x.csv", ROWS.encode("utf-16")[:-1], r"x\.csv, line \d: the text is not utf-16"),
+        ("x.csv.gz", gzip.compress(ROWS.encode())[:-9], r"x\.csv\.gz is damaged: Compressed file ended"),
+        ("x.csv.gz", b"junk", r"x\.csv\.gz is damaged: Not a gzipped file"),
+        ("x.jsonl.gz", gzip.compress(b"{}\n")[:-9] + b"\0" * 9, r"x\.jsonl\.gz is damaged: CRC check failed"),
     ],
 )
 @pytest.mark.parametrize("which", ["interactions", "items"])
@@ -263,3 +280,119 @@ def test_brackets_in_a_path_are_no_pattern(tmp_path, ending):
     for table, path in zip((ORDERS, PRODUCTS), paths, strict=True):
         {"csv": table.write_csv, "parquet": table.write_parquet, "jsonl": table.write_ndjson}[ending](path)
     assert read_table(*paths, **COLUMNS).interactions.height == ORDERS.height
+
+
+SHOP = "user;item;timestamp;title\nu1;i1;1;Café\nu1;i2;2;"
+SHOP_ROWS = [("u1", "i1", 1), ("u1", "i2", 2)]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "latin-1"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", "::"])
+@pytest.mark.parametrize("name", ["x.csv", "x.txt.gz"])
+def test_text_is_read_whatever_separates_encodes_and_ends_its_lines(tmp_path, ending, encoding, separator, name):
+    text = (SHOP + '"Good, the ""Bad"""' * (separator != "::") + "Ugly" * (separator == "::") + "\n").replace(
+        ";", separator
+    )
+    data = text.replace("\n", ending).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    named = encoding if encoding in ("cp1252", "latin-1") else None
+    data = read_table(tmp_path / name, encoding=named)
+    assert rows_of(data) == SHOP_ROWS
+    assert data.titles() == {"i1": "Café", "i2": "Ugly" if separator == "::" else 'Good, the "Bad"'}
+    assert data.dropped == {}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_json_lines_are_read_in_any_encoding(tmp_path, name, encoding):
+    data = '{"user": 1, "item": "a", "timestamp": 2, "title": "Café", "more": [{"x": 1}]}\n\n'.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    data = read_table(tmp_path / name, encoding=encoding if encoding == "cp1252" else None)
+    assert (rows_of(data), data.titles()) == ([("1", "a", 2)], {"a": "Café"})
+
+
+def test_book_crossing_is_read_as_it_was_published(tmp_path):
+    (tmp_path / "BX-Book-Ratings.csv").write_bytes(
+        b'"User-ID";"ISBN";"Book-Rating"\r\n"276725";"034545104X";"0"\r\n"276726";"0155061224";"5"\r\n'
+    )
+    (tmp_path / "BX-Books.csv").write_bytes(
+        b'"ISBN";"Book-Title";"Book-Author"\r\n'
+        b'"034545104X";"Die Mei\xdfner; Eins &amp; \\"Zwei\\";\\"Drei\\"";"M. B. Rose"\r\n'
+        b'"0155061224";"Rites of Passage\\\\";"Judith Rae"\r\n'
+    )
+    columns = {"user": "User-ID", "item": "ISBN", "timestamp": "Book-Rating", "title": "Book-Title"}
+    paths = tmp_path / "BX-Book-Ratings.csv", tmp_path / "BX-Books.csv"
+    with pytest.raises(ValueError, match=r"^items: .*BX-Books\.csv, line 2: the text is not UTF-8\. .* `encoding`"):
+        read_table(*paths, **columns)
+    data = read_table(*paths, **columns, encoding="latin-1")
+    assert data.titles() == {
+        "034545104X": 'Die Meißner; Eins &amp; "Zwei";"Drei"',
+        "0155061224": "Rites of Passage\\",
+    }
+    assert rows_of(data) == [("276725", "034545104X", 0), ("276726", "0155061224", 5)]
+
+
+def test_a_backslash_before_a_quote_can_be_just_that(tmp_path):
+    (tmp_path / "x.csv").write_text('user,item,timestamp,title\nu,a,1,"C:\\"\nu,b,2,"D, ""E"""\n')
+    assert read_table(tmp_path / "x.csv").titles() == {"a": "C:\\", "b": 'D, "E"'}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoding": "klingon"}, r"^interactions: .*there is no encoding 'klingon'\. `encoding` is one that Python"),
+        ({"separator": '"'}, r"^interactions: `separator` cannot be '\"'; it is a character such as ; or tab\.$"),
+        ({"separator": ""}, r"^interactions: `separator` cannot be ''"),
+        ({"separator": ";"}, r"^interactions: .*x\.csv: the columns \['user', .*Say .* `user`, `item`, `timestamp`"),
+    ],
+)
+def test_options_of_text_are_checked(tmp_path, options, message):
+    (tmp_path / "x.csv").write_text(ROWS)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "x.csv", **options)
+
+
+@pytest.mark.parametrize("separator", ["tab", "\\t", "\t"])
+def test_a_shell_can_name_the_tab(tmp_path, separator):
+    (tmp_path / "x.csv").write_text(ROWS.replace(",", "\t"))
+    assert read_table(tmp_path / "x.csv", separator=separator).titles() == {"i1": "A"}
+
+
+def test_what_cannot_be_read_is_named_and_counted(caplog):
+    times = ["2020-01-02", "2020-01-03", "1577923200", "yesterday", ""]
+    orders = pl.DataFrame({"user": list("uvwxy"), "item": "a", "timestamp": times, "stars": ["5", "x", "3", "2", "1"]})
+    data = read_table(orders, pl.DataFrame({"item": ["a"], "title": ["A"]}), rating="stars")
+    assert data.read == {"interactions": 5, "items": 1}
+    assert data.dropped == {
+        "interactions with an unreadable timestamp": 2,
+        "interactions with an unreadable rating": 1,
+        "interactions with an empty or unreadable field": 1,
+    }
+    assert "2 of 5 rows have a timestamp that cannot be read, for example '1577923200' in row 3" in caplog.text
+    assert "1 of 5 rows have a rating that cannot be read, for example 'x' in row 2" in caplog.text
+    assert "Most of the 5 interactions read cannot be used, 1 are left" in caplog.text
+
+
+def test_half_of_the_rows_may_go_without_a_warning(caplog):
+    orders = pl.DataFrame({"user": ["u", "v"], "item": "a", "timestamp": ["1", "x"]})
+    read_table(orders, pl.DataFrame({"item": ["a"], "title": ["A"]}))
+    assert "Most of" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet"])
+def test_only_files_are_opened(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"^interactions: .*{name} is a pipe or a device; give a regular file\.$"):
+        read_table(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"^interactions: .*{name} is a folder; give a file\.$"):
+        read_table(tmp_path / name)
+
+
+def test_an_error_speaks_in_the_callers_names():
+    with pytest.raises(OptionError) as caught:
+        read_table(ORDERS)
+    assert "with `user`, `item`, `timestamp`, `title`." in str(caught.value)
+    assert "with --user_column, --item_column," in str(caught.value.spelled("--{}_column".format))

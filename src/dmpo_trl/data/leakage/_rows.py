@@ -8,8 +8,8 @@ import polars as pl
 from datasets import Dataset
 
 from ...preprocessing.format import numbered_columns
-from .._sources import open_binary
-from ..published._splits import number_users, read_json
+from .._files import open_binary
+from ..published._splits import frame_of, number_users, read_json
 from ..published.dmpo import dmpo_pairs
 from ..published.sdpo import checked_rows, sdpo_examples
 
@@ -75,7 +75,7 @@ def read_rows(path: str | Path) -> pl.DataFrame:
         if ".jsonl" in path.suffixes:
             with open_binary(path) as file:
                 return pl.read_ndjson(file, infer_schema_length=None)
-        return pl.DataFrame(read_json(path), infer_schema_length=None)
+        return frame_of(read_json(path), path)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
 

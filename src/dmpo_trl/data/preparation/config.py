@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ import yaml
 from ..prompts import TEMPLATES, PromptTemplate
 
 # The template where none is named
-_TEMPLATE_OF = {"movielens": "movies", "amazon": "products", "lastfm": "music", "recbole": None, "table": None}
-
+_TEMPLATE_OF = {
+    "movielens": "movies",
+    "amazon": "products",
+    "lastfm": "music",
+    "recbole": "general",
+    "table": "general",
+}
 
 # The least that each option may be
 _AT_LEAST = {
@@ -72,8 +78,22 @@ class PrepareConfig:
     timestamp_column: str = _option("Table: column of the time.", "timestamp")
     rating_column: str | None = _option("Table: column of the rating.")
     title_column: str = _option("Table: column of the title.", "title")
+    separator: str | None = _option(
+        "Table: what stands between the fields of text files, such as ; or tab. Default: what separates the columns."
+    )
+    encoding: str | None = _option("Table: encoding of text files, such as cp1252. Default: UTF-8 or UTF-16.")
+    user_field: str = _option("RecBole: field with the user.", "user_id")
+    item_field: str = _option("RecBole: field with the item, in both files.", "item_id")
+    timestamp_field: str = _option("RecBole: field that orders a user's interactions.", "timestamp")
+    rating_field: str = _option("RecBole: field with the rating, where there is one.", "rating")
     title_field: str = _option("RecBole: field of the .item file with the title.", "movie_title")
     year_field: str | None = _option("RecBole: field of the .item file with the year, to be part of the title.")
+
+    order: str = _option(
+        "RecBole: what --timestamp_field orders by; plays where it is a count, such as weight.",
+        "time",
+        ["time", "plays"],
+    )
 
     min_rating: float | None = _option("Ratings from here on count as liked; by default everything does.")
     k_core_users: int = _option("Keep users with at least this many interactions, liked or not.", 1)
@@ -136,7 +156,10 @@ class PrepareConfig:
         for name, spec in PrepareConfig.__dataclass_fields__.items():
             choices = spec.metadata.get("choices")
             if choices and getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}.")
+                closest = _did_you_mean(getattr(self, name), choices)
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}.{closest}"
+                )
             value = getattr(self, name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, it is {value}.")
@@ -144,8 +167,13 @@ class PrepareConfig:
                 raise ValueError(f"{name} must be at least {_AT_LEAST[name]}, it is {value}.")
         if self.alpha <= 0:
             raise ValueError(f"alpha must be above 0, it is {self.alpha}.")
-        if self.dataset in ("table", "recbole") and not self.path:
-            raise ValueError(f"dataset {self.dataset} needs path, the raw data.")
+        for name in ("path", "items"):
+            if not isinstance(getattr(self, name), str | Path | None):
+                kind, argument = type(getattr(self, name)).__name__, "data" if name == "path" else "items"
+                raise ValueError(
+                    f"`{name}` is the path of a file, not a {kind}. A table in memory is given beside the options: "
+                    f"prepare(config, {argument}=...)."
+                )
         if self.train_users is not None and self.split != "users":
             raise ValueError(f"train_users belongs to the split users; with {self.split} use few_shot_users.")
 
@@ -156,8 +184,6 @@ class PrepareConfig:
             ValueError: For a name that is neither a template nor a file, and a file that holds something else.
         """
         name = self.template or _TEMPLATE_OF[self.dataset]
-        if name is None:
-            raise ValueError(f"dataset {self.dataset} needs a template: {', '.join(TEMPLATES)}, or a file.")
         template = TEMPLATES.get(name) or _read_template(Path(name))
         if not self.conversational:
             template = template.plain()
@@ -168,11 +194,19 @@ class PrepareConfig:
 
 def _read_template(path: Path) -> PromptTemplate:
     if not path.is_file():
-        raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one.")
+        closest = _did_you_mean(str(path), list(TEMPLATES))
+        raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one.{closest}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} nests too deeply for a template.") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} must hold the fields of a prompt template by name.")
     return PromptTemplate.from_dict(values)
+
+
+def _did_you_mean(name: Any, known: list[str]) -> str:
+    found = get_close_matches(str(name).lower(), known, n=1)
+    return f" Did you mean {found[0]}?" if found else ""

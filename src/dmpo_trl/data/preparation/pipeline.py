@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ...writing import check_folder, checksums, new_folder, sha256, write_manifest
 from .._columns import positions
+from .._options import OptionError
 from .._random import uniform
 from ..datasets import text_tables
 from ..examples import next_items
@@ -30,7 +31,7 @@ from .folder import CARD, PREPARED, Prepared, card
 logger = logging.getLogger(__name__)
 
 
-def prepare(config: PrepareConfig) -> Prepared:
+def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepared:
     """Read raw files, split them, draw negatives, and write the datasets to a folder.
 
     The folder holds `preference` and `sft` (splits `train` and `validation`), `ranking` (`validation` and `test`), and
@@ -39,6 +40,9 @@ def prepare(config: PrepareConfig) -> Prepared:
 
     Args:
         config: What to read, how to split it, and where to write.
+        data: What to prepare instead of `config.path`: [`Interactions`], or a table in memory (polars, pandas or
+            Arrow) whose columns the options of `config` name.
+        items: A table in memory with the items and their titles, beside a table `data` that has none.
 
     Returns:
         The folder.
@@ -63,12 +67,30 @@ def prepare(config: PrepareConfig) -> Prepared:
         ... )
         >>> prepare(config).manifest["rows"]["preference"]
         {'train': 7, 'validation': 1}
+
+        A table in memory:
+
+        >>> views = pl.DataFrame(seen, schema=["customer", "at", "film"], orient="row")
+        >>> films = pl.DataFrame({"film": range(9), "name": [f"Film {film}" for film in range(9)]})
+        >>> config = PrepareConfig(
+        ...     dataset="table",
+        ...     output_dir=f"{folder.name}/out2",
+        ...     user_column="customer",
+        ...     item_column="film",
+        ...     timestamp_column="at",
+        ...     title_column="name",
+        ...     negatives=2,
+        ...     candidates=3,
+        ... )
+        >>> prepare(config, data=views, items=films).manifest["rows"]["preference"]
+        {'train': 7, 'validation': 1}
         >>> folder.cleanup()
     """
     template = config.prompt_template()
+    source = _source(config, data, items)
     output = Path(config.output_dir)
     check_folder(output, PREPARED, overwrite=config.overwrite)  # before the work, not only after it
-    data = _read(config)
+    data = data if isinstance(data, Interactions) else _read(config, *source)
     if config.k_core_users > 1 or config.k_core_items > 1:
         data = k_core(data, users=config.k_core_users, items=config.k_core_items)
     examples = _split(data, config)
@@ -106,25 +128,54 @@ def prepare(config: PrepareConfig) -> Prepared:
     return Prepared(output, manifest)
 
 
-def _read(config: PrepareConfig) -> Interactions:
+def _source(config: PrepareConfig, data: Any, items: Any) -> tuple[Any, Any]:
+    """Return what is to be read: what was given, or the paths among the options."""
+    if data is None and config.dataset in ("table", "recbole") and not config.path:
+        raise ValueError(f"dataset {config.dataset} needs `path`, the raw data.")
+    if data is not None and (config.path or config.download):
+        raise ValueError("Give either data, or what to read in the options `path` and `download`.")
+    if isinstance(data, Interactions):
+        if items is not None or config.items:
+            raise ValueError("Interactions have their items already; give no others.")
+    elif (data is not None or items is not None) and config.dataset != "table":
+        raise ValueError(f"A table is prepared with dataset='table', not {config.dataset!r}.")
+    return config.path if data is None else data, config.items if items is None else items
+
+
+def _read(config: PrepareConfig, source: Any, items: Any) -> Interactions:
     if config.dataset == "movielens":
-        return read_movielens(config.path, version=config.version, download=config.download)
+        return read_movielens(source, version=config.version, download=config.download)
     if config.dataset == "amazon":
-        return read_amazon(config.path, category=config.category, release=config.release, download=config.download)
+        return read_amazon(source, category=config.category, release=config.release, download=config.download)
     if config.dataset == "lastfm":
-        return read_lastfm(config.path, version=config.version, download=config.download)
-    assert config.path is not None  # PrepareConfig checked it
+        return read_lastfm(source, version=config.version, download=config.download)
     if config.dataset == "recbole":
-        return read_recbole(config.path, title_field=config.title_field, year_field=config.year_field)
-    return read_table(
-        config.path,
-        config.items,
-        user=config.user_column,
-        item=config.item_column,
-        timestamp=config.timestamp_column,
-        rating=config.rating_column,
-        title=config.title_column,
-    )
+        return read_recbole(
+            source,
+            title_field=config.title_field,
+            year_field=config.year_field,
+            user_field=config.user_field,
+            item_field=config.item_field,
+            timestamp_field=config.timestamp_field,
+            rating_field=config.rating_field,
+            order=config.order,
+        )
+    try:
+        return read_table(
+            source,
+            items,
+            user=config.user_column,
+            item=config.item_column,
+            timestamp=config.timestamp_column,
+            rating=config.rating_column,
+            title=config.title_column,
+            separator=config.separator,
+            encoding=config.encoding,
+        )
+    except OptionError as error:
+        # The reader's `user` is the option user_column here
+        own = {option.name for option in fields(config)}
+        raise error.spelled(lambda name: f"`{name if name in own else f'{name}_column'}`") from error
 
 
 def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]:

@@ -3,6 +3,7 @@
 from ._splits import PublishedSplits
 from .dmpo import read_dmpo
 from .llara import read_llara
+from .msl import read_msl
 from .sdpo import read_sdpo
 
-__all__ = ["PublishedSplits", "read_dmpo", "read_llara", "read_sdpo"]
+__all__ = ["PublishedSplits", "read_dmpo", "read_llara", "read_msl", "read_sdpo"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from .._sources import open_binary
+from .._files import open_binary
 from ..interactions import Interactions
 
 logger = logging.getLogger(__name__)
@@ -72,17 +72,49 @@ def assemble(
     )
 
 
+def one_item_per_title(examples: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Replace items that share a title by the first of them, as `Interactions.from_raw` does."""
+    first = items.select("item", first=pl.col("item").first().over("title")).filter(pl.col("item") != pl.col("first"))
+    return examples.with_columns(
+        pl.col("history").list.eval(pl.element().replace(first["item"], first["first"])),
+        pl.col("target").replace(first["item"], first["first"]),
+    )
+
+
+def load_json(path: Path) -> Any:
+    """Read one JSON value, plain or compressed.
+
+    Raises:
+        ValueError: Where the file holds something else.
+    """
+    with open_binary(path, lines=False) as file:
+        try:
+            return json.load(file)
+        except RecursionError as error:
+            raise ValueError(f"{path} nests too deeply for data.") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not one JSON value in UTF-8: {error}.") from error
+
+
 def read_json(path: Path) -> list[dict[str, Any]]:
     """Read a JSON list of objects, plain or compressed.
 
     Raises:
         ValueError: Where the file holds something else.
     """
-    with open_binary(path) as file:
-        try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not one JSON value: {error}.") from error
+    rows = load_json(path)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must hold a list of objects.")
     return rows
+
+
+def frame_of(rows: list[dict[str, Any]], path: str | Path) -> pl.DataFrame:
+    """Return objects as a table.
+
+    Raises:
+        ValueError: Where a field has values of several types.
+    """
+    try:
+        return pl.DataFrame(rows, infer_schema_length=None)
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path}: the objects are not of one form: {str(error)[:200]}.") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from .._sources import open_source
-from ._splits import PublishedSplits, assemble, items_by_title, read_json
+from ._splits import PublishedSplits, assemble, frame_of, items_by_title, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
         for name, match in matches:
             file = files.need(name)
             try:
-                rows = pl.DataFrame(read_json(file), infer_schema_length=None)
+                rows = frame_of(read_json(file), file)
             except ValueError as error:
                 logger.warning("%s is left out: %s", name, error)
                 dropped["files that are not JSON"] = dropped.get("files that are not JSON", 0) + 1
@@ -97,6 +97,9 @@ def dmpo_pairs(rows: pl.DataFrame) -> pl.DataFrame:
     """
     if missing := {"instruction", "output"} - set(rows.columns):
         raise ValueError(f"rows must have instruction, input and output; {sorted(missing)} are missing.")
+    kinds = rows.schema["instruction"], rows.schema["output"]
+    if kinds[0] != pl.String or kinds[1] not in (pl.String, pl.List(pl.String)):
+        raise ValueError(f"instruction must be text, output text or a list of texts; they are {kinds[0]}, {kinds[1]}.")
     output = pl.col("output")
     titles = rows.select(
         pl.int_range(pl.len()).alias("row"),

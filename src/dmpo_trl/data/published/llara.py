@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
-from .._sources import open_binary, open_source
-from ._splits import PublishedSplits, assemble, number_users
+from .._files import check_packed, open_binary
+from .._sources import open_source
+from ..readers import natural_title
+from ..readers.movielens import read_movies
+from ._splits import PublishedSplits, assemble, number_users, one_item_per_title
 
 _FILES = {"train": "train_data", "validation": "Val_data", "test": "Test_data"}
 
@@ -21,6 +25,9 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
     items), `len_seq` and `next`; a file of `id::name` lines holds the titles. All may be packed (`.gz`). No
     candidates were published.
 
+    In LLaRA's MovieLens files an item is a pair of its number and its rating, which is left out. Their titles are in
+    MovieLens 100K's own `u.item`, whose numbers are larger by one; it is read where there is no `id2name.txt`.
+
     A row whose history is the row before with its target behind it, cut to the longest history of the file, goes on
     with the same user; any other row starts the next one. Users are `"train-0"`, `"train-1"`, ...
 
@@ -28,7 +35,7 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
         path: Folder or archive.
         variant: Which of `Val_data.{variant}.jsonl` and `Test_data.{variant}.jsonl` to read. Needed only where several
             lie together. Variants may share one `train_data.jsonl`.
-        names: The file with the titles.
+        names: The file with the titles. Without it, `u.item` of MovieLens 100K.
 
     Returns:
         Parts `train`, `validation` and `test`, as far as they exist. Every published row is kept, those with an empty
@@ -50,7 +57,8 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
     """
     examples = {}
     with open_source(path) as files:
-        items = _read_names(files.need(names))
+        films = None if files.find(names) else files.find("u.item")
+        items = _numbered_from_zero(films) if films else _read_names(files.need(names))
         found = {part: _of_variant(files.names, stem, variant) for part, stem in _FILES.items()}
         parts = {part: name for part, name in found.items() if name}
         if not parts:
@@ -59,7 +67,7 @@ def read_llara(path: str | Path, *, variant: str | None = None, names: str = "id
             raise ValueError(f"There is no file of variant {variant!r}, only {', '.join(parts.values())}.")
         for part, name in parts.items():
             frame = number_users(_read_sequences(files.need(name), items["item"]), part)
-            examples[part] = _one_item_per_title(frame, items)
+            examples[part] = one_item_per_title(frame, items)
         return assemble(examples, items, files=files.used)
 
 
@@ -82,41 +90,74 @@ def _of_variant(names: Iterable[str], stem: str, variant: str | None) -> str | N
 
 def _read_names(path: Path) -> pl.DataFrame:
     with open_binary(path) as file:
-        lines = file.read().decode("utf-8").split("\n")
-    pairs = [line.rstrip("\r").split("::", 1) for line in lines if line]
-    if bad := [number for number, pair in enumerate(pairs, start=1) if len(pair) != 2 or not pair[0].isdecimal()]:
-        raise ValueError(f"{path}, line {bad[0]}: expected id::name.")
+        pairs = []
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: the text is not UTF-8. Save the file as UTF-8.") from error
+            item, separator, title = text.partition("::")
+            if text and not (separator and item.isdecimal() and item.isascii()):
+                raise ValueError(f"{path}, line {number}: expected id::name, the line is {text[:80]!r}.")
+            if text:
+                pairs.append((item, title))
     return pl.DataFrame(pairs, schema={"item": pl.String, "title": pl.String}, orient="row")
 
 
+def _numbered_from_zero(path: Path) -> pl.DataFrame:
+    """Read the films of MovieLens 100K as LLaRA numbers them, from 0 on instead of 1."""
+    films = read_movies(path)
+    number = pl.col("item").cast(pl.Int64, strict=False) - 1
+    title = pl.col("title").map_elements(natural_title, return_dtype=pl.String)
+    return films.select(number.cast(pl.String).alias("item"), title)
+
+
 def _read_sequences(path: Path, items: pl.Series) -> pl.DataFrame:
-    try:
-        raw = pl.read_ndjson(path, schema={"seq": pl.List(pl.Int64), "len_seq": pl.Int64, "next": pl.Int64})
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} must hold JSON lines with seq, len_seq and next: {error}.") from error
+    check_packed(path)
+    raw = _parsed(path, pl.Int64)
+    if raw is None and (rated := _parsed(path, pl.List(pl.Int64))) is not None:
+        # With ratings, a row has pairs of an item and its rating
+        item = pl.element().list.get(0, null_on_oob=True)
+        raw = rated.with_columns(pl.col("seq").list.eval(item), pl.col("next").list.get(0, null_on_oob=True))
+    if raw is None:
+        raise ValueError(
+            f"{path}{_wrong_line(path)} must hold JSON lines with seq (items, or pairs of an item and its rating), "
+            "len_seq and next."
+        )
+    frame = raw.with_row_index("row")
     # An empty history is published with len_seq 1
     length = pl.col("history").list.len()
-    frame = raw.with_row_index("row").with_columns(
-        history=pl.col("seq").list.eval(pl.element().filter(pl.element() != len(items)))
-    )
+    frame = frame.with_columns(history=pl.col("seq").list.eval(pl.element().filter(pl.element() != len(items))))
     known = items.cast(pl.Int64).implode()
-    wrong = frame.filter(
-        (pl.max_horizontal(length, 1) != pl.col("len_seq"))
-        | ~pl.concat_list("history", "next").list.eval(pl.element().is_in(known)).list.all()
-    )
+    fits = (pl.max_horizontal(length, 1) == pl.col("len_seq")) & pl.concat_list("history", "next").list.eval(
+        pl.element().is_in(known)
+    ).list.all()
+    wrong = frame.filter(~fits.fill_null(False))
     if not wrong.is_empty():
-        first = wrong.row(0, named=True)
+        row = wrong.row(0, named=True)
         raise ValueError(
-            f"{path}, row {first['row']}: seq {first['seq']} with next {first['next']} does not fit len_seq "
-            f"{first['len_seq']} and the {len(items)} names; is it the file of names that belongs to it?"
+            f"{path}, row {row['row']}: seq {row['seq']} with next {row['next']} does not fit len_seq "
+            f"{row['len_seq']} and the {len(items)} names; is it the file of names that belongs to it?"
         )
     return frame.select(pl.col("history").cast(pl.List(pl.String)), target=pl.col("next").cast(pl.String))
 
 
-def _one_item_per_title(examples: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """Replace items that share a title by the first of them, as `Interactions.from_raw` does."""
-    first = items.select("item", first=pl.col("item").first().over("title")).filter(pl.col("item") != pl.col("first"))
-    return examples.with_columns(
-        pl.col("history").list.eval(pl.element().replace(first["item"], first["first"])),
-        pl.col("target").replace(first["item"], first["first"]),
-    )
+def _parsed(path: Path, item: pl.DataType | type[pl.DataType]) -> pl.DataFrame | None:
+    """Return the lines, if items are written in this type."""
+    try:
+        return pl.read_ndjson(path, schema={"seq": pl.List(item), "len_seq": pl.Int64, "next": item})
+    except pl.exceptions.PolarsError:
+        return None
+
+
+def _wrong_line(path: Path) -> str:
+    """Return the first line that is not a JSON object with the three fields, and why."""
+    with open_binary(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line) if line.strip() else {"seq": [], "len_seq": 1, "next": 0}
+            except (ValueError, RecursionError) as error:
+                return f", line {number} is not JSON in UTF-8 ({error}): {line[:80]!r}. The file"
+            if not isinstance(row, dict) or not {"seq", "len_seq", "next"} <= row.keys():
+                return f", line {number} is {line[:80]!r}. The file"
+    return ""

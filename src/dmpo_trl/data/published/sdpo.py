@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from .._sources import SourceFiles, open_source
-from ._splits import PublishedSplits, assemble, items_by_title, number_users, read_json
+from ._splits import PublishedSplits, assemble, frame_of, items_by_title, number_users, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def read_sdpo(*paths: str | Path) -> PublishedSplits:
                 part = _PARTS[match[1]]
                 if part in raw:
                     raise ValueError(f"{name} is a second file of {part!r}; give the files of one data set by name.")
-                raw[part] = checked_rows(pl.DataFrame(read_json(files.need(name)), infer_schema_length=None), name)
+                raw[part] = checked_rows(frame_of(read_json(files.need(name)), name), name)
             used += files.used
     if not raw:
         looked_in = ", ".join(map(str, paths)) or "no path"
@@ -70,11 +70,18 @@ def checked_rows(rows: pl.DataFrame, where: str) -> pl.DataFrame:
     """Return the rows themselves, if each is `{historyList, itemList, trueSelection}` as S-DPO publishes them.
 
     Raises:
-        ValueError: Naming `where` and the first row whose selection is not in its list, or that lists an item twice.
+        ValueError: Naming `where`, for a column of another type, and the first row whose selection is not in its list
+            or that lists an item twice.
     """
     if missing := {"historyList", "itemList", "trueSelection"} - set(rows.columns):
         raise ValueError(
             f"{where}: rows must have historyList, itemList and trueSelection; {sorted(missing)} are missing."
+        )
+    text = [rows.schema[name] == pl.String for name in ("historyList", "trueSelection")]
+    if not all(text) or rows.schema["itemList"] != pl.List(pl.String):
+        raise ValueError(
+            f"{where}: historyList and trueSelection must be text and itemList a list of texts; they are "
+            f"{rows.schema['historyList']}, {rows.schema['trueSelection']} and {rows.schema['itemList']}."
         )
     listed = pl.col("itemList")
     wrong = rows.with_row_index("row").filter(

@@ -1,11 +1,12 @@
-"""Amazon Reviews 2018 (https://nijianmo.github.io/amazon/) and 2023 (https://amazon-reviews-2023.github.io/)."""
+"""Amazon Reviews of 2014 and 2018 (https://nijianmo.github.io/amazon/) and 2023 (https://amazon-reviews-2023.github.io/)."""
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import re
-import zlib
+import warnings
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .._sources import SourceFiles, open_binary, open_source
+from .._files import check_packed, open_binary
+from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile
 
@@ -47,8 +49,10 @@ _RELEASES = {
         *("user_id", "parent_asin", "rating", "timestamp"),
     ),
 }
-_REVIEWS = re.compile(r"(?!meta_)(?P<category>.+?)(_5)?\.jsonl?(\.gz)?")
+_REVIEWS = re.compile(r"(?!meta_)(reviews_)?(?P<category>.+?)(_5)?\.jsonl?(\.gz)?")
 _METADATA = re.compile(r"meta_(?P<category>.+)\.jsonl?(\.gz)?")
+# A line of metadata has kilobytes; Python's parser takes a hundred times as much memory as the text
+_LITERAL_LIMIT = 1 << 20
 # What the crawler of 2018 took for a title: the beginning of a tag, or a script
 _FRAGMENT = r"^</?[A-Za-z!]|<[A-Za-z]+ [A-Za-z-]+=|getTime\("
 
@@ -62,9 +66,11 @@ def read_amazon(
 ) -> Interactions:
     """Read one category of Amazon's product reviews, as JSON lines, gzipped or not.
 
-    The reviews (2018: `X_5.json.gz` or `X.json.gz`, 2023: `X.jsonl.gz`) give user, item, rating and time, the metadata
-    (`meta_X.json.gz`, `meta_X.jsonl.gz`) the titles. Which release a local copy is, its first review tells. In 2023 an
-    item is a `parent_asin`: the variants of a product (colours, sizes) are one item.
+    The reviews (2014: `reviews_X_5.json.gz` or `reviews_X.json.gz`, 2018: `X_5.json.gz` or `X.json.gz`, 2023:
+    `X.jsonl.gz`) give user, item, rating and time, the metadata (`meta_X.json.gz`, `meta_X.jsonl.gz`) the titles.
+    Which release a local copy is, its first review tells; those of 2014 and 2018 are written alike. In 2023 an item is
+    a `parent_asin`: the variants of a product (colours, sizes) are one item. The lines of 2014's metadata are Python
+    dictionaries, not JSON, and are read as literals: nothing in them is run.
 
     Titles lose HTML entities and repeated white space. A fragment of HTML (`<span class=...`, in 2018) does not
     count as a title. Of a product listed twice the first clean title counts. Metadata of products without a review in
@@ -79,8 +85,8 @@ def read_amazon(
         download: Get both files from mcauleylab.ucsd.edu, once, instead of reading `path`.
 
     Returns:
-        The interactions, with ratings from 1 to 5 and the release's own timestamps: seconds since 1970 in 2018,
-        milliseconds in 2023. What was dropped and why is in `dropped`, and logged.
+        The interactions, with ratings from 1 to 5 and the release's own timestamps: seconds since 1970, milliseconds
+        in 2023. What was dropped and why is in `dropped`, and logged.
 
     Raises:
         FileNotFoundError: Where a file is missing.
@@ -139,7 +145,8 @@ def _find(files: SourceFiles, category: str | None) -> tuple[Path, Path]:
         category = categories[0] if categories else "X"
     elif categories and category not in categories:
         raise ValueError(f"category {category!r} is not there; there are {', '.join(categories)}.")
-    reviews = files.need(f"{category}_5.json", f"{category}.json", f"{category}.jsonl")
+    stems = f"{category}_5", f"reviews_{category}_5", category, f"reviews_{category}"
+    reviews = files.need(*(f"{stem}.json" for stem in stems), f"{category}.jsonl")
     return reviews, files.need(*_metadata_names(category, reviews))
 
 
@@ -199,23 +206,44 @@ def _release_of(reviews: Path, metadata: Path) -> _Release:
                 )
             return release
     raise ValueError(
-        f"{reviews} does not hold Amazon reviews: a line of 2018 has reviewerID, asin, overall and unixReviewTime, "
-        f"one of 2023 user_id, parent_asin, rating and timestamp; the first line has {', '.join(fields) or 'nothing'}."
+        f"{reviews} does not hold Amazon reviews: a line of 2014 and 2018 has reviewerID, asin, overall and "
+        "unixReviewTime, one of 2023 user_id, parent_asin, rating and timestamp; the first line has "
+        f"{', '.join(map(str, fields))[:200] or 'nothing'}."
     )
 
 
 def _first_fields(path: Path) -> dict[str, object]:
     with open_binary(path) as file:
         first = file.readline()
+    return _object(first, f"{path}, line 1") if first.strip() else {}
+
+
+def _object(line: bytes, where: str) -> dict[str, object]:
+    """Return what a line holds, be it JSON or a Python literal."""
     try:
-        fields = json.loads(first or b"{}")
-    except ValueError as error:
-        raise ValueError(f"{path}, line 1 is not JSON: {first[:80]!r}.") from error
-    return fields if isinstance(fields, dict) else {}
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        try:
+            if len(line) > _LITERAL_LIMIT:
+                raise ValueError
+            with warnings.catch_warnings(action="ignore"):  # of "\\d" in a text
+                fields = ast.literal_eval(line.decode("utf-8").strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            raise ValueError(
+                f"{where} is not JSON, and not a Python dictionary as in 2014: {line[:80]!r}. Correct or remove it."
+            ) from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where} is not an object with fields: {line[:80]!r}. Correct or remove it.")
+    return fields
 
 
 def _scan(path: Path, schema: dict[str, type[pl.DataType]], **columns: pl.Expr | str) -> pl.DataFrame:
     """Read some fields of JSON lines without ever holding the rest, such as the reviews' text."""
+    check_packed(path)
+    with open_binary(path) as file:
+        literals = not _is_json(file.readline())
+    if literals:
+        return _read_literals(path, schema).select(**columns)
     try:
         # As an address, because polars maps a path into memory whole, and takes [ and * in it for patterns
         lines = pl.scan_ndjson(path.resolve().as_uri(), schema=schema)
@@ -224,23 +252,43 @@ def _scan(path: Path, schema: dict[str, type[pl.DataType]], **columns: pl.Expr |
         raise ValueError(f"{path}{_first_problem(path, schema) or f': {error}'}") from error
 
 
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line or b"{}")
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read_literals(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    """Read some fields of lines that are Python dictionaries; what is not a number where it should be is null."""
+    rows = []
+    with open_binary(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                fields = _object(line, f"{path}, line {number}")
+                rows.append(tuple(fields.get(name) for name in schema))
+    text = {
+        name: pl.Series(name, [None if row[place] is None else str(row[place]) for row in rows], pl.String)
+        for place, name in enumerate(schema)
+    }
+    return pl.DataFrame(text).cast(schema, strict=False)  # type: ignore[arg-type]
+
+
 def _first_problem(path: Path, schema: dict[str, type[pl.DataType]]) -> str:
     """Say where and why a file cannot be read, since polars does not name the line; "" where it can."""
     number = 0
-    try:
-        with open_binary(path) as file:
-            while lines := list(islice(file, 10_000)):
-                try:
-                    pl.read_ndjson(b"".join(lines), schema=schema)
-                except pl.exceptions.PolarsError:
-                    for line in lines:
-                        number += 1
-                        try:
-                            pl.read_ndjson(line, schema=schema)
-                        except pl.exceptions.PolarsError as error:
-                            return f", line {number} cannot be read ({error}): {line[:80]!r}. Correct or remove it."
-                else:
-                    number += len(lines)
-    except (EOFError, OSError, zlib.error) as error:
-        return f" is damaged after line {number}: {error}. Download it again."
+    with open_binary(path) as file:
+        while lines := list(islice(file, 10_000)):
+            try:
+                pl.read_ndjson(b"".join(lines), schema=schema)
+            except pl.exceptions.PolarsError:
+                for line in lines:
+                    number += 1
+                    try:
+                        pl.read_ndjson(line, schema=schema)
+                    except pl.exceptions.PolarsError as error:
+                        return f", line {number} cannot be read ({error}): {line[:80]!r}. Correct or remove it."
+            else:
+                number += len(lines)
     return ""

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import polars as pl
 
+from .._files import check_packed
 from .._sources import open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
+from ._text import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +92,17 @@ def _read_hetrec(plays: Path, artists: Path, used: tuple[str, ...]) -> Interacti
 
 def _read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     """Read some columns of a table with a header; what is not a number becomes null, for from_raw to drop."""
-    try:
-        table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} is not a tab-separated table in UTF-8: {error}.") from error
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {table.columns}.")
+
+    def check(there: list[str]) -> None:
+        if missing := [name for name in columns if name not in there]:
+            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {there[:20]}.")
+
+    table = read_text(path, list(columns), check, separator="\t", encoding=None, quoted=False, published=True)
     return table.select(pl.col(name).cast(kind, strict=False) for name, kind in columns.items())
 
 
 def _read_1k(listens: Path, used: tuple[str, ...]) -> Interactions:
+    check_packed(listens)
     name = _one_line("artist")
     lines = pl.scan_csv(
         listens.resolve().as_uri(),  # as an address, because polars maps a path into memory whole

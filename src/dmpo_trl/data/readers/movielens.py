@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from .._sources import SourceFiles, open_binary, open_source
+from .._files import check_packed, open_binary
+from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
 from ._titles import natural_title
+from ._values import drop_unreadable, number, times
 
 
 class _Format(NamedTuple):
@@ -87,7 +90,8 @@ def read_movielens(
 
     Returns:
         The interactions, with ratings from 0.5 to 5 stars and timestamps in seconds since 1970; items with their
-        `genres`, separated by `|`. Lines without a rating are dropped and counted.
+        `genres`, separated by `|`. Lines without a rating are dropped and counted. Times that another program wrote
+        anew, as fractions or in ISO 8601, are read too.
 
     Raises:
         FileNotFoundError: Where ratings or movies are missing.
@@ -111,10 +115,13 @@ def read_movielens(
                 f"{ratings} has no titles: they are in {layout.movies} of the same MovieLens archive, which must lie "
                 f"{'beside it' if files.given else 'in the same folder or archive'}."
             )
-        items = _read_movies(movies, layout)
+        items = read_movies(movies)
         if natural_titles:
             items = items.with_columns(pl.col("title").map_elements(natural_title, return_dtype=pl.String))
-        return Interactions.from_raw(_read_ratings(ratings, layout), items, files=files.used)
+        dropped: dict[str, int] = {}
+        rows = _read_ratings(ratings, layout, dropped)
+        read = {"interactions": rows.height + sum(dropped.values()), "items": items.height}
+        return Interactions.from_raw(rows, items, dropped=dropped, read=read, files=files.used)
 
 
 def _find_ratings(files: SourceFiles) -> tuple[Path, _Format]:
@@ -133,35 +140,64 @@ def _find_ratings(files: SourceFiles) -> tuple[Path, _Format]:
     )
 
 
-def _read_ratings(path: Path, layout: _Format) -> pl.DataFrame:
+def _read_ratings(path: Path, layout: _Format, dropped: dict[str, int]) -> pl.DataFrame:
     columns = layout.columns or tuple(_first_line(path).replace('"', "").split(","))
     missing = [name for name in _FIELDS if name not in columns]
     if missing:
         raise ValueError(f"{path}: the columns {missing} are missing; the first line names {list(columns)}.")
+    check_packed(path)
     # A field that should be empty and is not: "1:x:3::4::5"
     strays = [pl.col(name) != "" for name in columns if name.startswith("gap")] or [pl.lit(False)]
-    try:
-        return (
-            pl.scan_csv(
-                path,
-                separator=layout.separator[0],
-                has_header=False,
-                glob=False,
-                skip_rows=0 if layout.columns else 1,
-                schema={name: _FIELDS.get(name, pl.String) for name in columns},
-                ignore_errors=True,  # what is not a number becomes null, which Interactions.from_raw drops and counts
-                quote_char=None if layout.columns else '"',
-            )
-            .select(
-                user=pl.when(pl.any_horizontal(strays)).then(None).otherwise("userId"),
-                item="movieId",
-                rating="rating",
-                timestamp="timestamp",
-            )
-            .collect(engine="streaming")
+
+    def scan(kinds: Mapping[str, type[pl.DataType]]) -> pl.LazyFrame:
+        lines = pl.scan_csv(
+            path,
+            separator=layout.separator[0],
+            has_header=False,
+            glob=False,
+            skip_rows=0 if layout.columns else 1,
+            schema={name: kinds.get(name, pl.String) for name in columns},
+            ignore_errors=True,  # what is not a number becomes null
+            quote_char=None if layout.columns else '"',
         )
+        return lines.select(
+            user=pl.when(pl.any_horizontal(strays)).then(None).otherwise("userId"),
+            item="movieId",
+            rating="rating",
+            timestamp="timestamp",
+        )
+
+    try:
+        rows = scan(_FIELDS).collect(engine="streaming")
+        if not any(column.null_count() for column in rows):
+            return rows
+        # Written anew by something else, such as pandas: 964982703.0, or a date. Only these lines are read as text
+        kinds = [pl.col(name).cast(kind, strict=False) for name, kind in rows.schema.items()]
+        odd = pl.any_horizontal(kind.is_null() for kind in kinds)
+        text = scan({}).with_row_index("row").filter(odd).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise ValueError(_explain(path, layout, columns, error)) from error
+    return _with_text(rows, text, f"{path}", dropped)
+
+
+def _with_text(rows: pl.DataFrame, text: pl.DataFrame, where: str, dropped: dict[str, int]) -> pl.DataFrame:
+    """Put what the fields of odd lines say into their rows; `text` has the lines and their place in `row`."""
+    place = text["row"].cast(pl.Int64)
+    raw, parsed = {}, {}
+    for name, kind in rows.schema.items():
+        words = text[name]
+        # Not a single time may be there to tell how they are written
+        values = number(name, words) if name != "timestamp" or _all_numbers(words) else times(name, words)
+        if name == "timestamp" and not (values.cast(pl.Int64, strict=False) == values).fill_null(True).all():
+            kind = values.dtype
+        parsed[name] = rows[name].cast(kind).scatter(place, values.cast(kind, strict=False))
+        raw[name] = pl.select(pl.repeat(None, rows.height, dtype=pl.String)).to_series().scatter(place, words)
+    fields = {name: raw[name] for name in ("timestamp", "rating")}
+    return drop_unreadable(pl.DataFrame(parsed), fields, where, dropped)
+
+
+def _all_numbers(words: pl.Series) -> bool:
+    return not words.str.contains(r"\d\d\d\d-\d\d").any()
 
 
 def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Exception) -> str:
@@ -177,35 +213,62 @@ def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Excep
     return f"{path} cannot be read: {error}."
 
 
-def _read_movies(path: Path, layout: _Format) -> pl.DataFrame:
-    """Read the movies as text; a line that is not one is refused, because ratings would lose their titles."""
-    with open_binary(path) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:  # 100K and 1M
-        text = data.decode("latin-1")
-    lines: Iterable[list[str]]
-    if layout.movies == "movies.csv":
-        lines = csv.reader(io.StringIO(text))
-    else:
-        lines = (line.removesuffix("\r").split(layout.movies_separator) for line in text.split("\n"))
-    width = 5 + len(_GENRES) if layout.movies == "u.item" else 3
+def read_movies(path: Path) -> pl.DataFrame:
+    """Read the movies as text; a line that is not one is refused, because ratings would lose their titles.
+
+    Args:
+        path: `u.item`, `movies.dat` or `movies.csv`, packed or not.
+
+    Returns:
+        Columns `item`, `title` and `genres`.
+
+    Raises:
+        ValueError: For a line that is not a movie.
+    """
+    name = path.name.removesuffix(".gz")
+    separator = next(layout.movies_separator for layout in _FORMATS if layout.movies == name)
+    width = 5 + len(_GENRES) if name == "u.item" else 3
     movies = []
-    for number, fields in enumerate(lines, 1):
-        if fields in ([], [""]):
-            continue
-        if len(fields) != width:
-            raise ValueError(
-                f"{path}, line {number}: a movie has {width} fields, separated by {layout.movies_separator!r}, here "
-                f"are {len(fields)}: {fields}. Correct the line, or take the file anew from the MovieLens archive."
-            )
-        genres = fields[2]
-        if layout.movies == "u.item":
-            genres = "|".join(genre for genre, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1")
-        movies.append((fields[0], fields[1].strip() or None, genres))
-    header = layout.movies == "movies.csv"
+    with open_binary(path) as file, io.TextIOWrapper(file, encoding=_encoding(path), newline="") as text:
+        try:
+            for number, fields in _fields(text, separator):
+                if len(fields) != width:
+                    raise ValueError(
+                        f"{path}, line {number}: a movie has {width} fields, separated by {separator!r}, here are "
+                        f"{len(fields)}: {str(fields)[:200]}. Correct the line, or take the file anew from the "
+                        "MovieLens archive."
+                    )
+                genres = fields[2]
+                if name == "u.item":
+                    genres = "|".join(genre for genre, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1")
+                movies.append((fields[0], fields[1].strip() or None, genres))
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {len(movies) + 1} or behind it: {error}. Correct the line.") from error
+    header = name == "movies.csv"
     return pl.DataFrame(movies[header:], schema=dict.fromkeys(("item", "title", "genres"), pl.String), orient="row")
+
+
+def _encoding(path: Path) -> str:
+    """Return UTF-8 if the whole file is, else latin-1, as in 100K and 1M."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    with open_binary(path) as file:
+        try:
+            while data := file.read(1 << 20):
+                decode(data)
+            decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "latin-1"
+    return "utf-8-sig"
+
+
+def _fields(text: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the fields of each line that is not empty."""
+    if separator == ",":
+        reader = csv.reader(text)
+        rows = ((reader.line_num, fields) for fields in reader)
+    else:
+        rows = ((number, line.rstrip("\r\n").split(separator)) for number, line in enumerate(text, 1))
+    return ((number, fields) for number, fields in rows if fields not in ([], [""]))
 
 
 def _first_line(path: Path) -> str:

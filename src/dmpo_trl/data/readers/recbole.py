@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
 
+from .._options import OptionError
 from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
+from ._text import read_text
 from ._titles import natural_title
+from ._values import drop_unreadable, number, times
+
+_PART = re.compile(r"(?P<stem>.+)\.(?P<part>train|valid|test)\.inter")
+_PARTS = ("train", "valid", "test")
 
 
 def read_recbole(
-    path: str | Path, *, title_field: str, year_field: str | None = None, natural_titles: bool = True
+    path: str | Path,
+    *,
+    title_field: str,
+    year_field: str | None = None,
+    user_field: str = "user_id",
+    item_field: str = "item_id",
+    timestamp_field: str = "timestamp",
+    rating_field: str = "rating",
+    order: str = "time",
+    natural_titles: bool = True,
 ) -> Interactions:
-    """Read one `.inter` and one `.item` file, tab-separated with typed headers (`name:type`).
-
-    The fields are RecBole's own: `user_id`, `item_id`, `timestamp` and, where it exists, `rating`.
+    """Read `.inter` and `.item` files, tab-separated with typed headers (`name:type`).
 
     Args:
-        path: A folder or archive with the two files, such as `ml-100k`, or one of them beside the other.
+        path: A folder or archive with one `.item` file and one `.inter` file, such as `ml-100k`, or one of them beside
+            the other. Benchmark files in parts (`x.train.inter`, `x.valid.inter`, `x.test.inter`) are put together.
         title_field: Name of the `.item` field with the title, such as `"movie_title"`.
         year_field: Name of the `.item` field with the year. Where it holds a year, titles become
             `"Toy Story (1995)"`.
+        user_field: Name of the field with the user.
+        item_field: Name of the field with the item in both files, such as `"product_id"` for Steam.
+        timestamp_field: Name of the field that orders a user's interactions.
+        rating_field: Name of the field with the rating; where there is none, the interactions have no ratings.
+        order: What `timestamp_field` orders by: `"time"`, or `"plays"` where a count such as Last.fm's `weight`
+            stands in its place.
         natural_titles: Turn `"Bug's Life, A"` into `"A Bug's Life"`.
 
     Returns:
@@ -30,7 +51,7 @@ def read_recbole(
         logged.
 
     Raises:
-        FileNotFoundError: Where there is not exactly one file of each kind.
+        FileNotFoundError: Where there is not one `.item` file, or neither one `.inter` file nor the parts of one.
         ValueError: Where a field is missing or a file is not an atomic file.
 
     Example:
@@ -44,50 +65,85 @@ def read_recbole(
         >>> folder.cleanup()
     """
     with open_source(path) as files:
-        inter_file, item_file = (files.need(_only_name(files, suffix)) for suffix in (".inter", ".item"))
-        inter = _read_atomic(inter_file, ["user_id", "item_id", "timestamp"])
-        item = _read_atomic(item_file, ["item_id", title_field, *([year_field] if year_field else [])])
+        inter_names, item_name = _names(files)
+        inter = pl.concat(
+            [
+                _read_atomic(
+                    files.need(name),
+                    {"user_field": user_field, "item_field": item_field, "timestamp_field": timestamp_field},
+                )
+                for name in inter_names
+            ],
+            how="diagonal",
+        )
+        years = {"year_field": year_field} if year_field else {}
+        item = _read_atomic(files.need(item_name), {"item_field": item_field, "title_field": title_field} | years)
         used = files.used
 
+    raw = {"timestamp": inter[timestamp_field]}
+    if rating_field in inter.columns:
+        raw["rating"] = inter[rating_field]
     interactions = inter.select(
-        user="user_id",
-        item="item_id",
-        # What is not a number becomes null, which Interactions.from_raw drops and counts.
-        timestamp=pl.col("timestamp").cast(pl.Float64, strict=False),
-        **({"rating": pl.col("rating").cast(pl.Float64, strict=False)} if "rating" in inter.columns else {}),
+        pl.col(user_field).alias("user"),
+        pl.col(item_field).alias("item"),
+        times(timestamp_field, raw["timestamp"]).alias("timestamp"),
+        *([number(rating_field, raw["rating"]).alias("rating")] if "rating" in raw else []),
     )
+    dropped: dict[str, int] = {}
+    read = {"interactions": interactions.height, "items": item.height}
+    interactions = drop_unreadable(interactions, raw, ", ".join(inter_names), dropped)
     title = pl.col(title_field).str.strip_chars()
     if natural_titles:
         title = title.map_elements(natural_title, return_dtype=pl.String)
     if year_field:
         year = pl.col(year_field)
         title = pl.when(year.str.contains(r"^\d{4}$")).then(pl.format("{} ({})", title, year)).otherwise(title)
-    items = item.with_columns(title=title).rename({"item_id": "item"})
-    others = [name for name in items.columns if name not in ("item", "title", title_field, year_field)]
-    return Interactions.from_raw(interactions, items.select("item", "title", *others), files=used)
+    others = [
+        name for name in item.columns if name not in ("item", "title", item_field, title_field, year_field or "")
+    ]
+    items = item.select(pl.col(item_field).alias("item"), title.alias("title"), *others)
+    return Interactions.from_raw(interactions, items, order=order, dropped=dropped, read=read, files=used)
 
 
-def _only_name(files: SourceFiles, suffix: str) -> str:
-    names = files.ending(suffix)
-    if len(names) != 1:
-        raise FileNotFoundError(
-            f"There must be exactly one {suffix} file of RecBole's; found: {', '.join(names) or 'none'} among "
-            f"{', '.join(files.names[:20]) or 'no file'}."
-        )
-    return names[0]
+def _names(files: SourceFiles) -> tuple[list[str], str]:
+    """Return the names of the .inter file, or of its parts in their order, and of the .item file."""
+    inter, item = files.ending(".inter"), files.ending(".item")
+    given = _PART.fullmatch(files.given.name.removesuffix(".gz")) if files.given else None
+    if given:
+        named = {name.removesuffix(".gz") for name in files.names}
+        inter = [name for name in (f"{given['stem']}.{part}.inter" for part in _PARTS) if name in named]
+        item = [name for name in [f"{given['stem']}.item"] if name in named]
+    elif files.given and not inter:  # x.item, beside parts
+        stem = files.given.name.removesuffix(".gz").removesuffix(".item")
+        named = {name.removesuffix(".gz") for name in files.names}
+        inter = [name for name in (f"{stem}.{part}.inter" for part in _PARTS) if name in named]
+    parts = {match["part"]: match for name in inter if (match := _PART.fullmatch(name))}
+    if len(parts) == len(inter) and len({match["stem"] for match in parts.values()}) == 1:
+        inter = [parts[part].string for part in _PARTS if part in parts]
+    for suffix, found, enough in ((".inter", inter, len(parts) == len(inter) > 0), (".item", item, False)):
+        if len(found) != 1 and not enough:
+            raise FileNotFoundError(
+                f"There must be exactly one {suffix} file of RecBole's; found: {', '.join(found) or 'none'} among "
+                f"{', '.join(files.names[:20]) or 'no file'}."
+            )
+    return inter, item[0]
 
 
-def _read_atomic(path: Path, fields: list[str]) -> pl.DataFrame:
-    """Read a file with every field as text, its type cut off the name."""
-    try:
-        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} is not a tab-separated file in UTF-8: {error}.") from error
-    untyped = [name for name in frame.columns if ":" not in name]
-    if untyped:
-        raise ValueError(f"{path}: the header has no type (`name:type`) at {untyped}; is it an atomic file?")
-    frame = frame.rename({name: name.rsplit(":", 1)[0] for name in frame.columns})
-    missing = [name for name in fields if name not in frame.columns]
-    if missing:
-        raise ValueError(f"{path}: the fields {missing} are missing; it has {frame.columns}.")
-    return frame
+def _read_atomic(path: Path, fields: dict[str, str]) -> pl.DataFrame:
+    """Read a file with every field as text, its type cut off the name; `fields` by the option that names each."""
+
+    def check(there: list[str]) -> None:
+        if untyped := [name for name in there if ":" not in name]:
+            raise ValueError(f"{path}: the header has no type (`name:type`) at {untyped[:20]}; is it an atomic file?")
+        names = [name.rsplit(":", 1)[0] for name in there]
+        if missing := {option: name for option, name in fields.items() if name not in names}:
+            raise OptionError(
+                f"{path}: the fields {list(missing.values())} are missing; it has {names}. Say which they are with "
+                f"{', '.join(f'`{option}`' for option in missing)}.",
+                *missing,
+            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}: the header names a field twice: {names}.")
+
+    frame = read_text(path, [], check, separator="\t", encoding=None, others=True, quoted=False, published=True)
+    return frame.rename({name: name.rsplit(":", 1)[0] for name in frame.columns})

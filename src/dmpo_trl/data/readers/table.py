@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,14 @@ import polars as pl
 import pyarrow as pa
 
 from .._columns import identifiers
+from .._files import check_packed, open_binary, require_file
+from .._options import OptionError
 from ..interactions import Interactions
+from ._text import ENDINGS, REMEDY, encoding_of, ending, no_encoding, read_text
+from ._values import drop_unreadable, number, times
+
+_LINES = (".jsonl", ".ndjson")
+_FORMATS = f"{', '.join(ENDINGS)}, .jsonl (these also as .gz) or .parquet"
 
 
 def read_table(
@@ -25,28 +32,33 @@ def read_table(
     timestamp: str = "timestamp",
     rating: str | None = None,
     title: str = "title",
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> Interactions:
     """Read interactions and titles from tables in memory or in files.
 
     Args:
-        interactions: A polars, pandas or Arrow table, or the path of a `.csv`, `.parquet` or `.jsonl` file, one row
-            per interaction.
+        interactions: A polars, pandas or Arrow table, or the path of a file, one row per interaction: text with
+            separators (`.csv`, `.tsv`, `.txt`, `.dat`) or JSON lines (`.jsonl`), gzipped or not, or `.parquet`.
         items: The same, one row per item; None where `interactions` itself has the titles. Further columns are kept.
         user: Column with the users: text, or whole numbers of any type.
         item: Column with the items, of the same name in both tables: text, or whole numbers of any type.
         timestamp: Column with the times: numbers of any unit, dates or datetimes, or, in a text column, numbers or ISO
-            8601. What are not numbers become seconds since 1970; a time without a zone is in UTC.
+            8601. What are not numbers become seconds since 1970; a time without a zone is in UTC. Where a text column
+            has both numbers and ISO 8601, the fewer are unreadable: nobody knows the numbers' unit.
         rating: Column with the ratings, where there is one.
         title: Column with the titles. Where an item has several, in `interactions`, the first counts.
+        separator: What stands between the fields of text files. None: the comma, semicolon, tab, bar or `::` at which
+            the first line falls into the columns.
+        encoding: Encoding of text files and JSON lines, such as `"cp1252"`. None: UTF-8 or UTF-16.
 
     Returns:
-        The interactions. Rows with a field that is empty, or has no number where there should be one, are dropped and
-        counted.
+        The interactions. Rows with a field that is empty or cannot be read are dropped and counted, by their reason.
 
     Raises:
         FileNotFoundError: Where a file does not exist.
         TypeError: For something that is not a table.
-        ValueError: For a column that is missing or of another type, or a file of another format.
+        ValueError: For a column that is missing or of another type, or a file that cannot be read; the line is named.
 
     Example:
         >>> orders = pl.DataFrame({"customer": [7, 7], "sku": ["a", "b"], "bought_at": ["2026-05-02", "2026-05-01"]})
@@ -56,89 +68,134 @@ def read_table(
         ['b', 'a']
     """
     files = [str(table) for table in (interactions, items) if isinstance(table, str | Path)]
-    rows = _scan("interactions", interactions)
     own_titles = items is None
-    needed = [user, item, timestamp, *([rating] if rating else []), *([title] if own_titles else [])]
-    kinds = _check("interactions", interactions, rows, needed)
-    rows = rows.select(
-        pl.col(user).alias("user"),
-        pl.col(item).alias("item"),
-        pl.col(timestamp).alias("timestamp"),
-        *([_number(rating, kinds).alias("rating")] if rating else []),
-        *([_title(title).alias("title")] if own_titles else []),
+    needed = {"user": user, "item": item, "timestamp": timestamp}
+    needed |= {"rating": rating} if rating else {}
+    needed |= {"title": title} if own_titles else {}
+    raw = _load("interactions", interactions, needed, separator, encoding)
+    where = f"interactions: {interactions}" if files and files[0] == str(interactions) else "interactions"
+    frame = pl.DataFrame(
+        [
+            _identifiers("interactions", user, raw[user]).alias("user"),
+            _identifiers("interactions", item, raw[item]).alias("item"),
+            times(timestamp, raw[timestamp]).alias("timestamp"),
+            *([number(rating, raw[rating]).alias("rating")] if rating else []),
+            *([raw[title].alias("title")] if own_titles else []),
+        ]
     )
-    frame = _collect("interactions", interactions, rows)
-    frame = frame.with_columns(
-        _identifiers("interactions", user, frame["user"]),
-        _identifiers("interactions", item, frame["item"]),
-        _times(timestamp, frame["timestamp"]),
-    )
-    dropped = {}
+    read = {"interactions": frame.height}
+    dropped: dict[str, int] = {}
     if own_titles:
-        titles = frame.drop_nulls("item").group_by("item", maintain_order=True)
-        catalogue = titles.agg(pl.col("title").drop_nulls().first(), spellings=pl.col("title").drop_nulls().n_unique())
+        titles = frame.drop_nulls("item").select("item", _title("title"))
+        groups = titles.group_by("item", maintain_order=True)
+        catalogue = groups.agg(pl.col("title").drop_nulls().first(), spellings=pl.col("title").drop_nulls().n_unique())
         if surplus := int((catalogue["spellings"].clip(lower_bound=1) - 1).sum()):
             dropped["further titles of the same item"] = surplus
         frame, catalogue = frame.drop("title"), catalogue.drop("spellings")
     else:
-        table = _scan("items", items)
-        kinds = _check("items", items, table, [item, title])
-        others = [name for name in kinds if name not in (item, title, "item", "title")]
-        table = table.select(pl.col(item).alias("item"), _title(title).alias("title"), pl.col(others))
-        catalogue = _collect("items", items, table)
+        table = _load("items", items, {"item": item, "title": title}, separator, encoding, others=True)
+        others = [name for name in table.columns if name not in (item, title, "item", "title")]
+        catalogue = table.select(pl.col(item).alias("item"), _title(title).alias("title"), pl.col(others))
         catalogue = catalogue.with_columns(_identifiers("items", item, catalogue["item"]))
-    return Interactions.from_raw(frame, catalogue, dropped=dropped, files=files)
+    read["items"] = catalogue.height
+    parsed = {"timestamp": raw[timestamp]} | ({"rating": raw[rating]} if rating else {})
+    frame = drop_unreadable(frame, parsed, where, dropped)
+    return Interactions.from_raw(frame, catalogue, dropped=dropped, files=files, read=read)
 
 
-def _scan(name: str, table: Any) -> pl.LazyFrame:
+def _load(
+    name: str,
+    table: Any,
+    needed: dict[str, str],
+    separator: str | None,
+    encoding: str | None,
+    *,
+    others: bool = False,
+) -> pl.DataFrame:
+    """Read the columns `needed`, by the option that names each, and the others where asked for."""
+    columns = list(dict.fromkeys(needed.values()))
+
+    def check(there: list[str]) -> None:
+        _check(name, table, there, needed)
+
+    if isinstance(table, str | Path) and ending(table) in ENDINGS:
+        path = _file(name, table)
+        with _named(name):
+            return read_text(path, columns, check, separator=separator, encoding=encoding, others=others)
+    with _problems_named(name, table, encoding):
+        lines = _scan(name, table, encoding)
+        there = lines.collect_schema().names()
+        check(there)
+        return lines.select(there if others else columns).collect(engine="streaming")
+
+
+def _file(name: str, path: str | Path) -> Path:
+    with _named(name):
+        return require_file(Path(path).expanduser())
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which of the two tables cannot be read."""
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(f"{name}: {error.text}", *error.options) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _scan(name: str, table: Any, encoding: str | None) -> pl.LazyFrame:
     if isinstance(table, pl.DataFrame | pl.LazyFrame):
         return table.lazy()
     if hasattr(table, "__arrow_c_stream__"):  # pandas, Arrow and all others that export Arrow streams
         return pl.DataFrame(pa.table(table)).lazy()
     if not isinstance(table, str | Path):
         raise TypeError(
-            f"{name} must be a polars, pandas or Arrow table, or the path of a .csv, .parquet or .jsonl file, "
-            f"not {type(table).__name__}."
+            f"{name} must be a polars, pandas or Arrow table, or the path of a file ({_FORMATS}), not "
+            f"{type(table).__name__}."
         )
-    path = Path(table).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: {path} does not exist.")
-    match path.suffix:
-        case ".csv":
-            # As text, so that "007" stays the identifier that it is. With all columns, because polars takes a line
-            # with too many fields ("Good, the Bad" without quotes) for a good one where it leaves out the last column
-            lines = pl.scan_csv(path, infer_schema=False, glob=False)
-            return lines.map_batches(lambda frame: frame, projection_pushdown=False, streamable=True)
-        case ".parquet":
-            return pl.scan_parquet(path, glob=False)
-        case ".jsonl":
-            return pl.scan_ndjson(path.resolve().as_uri(), infer_schema_length=None)
-    raise ValueError(
-        f"{name}: {path.name} is not a .csv, .parquet or .jsonl file; read it with polars and give the table."
-    )
+    path = _file(name, table)
+    if path.suffix == ".parquet":
+        return pl.scan_parquet(path, glob=False)
+    if ending(path) not in _LINES:
+        raise ValueError(f"{name}: {path.name} is not a file that can be read ({_FORMATS}). Convert it to one.")
+    with _named(name):
+        check_packed(path)
+        with open_binary(path) as file:
+            head = file.read(4)
+            text = encoding or encoding_of(head)
+            if not encoding and text == "utf-8-sig" and not head.startswith(b"\xef\xbb\xbf"):
+                return pl.scan_ndjson(path.resolve().as_uri(), infer_schema_length=None)
+            try:
+                data = (head + file.read()).decode(text).encode()
+            except LookupError as error:
+                raise no_encoding(path, text) from error
+            except UnicodeError as error:
+                raise OptionError(f"{path}: the text is not {text} ({error}). {REMEDY}.", "encoding") from error
+        return pl.scan_ndjson(io.BytesIO(data), infer_schema_length=None)
 
 
-def _check(name: str, source: Any, table: pl.LazyFrame, needed: list[str]) -> pl.Schema:
-    with _problems_named(name, source):
-        schema = table.collect_schema()
-    if not schema:
+def _check(name: str, source: Any, there: list[str], needed: dict[str, str]) -> None:
+    if not there:
         raise ValueError(f"{name}: the table has no columns.")
-    missing = [column for column in needed if column not in schema]
-    if missing:
-        raise ValueError(
-            f"{name}: the columns {missing} are missing; there are {schema.names()}. Say which they are, for example "
-            f"read_table(..., user={schema.names()[0]!r})."
+    if missing := {option: column for option, column in needed.items() if column not in there}:
+        file = f"{source}: " if isinstance(source, str | Path) else ""
+        raise OptionError(
+            f"{name}: {file}the columns {list(missing.values())} are missing; there are {_shown(there)}. Say which "
+            f"they are with {', '.join(f'`{option}`' for option in missing)}.",
+            *missing,
         )
-    return schema
 
 
-def _collect(name: str, source: Any, table: pl.LazyFrame) -> pl.DataFrame:
-    with _problems_named(name, source):
-        return table.collect(engine="streaming")
+def _shown(names: list[str]) -> str:
+    return f"{[name[:80] for name in names[:50]]}{f' and {len(names) - 50} more' if len(names) > 50 else ''}"
 
 
 @contextmanager
-def _problems_named(name: str, source: Any) -> Iterator[None]:
+def _problems_named(name: str, source: Any, encoding: str | None) -> Iterator[None]:
     """Raise what polars cannot read as ValueError, with the path and, where it can be found, the line."""
     try:
         yield
@@ -146,39 +203,21 @@ def _problems_named(name: str, source: Any) -> Iterator[None]:
         if not isinstance(source, str | Path):
             raise ValueError(f"{name}: the table cannot be read: {error}.") from error
         path = Path(source).expanduser()
-        find = {".csv": _wrong_csv_line, ".jsonl": _wrong_json_line}.get(path.suffix)
-        reason = find(path) if find and path.stat().st_size else ""
-        raise ValueError(f"{name}: {path}{reason or f' cannot be read: {error}'}.") from error
+        reason = _wrong_json_line(path, encoding) if path.suffix != ".parquet" and path.stat().st_size else ""
+        raise ValueError(f"{name}: {path}{reason or f' cannot be read: {str(error)[:200]}'}.") from error
 
 
-def _wrong_csv_line(path: Path) -> str:
-    """Return the first line that has more fields than the header or is not UTF-8, and the remedy."""
-    width, start = 0, 1
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, suppress(csv.Error):
-        lines = csv.reader(file)
-        for fields in lines:
-            text = ",".join(fields)
-            if any("\udc80" <= letter <= "\udcff" for letter in text):
-                return f", line {start}: the text is not UTF-8. Save the file as UTF-8"
-            width = width or len(fields)
-            if len(fields) > width:
-                return (
-                    f", line {start}: there are {len(fields)} fields, the header names {width}: {text[:80]!r}. Put a "
-                    "text that has a comma in it in double quotes"
-                )
-            start = lines.line_num + 1
-    return ""
-
-
-def _wrong_json_line(path: Path) -> str:
+def _wrong_json_line(path: Path, encoding: str | None) -> str:
     """Return the first line that is not a JSON object, and why."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with open_binary(path) as file:
+        for number_, line in enumerate(file, 1):
             try:
-                if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
-                    return f", line {number} is not a JSON object: {line[:80]!r}"
+                if line.strip() and not isinstance(json.loads(line.decode(encoding or "utf-8-sig")), dict):
+                    return f", line {number_} is not a JSON object: {line[:80]!r}"
+            except RecursionError:
+                return f", line {number_} nests too deeply: {line[:80]!r}"
             except ValueError as error:  # of JSON or of UTF-8
-                return f", line {number} is not JSON in UTF-8: {error}"
+                return f", line {number_} is not JSON in {encoding or 'UTF-8'}: {error}"
     return ""
 
 
@@ -186,55 +225,6 @@ def _identifiers(table: str, column: str, values: pl.Series) -> pl.Series:
     return identifiers(values, f"{table}: column {column!r}")
 
 
-def _number(column: str, kinds: pl.Schema) -> pl.Expr:
-    kind = kinds[column]
-    if kind != pl.String and not kind.is_numeric():
-        raise ValueError(f"interactions: column {column!r} must hold numbers, it is {kind}; cast it.")
-    return pl.col(column).cast(pl.Float64, strict=False).fill_nan(None)
-
-
 def _title(column: str) -> pl.Expr:
     text = pl.col(column).cast(pl.String).str.strip_chars()
     return pl.when(text != "").then(text)
-
-
-def _times(column: str, times: pl.Series) -> pl.Series:
-    """Return times as numbers; what cannot be one is null."""
-    if times.dtype == pl.String:
-        whole = times.cast(pl.Int64, strict=False)
-        if whole.null_count() == times.null_count():
-            return whole
-        numbers = times.cast(pl.Float64, strict=False)
-        parsed = min(numbers, _iso_times(times), key=pl.Series.null_count)
-        if parsed.null_count() == len(parsed):
-            raise ValueError(
-                f"interactions: column {column!r} holds neither numbers nor times in ISO 8601: the first row has "
-                f"{times[0]!r}. Parse it with polars (str.to_datetime with a format) and give the table."
-            )
-        times = parsed
-    if times.dtype in (pl.Datetime, pl.Date):
-        return times.dt.timestamp("us") / 1e6
-    if not times.dtype.is_numeric():
-        raise ValueError(
-            f"interactions: column {column!r} must hold numbers, dates or datetimes, it is {times.dtype}; cast it."
-        )
-    return times.fill_nan(None) if times.dtype.is_float() else times
-
-
-def _iso_times(times: pl.Series) -> pl.Series:
-    """Return ISO 8601 as datetimes, without a zone in UTC; anything else is null.
-
-    A column can have times with and without a zone: polars would take one of the kinds and drop the other.
-    """
-    parts = times.str.extract_groups(
-        r"^(?<date>\d{4}-\d\d-\d\d)(?:[T ](?<minute>\d\d:\d\d)(?::(?<second>\d\d(?:\.\d+)?))?"
-        r" ?(?:Z|UTC|(?<zone>[+-]\d\d(?::?\d\d)?))?)?$"
-    ).struct.unnest()
-    zone = pl.col("zone").str.replace(":", "").str.pad_end(5, "0")
-    minutes = zone.str.slice(1, 2).cast(pl.Int64) * 60 + zone.str.slice(3).cast(pl.Int64)
-    east = pl.when(zone.str.starts_with("-")).then(-minutes).otherwise(minutes).fill_null(0)
-    text = pl.concat_str(
-        "date", pl.lit(" "), pl.col("minute").fill_null("00:00"), pl.lit(":"), pl.col("second").fill_null("00")
-    )
-    local = text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
-    return parts.select((local - pl.duration(minutes=east)).alias(times.name)).to_series()
