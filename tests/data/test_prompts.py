@@ -67,3 +67,9 @@ def test_wrong_fields_are_named(change, message):
         PromptTemplate.from_dict(TEMPLATE.to_dict() | change)
     with pytest.raises(ValueError, match=r"lacks \['instruction', 'question'\]"):
         PromptTemplate.from_dict({})
+
+
+def test_without_a_question_the_history_ends_the_prompt():
+    template = PromptTemplate("Which film next, after these?", "")
+    assert template.prompt(["Alien", "Babe"])[-1]["content"] == "Which film next, after these?\nAlien\nBabe"
+    assert template.plain().prompt(["Alien", "Babe"]) == "Which film next, after these?\nAlien\nBabe\n"

@@ -18,7 +18,8 @@ class PromptTemplate:
 
     Args:
         instruction: The text before the history.
-        question: The text that ends the prompt.
+        question: The text that ends the prompt. Where it is empty the history ends it, and the instruction asks: then
+            histories that grow by an item have nothing to compute again but the markers of a chat template.
         system: The system message. The conversational style sends it as a message (`None` sends none, and some chat
             templates then add one of their own); the plain style puts it before the instruction.
         separator: Between two titles.
@@ -67,7 +68,7 @@ class PromptTemplate:
 
     def around(self) -> list[str]:
         """Return the texts before the history, between it and the candidates (if listed), and at the end."""
-        before, after = f"{self.instruction}\n", f"\n{self.question}"
+        before, after = f"{self.instruction}\n", f"\n{self.question}" if self.question else ""
         if not self.conversational:
             before, after = f"{self.system}\n{before}" if self.system else before, f"{after}\n"
         return [before, *([f"\n{self.candidates}\n"] if self.candidates is not None else []), after]

@@ -170,6 +170,41 @@ def test_the_other_splits(raw, tmp_path, split):
     assert overlap == 0  # a user's candidates of the two splits are drawn apart
 
 
+@pytest.mark.parametrize("split", ["users", "leave_one_out"])
+def test_growing_histories(raw, tmp_path, split):
+    """Training prompts of a user begin alike, SFT has each longest one, and what is evaluated stays the same."""
+    options = {"min_rating": 4, "split": split, "history_length": 4, "min_history": 2, "examples_per_user": 0}
+    template = tmp_path / "template.yaml"
+    template.write_text(yaml.safe_dump(MOVIES.to_dict() | {"question": "", "conversational": False}))
+    options |= {"template": str(template)}
+    latest = prepare(config(raw, tmp_path / "latest", **options))
+    growing = prepare(config(raw, tmp_path / "growing", **options, history="growing"))
+    for part in ("test", "validation"):
+        assert list(growing.ranking[part]) == list(latest.ranking[part])
+
+    liked = liked_by(raw, 4)
+    trained = {json.dumps(row["chosen"]) for row in growing.preference["train"]}
+    assert trained == {json.dumps(row["chosen"]) for row in latest.preference["train"]}
+    rows = list(growing.preference["train"])
+    chains, chain = [], [rows[0]]
+    for previous, row in itertools.pairwise(rows):
+        grown = previous["prompt"] + previous["chosen"] + "\n"  # the target has joined the history
+        if row["prompt"] != grown:
+            chains.append(chain)
+            chain = []
+        chain.append(row)
+    chains.append(chain)
+    assert max(map(len, chains)) == 3  # histories of 2, 3 and 4 items
+    assert len(rows) > 2 * len(chains)
+    assert [(row["prompt"], row["completion"]) for row in growing.sft["train"]] == [
+        (chain[-1]["prompt"], chain[-1]["chosen"]) for chain in chains
+    ]
+    known = {tuple(title(item) for _, item in own) for own in liked.values()}
+    for row in rows:
+        shown = [*row["prompt"].split("oldest first:\n")[1].splitlines(), row["chosen"]]
+        assert any(list(own[i : i + len(shown)]) == shown for own in known for i in range(len(own)))
+
+
 def test_the_draws_of_a_user_share_no_seed(raw, tmp_path):
     """Else a model would be tested, or chosen, on the very items that it learnt to reject."""
     had = had_by(raw)

@@ -116,6 +116,13 @@ class PrepareConfig:
         "With --split time: test from here on, a time or the share of earlier interactions.", 0.9
     )
     few_shot_users: int | None = _option("Train on only this many of the training users, drawn at random.")
+    history: str = _option(
+        "latest: a prompt has the latest items before its target. growing: the histories of a user's training "
+        "examples begin at the same item and grow, up to history_length, so that a prefix trie computes them together; SFT "
+        "learns each longest one with its target. Set examples_per_user to more than 1.",
+        "latest",
+        ["latest", "growing"],
+    )
     history_length: int = _option("Items in a prompt, at most.", 10)
     min_history: int = _option("Items in a prompt, at least. From 2 on every training example has one for SFT.", 2)
     examples_per_user: int = _option(
@@ -123,7 +130,7 @@ class PrepareConfig:
     )
     sft_targets: str = _option(
         "earlier: SFT learns the item before the one that preference training learns, because a target that SFT has "
-        "seen is too easy. same: both learn the same.",
+        "seen is too easy. same: both learn the same. Without effect where histories grow.",
         "earlier",
         ["earlier", "same"],
     )

@@ -179,13 +179,14 @@ def _read(config: PrepareConfig, source: Any, items: Any) -> Interactions:
 
 
 def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]:
-    """Make examples of each part, their histories one item longer than in a prompt: the targets of SFT."""
-    per_user = config.examples_per_user or None
+    """Make examples of each part. Histories that do not grow have one item more than a prompt: the target of SFT."""
+    growing = config.history == "growing"
     options: dict[str, Any] = {
         "min_rating": config.min_rating,
-        "history_length": config.history_length + 1,
+        "history_length": config.history_length + (not growing),
         "min_history": config.min_history,
-        "per_user": per_user,
+        "per_user": config.examples_per_user or None,
+        "growing": growing,
     }
     limits = {"validation": config.validation_users, "test": config.test_users}
     if config.split == "users":
@@ -231,7 +232,10 @@ def _tables(
     train_seed, test_seed, validation_seed, loss_seed = range(4 * config.seed, 4 * config.seed + 4)
     train = draw("train", config.negatives, train_seed, config.negative_strategy)
     validation = draw("validation", config.negatives, loss_seed, config.negative_strategy)
-    sft = _one_step_earlier(train) if config.sft_targets == "earlier" else train
+    if config.history == "growing":
+        sft = _longest(train)
+    else:
+        sft = _one_step_earlier(train) if config.sft_targets == "earlier" else train
     tables = {
         ("preference", "train"): (train, train_seed),
         ("preference", "validation"): (validation, loss_seed),
@@ -253,6 +257,13 @@ def _shuffled(examples: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Shuffle the examples: in their own order, whole batches are of one user, who has had all the targets."""
     place = examples.select(pl.int_range(pl.len()).over("user")).to_series().to_numpy()
     return examples[uniform(seed, examples["user"], place, stream="batches").argsort(kind="stable")]
+
+
+def _longest(examples: pl.DataFrame) -> pl.DataFrame:
+    """Keep, of histories that grow from example to example, those after which a new one begins."""
+    length = pl.col("history").list.len()
+    is_last = (pl.col("user") != pl.col("user").shift(-1)) | (length >= length.shift(-1))
+    return examples.filter(is_last.fill_null(True))
 
 
 def _one_step_earlier(examples: pl.DataFrame) -> pl.DataFrame:
