@@ -118,8 +118,8 @@ class PrepareConfig:
     few_shot_users: int | None = _option("Train on only this many of the training users, drawn at random.")
     history: str = _option(
         "latest: a prompt has the latest items before its target. growing: the histories of a user's training "
-        "examples begin at the same item and grow, up to history_length, so that a prefix trie computes them together; SFT "
-        "learns each longest one with its target. Set examples_per_user to more than 1.",
+        "examples begin at the same item and grow, up to history_length, so that a prefix trie computes them at once; "
+        "SFT learns each longest one with its target. Set examples_per_user to more than 1.",
         "latest",
         ["latest", "growing"],
     )
