@@ -8,6 +8,8 @@ import pytest
 from dmpo_trl.data import _files
 from dmpo_trl.data._files import LINE_LIMIT, check_packed, open_binary
 
+CUT = gzip.compress(random.Random(0).randbytes(1000), mtime=0)[:500]
+
 
 @pytest.mark.parametrize(("ending", "pack"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
 def test_files_are_unpacked_as_they_are_read(tmp_path, ending, pack):
