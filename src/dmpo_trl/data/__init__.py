@@ -20,6 +20,7 @@ from .readers import (
     read_table,
 )
 from .splits import few_shot, leave_one_out, next_items, split_by_time, split_leave_one_out, split_users
+from .tidy import tidy_title
 
 __all__ = [
     "GAMES",
@@ -61,4 +62,5 @@ __all__ = [
     "split_by_time",
     "split_leave_one_out",
     "split_users",
+    "tidy_title",
 ]

@@ -86,6 +86,7 @@ def prepare(config: PrepareConfig) -> Prepared:
                 "files": [{"name": Path(file).name, "sha256": sha256(file)} for file in data.files],
                 "read": data.read,
                 "dropped": data.dropped,
+                "changed": data.changed,
                 "order": data.order,
             },
             "users": {
