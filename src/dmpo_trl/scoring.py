@@ -16,6 +16,7 @@ from .batching.collator import lay_out
 from .modeling.attention import attention_balance
 from .modeling.loading import base_model_of, evaluation_mode
 from .modeling.probe import prepare_for_scoring
+from .preprocessing.ties import Pair, pairs_of_equal_tokens, warn_of_equal_tokens
 from .preprocessing.tokenize import tokenize_completions
 
 Text = str | list[dict[str, Any]]
@@ -149,6 +150,7 @@ def stream_scores(
     )
     window: list[Example] = []
     tokens = 0
+    ties: dict[Pair, None] = {}  # in order
     with tqdm(total=total, desc=progress, disable=progress is None) as bar:
         for index, (prompt, options) in enumerate(examples):
             _refuse_empty(index, options)
@@ -164,12 +166,14 @@ def stream_scores(
                     f"Completion {lengths.index(shortest)} of prompt {index} has no token that a token before it "
                     "predicts: give it text, or the prompt."
                 )
+            ties |= dict.fromkeys(pairs_of_equal_tokens(options, example[1]))
             window.append(example)
             tokens += len(example[0]) * (1 if share else len(options)) + sum(map(len, example[1]))
             if tokens > _WINDOW_BATCHES * tokens_per_batch:
                 yield from scorer.score(window, bar)
                 window, tokens = [], 0
         yield from scorer.score(window, bar)
+    warn_of_equal_tokens(ties)
 
 
 def check_tokens_per_batch(tokens_per_batch: int) -> None:

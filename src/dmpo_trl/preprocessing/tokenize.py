@@ -9,8 +9,18 @@ from transformers.utils import logging
 from trl.data_utils import prepare_multimodal_messages
 
 from .._common_prefix import common_prefix_length
-from .format import LEAVE_OUT, TOKEN_COLUMNS, RowError, extract_prompt, read_row, read_tokens, rejected_entries
+from .format import (
+    LEAVE_OUT,
+    TOKEN_COLUMNS,
+    RowError,
+    extract_prompt,
+    read_row,
+    read_tokens,
+    rejected_entries,
+    shown,
+)
 from .special_tokens import break_up, encode_broken, texts_of_special_tokens
+from .ties import text_of
 
 logger = logging.get_logger(__name__)
 
@@ -67,11 +77,15 @@ def tokenize_row(
         )
     if not chosen_ids:
         raise error(chosen_column, "the completion has no tokens", "Give it text, or drop the row")
-    for ids, (column, entry, _) in zip(rejected_ids, rejected_entries(example), strict=True):
+    for ids, (column, entry, rejected) in zip(rejected_ids, rejected_entries(example), strict=True):
         if not ids:
             raise error(column, f"{entry} has no tokens", "Give it text, or leave it out")
         if ids == chosen_ids:
-            raise error(column, f"{entry} has the same tokens as the chosen completion", LEAVE_OUT)
+            same, remedy = "has the same tokens as the chosen completion", LEAVE_OUT
+            if chosen_column == "chosen":
+                entry, same = f"{entry}, {shown(text_of(rejected))},", f"{same} {shown(text_of(example['chosen']))}"
+                remedy = f"{LEAVE_OUT}, and the tokenizer or the chat template leaves out what the two differ in"
+            raise error(column, f"{entry} {same}", remedy)
 
     prompt_tokens_cut = 0
     if max_length is not None and truncation_mode == "keep_completion":

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .._common_prefix import common_prefix_length
 from ..data.prompts import PromptTemplate
 from ..data.tidy import tidy_title, tidy_titles
+from ..preprocessing.ties import pairs_of_equal_tokens, warn_of_equal_tokens
 from ..preprocessing.tokenize import tokenize_completions
 
 logger = logging.getLogger(__name__)
@@ -210,6 +211,7 @@ class PromptTries:
             own_ids, sequences = self._tokenize(prompt, self._completions)
             if not own_ids:
                 raise ValueError(f"No token of the prompt {prompt!r} is left before the titles; begin it otherwise.")
+            warn_of_equal_tokens(pairs_of_equal_tokens(self._completions, sequences))
             cut = len(prompt_ids) - len(own_ids)
             trie = TitleTrie(sequences)
             logger.info("Built a trie of %d nodes over %d titles", len(trie.token), len(sequences))
