@@ -137,7 +137,7 @@ class Interactions:
         items = _with_identifiers("items", items, "item").cast({"item": pl.String})
         given = items["title"].cast(pl.String)
         titles, changed = tidy_titles(given) if tidy else (given, {})
-        items = items.with_columns(blank_as_null(titles), _given=given)
+        items = items.with_columns(blank_as_null(titles), given.alias("_given"))
         read = dict(read or {"interactions": interactions.height, "items": items.height})
 
         needed = [name for name in ("user", "item", "timestamp", "rating") if name in interactions.columns]
