@@ -34,7 +34,8 @@ def test_a_title_is_one_visible_line(title):
 @given(TEXTS)
 def test_nothing_that_is_seen_is_lost(title):
     seen = [c for c in unicodedata.normalize("NFD", title) if c.isalpha() or c in "\u0301\u200d"]
-    assert [c for c in unicodedata.normalize("NFD", tidy_title(title)) if c != " "] == seen
+    tidy = tidy_title(title)
+    assert [c for c in unicodedata.normalize("NFD", tidy) if c != " "] == (seen if set(seen) != {"\u200d"} else [])
 
 
 @pytest.mark.parametrize(

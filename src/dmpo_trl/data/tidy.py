@@ -32,7 +32,8 @@ def tidy_title(title: str) -> str:
     """
     if title.isascii() and title.isprintable() and "  " not in title and title == title.strip():
         return title
-    return unicodedata.normalize("NFC", " ".join(_INVISIBLE.sub("", title).split()))
+    tidy = unicodedata.normalize("NFC", " ".join(_INVISIBLE.sub("", title).split()))
+    return tidy if tidy.strip(" \u200c\u200d") else ""  # joiners alone join nothing
 
 
 def tidy_titles(titles: pl.Series) -> tuple[pl.Series, dict[str, int]]:
