@@ -17,6 +17,7 @@ from .modeling.attention import attention_balance
 from .modeling.limits import Limits
 from .modeling.loading import base_model_of, evaluation_mode
 from .modeling.probe import prepare_for_scoring
+from .preprocessing.ties import Pair, pairs_of_equal_tokens, warn_of_equal_tokens
 from .preprocessing.tokenize import tokenize_completions
 
 Text = str | list[dict[str, Any]]
@@ -152,6 +153,7 @@ def stream_scores(
     )
     window: list[Example] = []
     tokens = 0
+    ties: dict[Pair, None] = {}  # in order
     with tqdm(total=total, desc=progress, disable=progress is None) as bar:
         for index, (prompt, options) in enumerate(examples):
             _refuse_empty(name(index), options)
@@ -168,12 +170,14 @@ def stream_scores(
                     "predicts: give it text, or the prompt."
                 )
             limits.check(name(index), *example)
+            ties |= dict.fromkeys(pairs_of_equal_tokens(options, example[1]))
             window.append(example)
             tokens += len(example[0]) * (1 if share else len(options)) + sum(map(len, example[1]))
             if tokens > _WINDOW_BATCHES * tokens_per_batch:
                 yield from scorer.score(window, bar)
                 window, tokens = [], 0
         yield from scorer.score(window, bar)
+    warn_of_equal_tokens(ties)
 
 
 def check_tokens_per_batch(tokens_per_batch: int) -> None:

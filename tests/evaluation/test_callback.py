@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
@@ -224,3 +226,17 @@ def test_the_card_has_the_last_step_alone_without_another_best_one(best_step):
 
 def test_the_card_says_nothing_where_nothing_was_ranked():
     assert card_section(5, history=[]) == card_section(5, history=HISTORY[:1]) == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "trainers", "tie"), [(None, None, True), (None, False, False), (False, None, False), (True, False, True)]
+)
+def test_special_tokens_are_taken_as_in_training(own, trainers, tie):
+    """Titles that differ in the text of the end-of-sequence token are two where it is text."""
+    user = {"user": "u1", "items": ["1", "2"], "positive": 0, "prompt": "Next:", "candidates": ["Babe", "Babe</s>"]}
+    callback = RankingCallback(Dataset.from_list([user]), score="sum", special_tokens_in_text=own)
+    args = SimpleNamespace(special_tokens_in_text=trainers, disable_tqdm=True)
+    state = SimpleNamespace(log_history=[{}])
+    callback.on_evaluate(args, state, None, metrics={}, model=make_model(), processing_class=make_tokenizer())
+    first, second = callback.result.scores[0]
+    assert (first == second) == tie

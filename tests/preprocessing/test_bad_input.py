@@ -494,7 +494,7 @@ def test_error_in_a_process_of_its_own(build):
     """An exception that cannot be rebuilt in the parent process leaves it waiting for ever."""
     error = RowError("train", 3, "rejected", "the list is empty", "Drop the row")
     assert str(pickle.loads(pickle.dumps(error))) == str(type(error)(str(error))) == str(error)
-    with pytest.raises(RowError, match=r"^Row 1 of the train dataset, column `rejected`: entry 0 has the same tokens"):
+    with pytest.raises(RowError, match=r"^Row 1 of the train dataset, column `rejected`: entry 0, .* the same tokens"):
         build(Dataset.from_list([row(), row(rejected=[" Alien</s>"])]), dataset_num_proc=2)
 
 

@@ -137,3 +137,12 @@ def test_a_number_is_answered_with_the_text_that_it_is_in_the_catalogue():
     catalogue = Catalogue(pl.DataFrame({"item": [1, 2], "title": ["Alien", "Heidi"]}))
     with pytest.raises(ValueError, match=r"history: 2 is neither an item id nor a title .*Did you mean '2'\?"):
         catalogue.rows([2], "history")
+
+
+def test_titles_are_those_of_the_readers_and_found_as_users_write_them():
+    catalogue = Catalogue(pl.DataFrame({"item": ["1", "2"], "title": ["Film 6\nAlways: Heidi", "Am\u00e9lie"]}))
+    assert catalogue.titles == ["Film 6 Always: Heidi", "Am\u00e9lie"]
+    assert catalogue.frame["title"].to_list() == catalogue.titles
+    assert catalogue.rows(["Ame\u0301lie ", "Film 6  Always: Heidi", "Film 6\nAlways: Heidi"], "history") == [1, 0, 0]
+    with pytest.raises(ValueError, match=r"1 row\(s\) without an item or a title"):
+        Catalogue(pl.DataFrame({"item": ["1", "2"], "title": ["Alien", "\u200b\n"]}))

@@ -21,6 +21,7 @@ from .readers import (
     read_table,
 )
 from .splits import few_shot, split_by_time, split_leave_one_out, split_users
+from .tidy import tidy_title
 
 __all__ = [
     "GAMES",
@@ -64,4 +65,5 @@ __all__ = [
     "split_by_time",
     "split_leave_one_out",
     "split_users",
+    "tidy_title",
 ]

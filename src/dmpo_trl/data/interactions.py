@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ._columns import above, blank_as_null, identifiers, numbers, positions
+from .tidy import tidy_titles
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Interactions:
         order: What `timestamp` orders by: "time", or "plays" (the source has no times), or "position" (only the order
             is known).
         files: Paths of the files that were read.
+        changed: Titles that were changed, counted by reason (see [`tidy_title`]).
 
     Raises:
         ValueError: For a column that is missing or of another type, a null, a blank text, a repeated user-item pair,
@@ -57,6 +59,7 @@ class Interactions:
     read: dict[str, int] = field(default_factory=dict)
     order: str = "time"
     files: tuple[str, ...] = ()
+    changed: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the invariants and bring the interactions into their form."""
@@ -90,8 +93,9 @@ class Interactions:
         order: str = "time",
         files: Iterable[str | Path] = (),
         read: Mapping[str, int] | None = None,
+        tidy: bool = True,
     ) -> Interactions:
-        """Clean the two tables, and count and log every row that is dropped on the way.
+        """Clean the two tables, and count and log every row that is dropped, and every title changed, on the way.
 
         Rows with a null or a blank text in a column that is needed go, and so do interactions with unknown items.
         Items with the same title become one item, under the identifier that comes first in `items`. Where a user then
@@ -106,9 +110,10 @@ class Interactions:
             order: As in the constructor.
             files: As in the constructor.
             read: As in the constructor; by default the heights of the two tables.
+            tidy: Whether titles become what [`tidy_title`] makes of them; published splits keep theirs.
 
         Returns:
-            The interactions; `dropped` has what was left out.
+            The interactions; `dropped` has what was left out, `changed` what titles were changed.
 
         Raises:
             ValueError: For a column that is missing or of another type, or where no interaction is left.
@@ -130,7 +135,9 @@ class Interactions:
         _check_columns("items", items, "item", text=("title",), nulls=True)
         interactions = _with_identifiers("interactions", interactions, "user", "item")
         items = _with_identifiers("items", items, "item").cast({"item": pl.String})
-        items = items.with_columns(blank_as_null(items["title"]))
+        given = items["title"].cast(pl.String)
+        titles, changed = tidy_titles(given) if tidy else (given, {})
+        items = items.with_columns(blank_as_null(titles), given.alias("_given"))
         read = dict(read or {"interactions": interactions.height, "items": items.height})
 
         needed = [name for name in ("user", "item", "timestamp", "rating") if name in interactions.columns]
@@ -145,8 +152,11 @@ class Interactions:
         items = keep(
             "items merged into another of the same title",
             items,
-            items.unique("title", keep="first", maintain_order=True),
+            items.unique("_given", keep="first", maintain_order=True),
         )
+        distinct = items.unique("title", keep="first", maintain_order=True)
+        _warn_of_merged(items)
+        items = keep("items merged into another whose title looks the same", items, distinct).drop("_given")
         interactions = _in_form(interactions)
         place = positions(interactions["item"], listed["item"])
         if len(place) and place.min() < 0:
@@ -168,9 +178,13 @@ class Interactions:
                 *(read["interactions"], interactions.height, counts),
             )
         logger.info(
-            "Read %s interactions and %s items; dropped: %s", *(read.get(t) for t in ("interactions", "items")), counts
+            "Read %s interactions and %s items; dropped: %s; titles changed: %s",
+            *(read.get(table) for table in ("interactions", "items")),
+            counts,
+            changed,
         )
-        return cls(interactions, items, dropped=counts, read=read, order=order, files=tuple(map(str, files)))
+        paths = tuple(map(str, files))
+        return cls(interactions, items, dropped=counts, read=read, order=order, files=paths, changed=changed)
 
     def __repr__(self) -> str:
         """Return one line: how many interactions of how many users with how many items, and what they are in."""
@@ -183,6 +197,18 @@ class Interactions:
     def titles(self) -> dict[str, str]:
         """Return the title of each item."""
         return dict(self.items.select("item", "title").iter_rows())
+
+
+def _warn_of_merged(items: pl.DataFrame) -> None:
+    """Name titles that differ in what cannot be seen: their items become one."""
+    alike = items.group_by("title", maintain_order=True).agg("_given").filter(pl.col("_given").list.len() > 1)
+    if alike.height:
+        logger.warning(
+            "%d titles are written in several ways that look the same, and their items become one: %s%s",
+            alike.height,
+            "; ".join(" and ".join(map(repr, ways)) for ways in alike["_given"].head(5).to_list()),
+            "; ..." if alike.height > 5 else "",
+        )
 
 
 def _with_identifiers(table: str, frame: pl.DataFrame, *names: str) -> pl.DataFrame:

@@ -71,7 +71,7 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
     messages = _is_messages(chosen)
     kind = "a list of messages" if messages else "text"
     if not messages and not isinstance(chosen, str):
-        raise error("chosen", f"expected text or a list of messages, got {_shown(chosen)}", "Fix or drop the row")
+        raise error("chosen", f"expected text or a list of messages, got {shown(chosen)}", "Fix or drop the row")
 
     def is_kind(value: Any) -> bool:
         return _is_messages(value) if messages else isinstance(value, str)
@@ -79,12 +79,12 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
     if "prompt" in example and not is_kind(example["prompt"]):
         raise error(
             "prompt",
-            f"expected {kind}, as in `chosen`, got {_shown(example['prompt'])}",
+            f"expected {kind}, as in `chosen`, got {shown(example['prompt'])}",
             "Give prompt, chosen and rejected in one format",
         )
     rejected = example.get("rejected")
     if not (isinstance(rejected, list | str) or (rejected is None and numbered)):
-        raise error("rejected", f"expected a list of completions, got {_shown(rejected)}", "Fix or drop the row")
+        raise error("rejected", f"expected a list of completions, got {shown(rejected)}", "Fix or drop the row")
     entries = rejected_entries(example)
     if not entries:
         raise error("rejected", "the list is empty", "Give at least one rejected completion, or drop the row")
@@ -92,11 +92,11 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
         if not is_kind(completion):
             raise error(
                 column,
-                f"{entry} should be {kind}, as in `chosen`, but is {_shown(completion)}",
+                f"{entry} should be {kind}, as in `chosen`, but is {shown(completion)}",
                 "Fix it, or leave it out of the list",
             )
         if completion == chosen:
-            raise error(column, f"{entry} equals the chosen completion {_shown(chosen)}", LEAVE_OUT)
+            raise error(column, f"{entry} equals the chosen completion {shown(chosen)}", LEAVE_OUT)
     if messages:
         for column, text in (
             ("prompt", example.get("prompt", [])),
@@ -108,7 +108,7 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
                 if message.get("content") is None and not message.get("tool_calls"):
                     raise error(
                         column,
-                        f"a message has neither content nor tool calls: {_shown(message)}",
+                        f"a message has neither content nor tool calls: {shown(message)}",
                         "Give it content (an empty text is one), or drop the row",
                     )
     return example.get("prompt"), chosen, [completion for _, _, completion in entries]
@@ -122,7 +122,7 @@ def read_tokens(example: dict[str, Any], error: Any) -> tuple[list[int], list[in
         *entries,
     ):
         if not (isinstance(ids, list) and all(isinstance(token, int) and token >= 0 for token in ids)):
-            raise error(column, f"{entry} should be a list of token ids, but is {_shown(ids)}", "Fix or drop the row")
+            raise error(column, f"{entry} should be a list of token ids, but is {shown(ids)}", "Fix or drop the row")
     if not entries:
         raise error(TOKEN_COLUMNS[2], "the list is empty", "Give at least one rejected completion, or drop the row")
     return example["prompt_ids"], example["chosen_ids"], [ids for _, _, ids in entries]
@@ -143,13 +143,13 @@ def check_values(example: dict[str, Any], num_rejected: int, error: Any) -> None
         if not (isinstance(values, list) and len(values) == num_rejected and all(map(_is_number, values))):
             raise error(
                 column,
-                f"expected {num_rejected} finite numbers, one for each rejected completion, got {_shown(values)}",
+                f"expected {num_rejected} finite numbers, one for each rejected completion, got {shown(values)}",
                 "Fix the row, or remove the column",
             )
     if REFERENCE_COLUMNS[0] in example and not _is_number(example[REFERENCE_COLUMNS[0]]):
         raise error(
             REFERENCE_COLUMNS[0],
-            f"expected a finite number, got {_shown(example[REFERENCE_COLUMNS[0]])}",
+            f"expected a finite number, got {shown(example[REFERENCE_COLUMNS[0]])}",
             "Fix the row, or remove the column",
         )
 
@@ -194,6 +194,7 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as messages show it: its beginning where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

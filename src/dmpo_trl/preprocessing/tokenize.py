@@ -18,8 +18,10 @@ from .format import (
     read_row,
     read_tokens,
     rejected_entries,
+    shown,
 )
 from .special_tokens import break_up, encode_broken, texts_of_special_tokens
+from .ties import text_of
 
 logger = logging.get_logger(__name__)
 
@@ -76,11 +78,15 @@ def tokenize_row(
         )
     if not chosen_ids:
         raise error(chosen_column, "the completion has no tokens", "Give it text, or drop the row")
-    for ids, (column, entry, _) in zip(rejected_ids, rejected_entries(example), strict=True):
+    for ids, (column, entry, rejected) in zip(rejected_ids, rejected_entries(example), strict=True):
         if not ids:
             raise error(column, f"{entry} has no tokens", "Give it text, or leave it out")
         if ids == chosen_ids:
-            raise error(column, f"{entry} has the same tokens as the chosen completion", LEAVE_OUT)
+            same, remedy = "has the same tokens as the chosen completion", LEAVE_OUT
+            if chosen_column == "chosen":
+                entry, same = f"{entry}, {shown(text_of(rejected))},", f"{same} {shown(text_of(example['chosen']))}"
+                remedy = f"{LEAVE_OUT}, and the tokenizer or the chat template leaves out what the two differ in"
+            raise error(column, f"{entry} {same}", remedy)
     check_values(example, len(rejected_ids), error)
 
     prompt_tokens_cut = 0

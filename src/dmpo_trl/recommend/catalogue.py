@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .._common_prefix import common_prefix_length
 from ..data.prompts import PromptTemplate
+from ..data.tidy import tidy_title, tidy_titles
+from ..preprocessing.ties import pairs_of_equal_tokens, warn_of_equal_tokens
 from ..preprocessing.tokenize import tokenize_completions
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,8 @@ class Catalogue:
     """Items that can be recommended, numbered by their row.
 
     Args:
-        items: Columns `item` (String, unique) and `title` (String; several items may share one).
+        items: Columns `item` (String, unique) and `title` (String; several items may share one). Titles become what
+            [`tidy_title`] makes of them, as in every reader.
 
     Attributes:
         frame: The table.
@@ -50,6 +53,10 @@ class Catalogue:
         if missing := {"item", "title"} - set(items.columns):
             raise ValueError(f"items: no column {sorted(missing)[0]!r}; the columns are {items.columns}.")
         items = items.with_columns(pl.col("item", "title").cast(pl.String))
+        titles, changed = tidy_titles(items["title"])
+        if changed:
+            logger.info("Titles of the catalogue changed, as in every reader: %s", changed)
+        items = items.with_columns(titles)
         if items.is_empty():
             raise ValueError("items: no rows, so there is nothing to recommend.")
         bad = items.filter(pl.any_horizontal(pl.col("item", "title").fill_null("") == ""))
@@ -66,10 +73,11 @@ class Catalogue:
             self._rows_of_title.setdefault(title, []).append(row)
 
     def rows(self, entries: Iterable[str], what: str) -> list[int]:
-        """Return the row of each entry, an item id or an exact title (the first item of that title).
+        """Return the row of each entry, an item id or a title (the first item of that title).
 
         Args:
-            entries: Item ids or titles. What is both counts as an id.
+            entries: Item ids or titles, which may differ in white space and the like (see [`tidy_title`]). What is
+                both counts as an id.
             what: Name of the argument, for the message.
 
         Raises:
@@ -80,7 +88,8 @@ class Catalogue:
             raise ValueError(f"{what}: give a list of items, not the text {entries!r}.")
         rows = []
         for entry in entries:
-            row = self._row.get(entry, self._rows_of_title.get(entry, [None])[0])
+            title = tidy_title(entry) if isinstance(entry, str) else entry
+            row = self._row.get(entry, self._rows_of_title.get(title, [None])[0])
             if row is None:
                 close = difflib.get_close_matches(str(entry), self.titles, n=3, cutoff=0.5)
                 close = [str(entry)] if str(entry) in self._row else close  # a number: ids are texts
@@ -204,6 +213,7 @@ class PromptTries:
             own_ids, sequences = self._tokenize(prompt, self._completions)
             if not own_ids:
                 raise ValueError(f"No token of the prompt {prompt!r} is left before the titles; begin it otherwise.")
+            warn_of_equal_tokens(pairs_of_equal_tokens(self._completions, sequences))
             cut = len(prompt_ids) - len(own_ids)
             trie = TitleTrie(sequences)
             logger.info("Built a trie of %d nodes over %d titles", len(trie.token), len(sequences))

@@ -30,7 +30,7 @@ _SETTINGS, _ITEMS = "recommender.json", "items.parquet"
 class Recommender:
     """Recommends items of a catalogue with a language model.
 
-    Histories and candidates are given as item ids or as exact titles. Anything else is a `ValueError` that names the
+    Histories and candidates are given as item ids or as titles. Anything else is a `ValueError` that names the
     entry and the closest titles.
 
     Args:

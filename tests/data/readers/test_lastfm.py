@@ -6,6 +6,7 @@ import gzip
 import logging
 import os
 import tarfile
+import unicodedata
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -224,7 +225,8 @@ def test_real_hetrec():
 
     artists, plays = rows("artists.dat"), rows("user_artists.dat")
     by_title: dict = {}
-    canonical = {row["id"]: by_title.setdefault(" ".join(row["name"].split()), row["id"]) for row in artists}
+    titles = {row["id"]: unicodedata.normalize("NFC", " ".join(row["name"].split())) for row in artists}
+    canonical = {item: by_title.setdefault(title, item) for item, title in titles.items()}
     expected: dict = {}
     for row in plays:
         pair = row["userID"], canonical[row["artistID"]]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmpo_trl.data import tidy_title
 from dmpo_trl.data.readers._download import RemoteFile
 from dmpo_trl.data.readers._titles import natural_title
 from dmpo_trl.data.readers.movielens import MOVIELENS, read_movielens
@@ -109,7 +110,7 @@ def test_half_stars_and_columns_in_another_order(tmp_path):
     assert row == {"user": "7", "item": "1", "rating": 0.5, "timestamp": 99}
 
 
-TITLE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp", "Zs"]), min_size=1)
+TITLE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp", "Zs"])).map(tidy_title).filter(bool)
 
 
 @given(titles=st.lists(TITLE, min_size=1, unique=True))
@@ -242,7 +243,7 @@ def test_real_files_read_as_plain_python_reads_them(name):
     # The first item of each title stands for all of it; the latest rating of a user and title counts.
     titles, first = {}, {}
     for item, title, *_ in rows(movies_file):
-        titles[item] = natural_title(title.strip())
+        titles[item] = natural_title(" ".join(title.split()))
         first.setdefault(titles[item], item)
     latest = {}
     for user, item, rating, time in rows(ratings_file):

@@ -201,7 +201,7 @@ def test_real_ratings_read_as_plain_python_reads_them():
         folder / "ratings.csv", folder / "movies.csv", user="userId", item="movieId", rating="rating", title="title"
     )
     with (folder / "movies.csv").open(encoding="utf-8", newline="") as file:
-        titles = {row["movieId"]: row["title"].strip() for row in csv.DictReader(file)}
+        titles = {row["movieId"]: " ".join(row["title"].split()) for row in csv.DictReader(file)}
     first = {title: item for item, title in reversed(titles.items())}
     with (folder / "ratings.csv").open(newline="") as file:
         pairs = {(row["userId"], first[titles[row["movieId"]]]) for row in csv.DictReader(file)}

@@ -22,6 +22,7 @@ from dmpo_trl.data import natural_title
         ("Night Watch (aka Hole, The)", "Night Watch (aka The Hole)"),
         ("Trou, Le (Hole, The) (Night Watch, The) (1960)", "Le Trou (The Hole) (The Night Watch) (1960)"),
         ("Special Day, A (Giornata particolare, Una) (1977)", "A Special Day (Una Giornata particolare) (1977)"),
+        ("Blind Side, The  (2009)", "The Blind Side  (2009)"),  # as GroupLens published it; the reader does the rest
         # Not articles
         (
             "Strike! (a.k.a. All I Wanna Do, The Hairy Bird) (1998)",

@@ -111,6 +111,7 @@ def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepa
                 "files": [{"name": Path(file).name, "sha256": sha256(file)} for file in data.files],
                 "read": data.read,
                 "dropped": data.dropped,
+                "changed": data.changed,
                 "order": data.order,
             },
             "users": {

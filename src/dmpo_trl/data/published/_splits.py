@@ -68,7 +68,8 @@ def assemble(
     )
     logger.info("Read %s", ", ".join(f"{part}: {frame.height} examples" for part, frame in examples.items()))
     return PublishedSplits(
-        Interactions.from_raw(interactions, items, dropped=dropped, order="position", files=tuple(files)), examples
+        Interactions.from_raw(interactions, items, dropped=dropped, order="position", files=tuple(files), tidy=False),
+        examples,
     )
 
 

@@ -10,7 +10,7 @@ _ARTICLES = (
     "The|A|An|Da|Le|La|Les|L'|Un|Une|Il|Lo|I|Gli|Una|Uno|El|Los|Las|O|Os|As|Um|Uma|Der|Die|Das|Ein|Eine|De|Het|Een|"
     "Den|Det|En|Et"
 )
-_FILED = re.compile(rf"(?P<also>a\.k\.a\. |aka )?(?P<rest>[^()]+?), (?P<article>{_ARTICLES})(?= \(|\)|$)")
+_FILED = re.compile(rf"(?P<also>a\.k\.a\. |aka )?(?P<rest>[^()]+?), (?P<article>{_ARTICLES})(?= +\(|\)|$)")
 
 
 def natural_title(title: str) -> str:
