@@ -80,6 +80,10 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
                 raise ValueError(f"{name}, {error}") from error
             examples[match[1] + (match[2] or "")] = _fold(pairs)
         if not examples:
+            if matches:
+                raise ValueError(
+                    f"{path}: none of {', '.join(name for name, _ in matches)} holds a JSON list of rows."
+                )
             files.need(f"rec_{dataset}_dpo_ranking_1.json")
         used = files.used
     users = pl.concat(frame.select("user", "history") for frame in examples.values()).unique("user")

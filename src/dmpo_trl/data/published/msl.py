@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from .._sources import SourceFiles, open_source
-from ..readers._text import read_text
+from ..readers._text import read_text, shown
 from ._splits import PublishedSplits, assemble, load_json, one_item_per_title
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _read_names(path: Path) -> pl.DataFrame:
 def _read_windows(path: Path) -> pl.DataFrame:
     def check(there: list[str]) -> None:
         if missing := [name for name in _COLUMNS if name not in there]:
-            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {there[:20]}.")
+            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(there)}.")
 
     raw = read_text(path, _COLUMNS, check, separator=",", encoding=None, published=True)
     listed = pl.col("item_ids").str.strip_chars()

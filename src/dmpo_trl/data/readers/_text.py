@@ -107,6 +107,17 @@ def encoding_of(head: bytes) -> str:
     return "utf-8-sig"
 
 
+def shown(names: Sequence[str]) -> str:
+    """Return the names of columns for a message, however many and long they are.
+
+    Example:
+        >>> shown(["user", "item"])
+        "['user', 'item']"
+    """
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{[name[:60] for name in names[:20]]}{more}"
+
+
 @dataclass(frozen=True)
 class _Survey:
     """What one pass over the bytes of a file finds.

@@ -15,6 +15,7 @@ from .._files import check_packed, open_binary
 from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
+from ._text import shown
 from ._titles import natural_title
 from ._values import drop_unreadable, number, times
 
@@ -144,7 +145,7 @@ def _read_ratings(path: Path, layout: _Format, dropped: dict[str, int]) -> pl.Da
     columns = layout.columns or tuple(_first_line(path).replace('"', "").split(","))
     missing = [name for name in _FIELDS if name not in columns]
     if missing:
-        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {list(columns)}.")
+        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(columns)}.")
     check_packed(path)
     # A field that should be empty and is not: "1:x:3::4::5"
     strays = [pl.col(name) != "" for name in columns if name.startswith("gap")] or [pl.lit(False)]
@@ -187,7 +188,8 @@ def _with_text(rows: pl.DataFrame, text: pl.DataFrame, where: str, dropped: dict
     for name, kind in rows.schema.items():
         words = text[name]
         # Not a single time may be there to tell how they are written
-        values = number(name, words) if name != "timestamp" or _all_numbers(words) else times(name, words)
+        read = number if name != "timestamp" or _all_numbers(words) else times
+        values = read(words, f"{where}: column {name!r}")
         if name == "timestamp" and not (values.cast(pl.Int64, strict=False) == values).fill_null(True).all():
             kind = values.dtype
         parsed[name] = rows[name].cast(kind).scatter(place, values.cast(kind, strict=False))
