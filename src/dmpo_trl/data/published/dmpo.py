@@ -121,7 +121,8 @@ def dmpo_pairs(rows: pl.DataFrame) -> pl.DataFrame:
         number = wrong["row"][0]
         raise ValueError(
             f"row {number}: the instruction must end in `:  <Title:..>  <Title:..> . Rank the likelihood of ... "
-            f" <Title:..>  and  <Title:..> .` and the output must rank them; it is {rows.row(number, named=True)}."
+            " <Title:..>  and  <Title:..> .` and the output must rank them; it is "
+            f"{str(rows.row(number, named=True))[:1000]}."
         )
     first_wins = pl.col("first_wins")
     return frame.select(

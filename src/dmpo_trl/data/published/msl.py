@@ -109,7 +109,9 @@ def _read_windows(path: Path) -> pl.DataFrame:
         first = wrong.row(0, named=True)
         raise ValueError(
             f"{path}, row {first['row'] + 1}: user_id and timestamp must be whole numbers and item_ids a list such as "
-            f"[4, 8, 15]; they are {first['user_id']!r}, {first['timestamp']!r} and {str(first['item_ids'])[:80]!r}."
+            f"[4, 8, 15]; they are "
+            + ", ".join(f"{str(first[name])[:80]!r}" for name in ("user_id", "timestamp", "item_ids"))
+            + "."
         )
     # A number as the names have it: without zeros before it
     window = listed.str.extract_all(r"\d+").list.eval(pl.element().str.replace(r"^0+(\d)", "$1"))

@@ -11,7 +11,7 @@ from typing import Literal
 
 import polars as pl
 
-from .._files import open_binary
+from .._files import POLARS_ERRORS, open_binary
 from .._options import OptionError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -69,7 +69,7 @@ def read_text(
             there = lines.collect_schema().names()
             check(there)
             return lines.select(there if others else columns).collect(engine="streaming")
-        except pl.exceptions.PolarsError:
+        except POLARS_ERRORS:
             pass  # Python's reader reads it, or names the line
     dialects = [_Dialect(separator, encoding, quoted, published)]
     if quoted and survey.escapes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .._files import check_packed
+from .._files import POLARS_ERRORS, check_packed
 from .._sources import open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
@@ -123,7 +123,7 @@ def _read_1k(listens: Path, used: tuple[str, ...]) -> Interactions:
     )
     try:
         table = groups.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
+    except POLARS_ERRORS as error:
         raise ValueError(f"{listens} is not a tab-separated table in UTF-8: {error}.") from error
     whole = table.drop_nulls(["user", "item", "timestamp"])
     spellings = whole.group_by("item", "title").agg(pl.col("listens").sum())

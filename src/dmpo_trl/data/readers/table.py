@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from .._columns import identifiers
-from .._files import check_packed, open_binary, require_file
+from .._files import POLARS_ERRORS, check_packed, open_binary, require_file
 from .._options import OptionError
 from ..interactions import Interactions
 from ._text import ENDINGS, REMEDY, encoding_of, ending, no_encoding, read_text, shown
@@ -182,7 +182,7 @@ def _scan(name: str, table: Any, encoding: str | None) -> pl.LazyFrame:
 
 def _check(name: str, source: Any, there: list[str], needed: dict[str, str]) -> None:
     if not there:
-        raise ValueError(f"{name}: the table has no columns.")
+        raise ValueError(f"{_place(name, source)}: the table has no columns.")
     if missing := {option: column for option, column in needed.items() if column not in there}:
         options = ", ".join(f"`{option}`" for option in missing)
         raise OptionError(
@@ -197,7 +197,7 @@ def _problems_named(name: str, source: Any, encoding: str | None) -> Iterator[No
     """Raise what polars cannot read as ValueError, with the path and, where it can be found, the line."""
     try:
         yield
-    except pl.exceptions.PolarsError as error:
+    except POLARS_ERRORS as error:
         if not isinstance(source, str | Path):
             raise ValueError(f"{name}: the table cannot be read: {error}.") from error
         path = Path(source).expanduser()
