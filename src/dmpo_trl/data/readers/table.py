@@ -118,7 +118,7 @@ def _load(
     columns = list(dict.fromkeys(needed.values()))
 
     def check(there: list[str]) -> None:
-        _check(name, table, there, needed)
+        _check(table, there, needed)
 
     if isinstance(table, str | Path) and ending(table) in ENDINGS:
         path = _file(name, table)
@@ -127,7 +127,8 @@ def _load(
     with _problems_named(name, table, encoding):
         lines = _scan(name, table, encoding)
         there = lines.collect_schema().names()
-        check(there)
+        with _named(name):
+            check(there)
         return lines.select(there if others else columns).collect(engine="streaming")
 
 
@@ -180,14 +181,15 @@ def _scan(name: str, table: Any, encoding: str | None) -> pl.LazyFrame:
         return pl.scan_ndjson(io.BytesIO(data), infer_schema_length=None)
 
 
-def _check(name: str, source: Any, there: list[str], needed: dict[str, str]) -> None:
+def _check(source: Any, there: list[str], needed: dict[str, str]) -> None:
+    where = f"{source}: " if isinstance(source, str | Path) else ""
     if not there:
-        raise ValueError(f"{_place(name, source)}: the table has no columns.")
+        raise ValueError(f"{where}the table has no columns.")
     if missing := {option: column for option, column in needed.items() if column not in there}:
         options = ", ".join(f"`{option}`" for option in missing)
         raise OptionError(
-            f"{_place(name, source)}: the columns {list(missing.values())} are missing; there are {shown(there)}. Say "
-            f"which they are with {options}.",
+            f"{where}the columns {list(missing.values())} are missing; there are {shown(there)}. Say which they are "
+            f"with {options}.",
             *missing,
         )
 
