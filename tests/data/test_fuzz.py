@@ -4,7 +4,9 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,7 +198,7 @@ def count_of_rows(source: Source, data: bytes) -> tuple[int, int] | None:
     return len([row for row in rows if row]) - 1, len(rows) - 1
 
 
-def check(source: Source, folder: Path, files: dict[str, bytes]) -> None:
+def check(source: Source, folder: Path, files: dict[str, bytes], named: Sequence[str] = ()) -> None:
     for path in folder.iterdir():
         path.unlink()
     for name, data in files.items():
@@ -207,7 +209,7 @@ def check(source: Source, folder: Path, files: dict[str, bytes]) -> None:
         found = error
     if isinstance(found, Exception):
         message = str(found)
-        assert str(folder) in message or any(name in message for name in files), message
+        assert str(folder) in message or any(name in message for name in (*files, *named)), message
         assert not isinstance(found, UnicodeDecodeError | json.JSONDecodeError)
         assert len(message) < 3000, message[:3000]
         return
@@ -263,3 +265,27 @@ def test_changed_packed_files_are_read_or_named(tmp_path, name, data, changes):
         file = data.draw(st.sampled_from(sorted(files)))
         files[file] = changed(files[file], changes)
     check(source._replace(counted=None), tmp_path, files)
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tgz"])
+@pytest.mark.parametrize("name", ["ml-latest", "recbole"])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=CHANGES)
+@example(changes=[])
+def test_changed_archives_are_read_or_named(tmp_path, name, ending, changes):
+    source = SOURCES[name]
+    files = {file: text.encode("utf-8") for file, text in source.files.items()}
+    packed = io.BytesIO()
+    if ending == "zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file, data in files.items():
+                archive.writestr(file, data)
+    else:
+        with tarfile.open(fileobj=packed, mode="w" if ending == "tar" else "w:gz") as tar:
+            for file, data in files.items():
+                info = tarfile.TarInfo(file)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    archived = f"x.{ending}"
+    source = source._replace(read=lambda path: SOURCES[name].read(path / archived), counted=None)
+    check(source, tmp_path, {archived: changed(packed.getvalue(), changes)}, named=list(files))
