@@ -156,11 +156,32 @@ def test_a_damaged_archive_is_named(tmp_path, make, damage):
         files.need("ratings.csv")
 
 
-def test_a_damaged_member_is_named(tmp_path):
-    source = as_zip(tmp_path / "source", {"ratings.csv": os.urandom(1000)})
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_named(tmp_path, method):
+    source = tmp_path / "source.zip"
+    with zipfile.ZipFile(source, "w", method) as archive:
+        archive.writestr("ratings.csv", os.urandom(1000))
     data = bytearray(source.read_bytes())
     middle = data.find(b"ratings.csv") + 500
     data[middle] ^= 0xFF
     source.write_bytes(data)
     with open_source(source) as files, pytest.raises(ValueError, match="cannot be read as an archive"):
+        files.need("ratings.csv")
+
+
+def test_pipes_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "ratings.csv")
+    (tmp_path / "movies.csv").write_text("m")
+    for source in (tmp_path, tmp_path / "movies.csv"):
+        with open_source(source) as files, pytest.raises(ValueError, match=r"ratings\.csv is a pipe or a device"):
+            files.need("ratings.csv")
+    with pytest.raises(ValueError, match=r"ratings\.csv is a pipe or a device"), open_source(tmp_path / "ratings.csv"):
+        pass
+
+
+def test_an_archive_without_its_beginning_is_named(tmp_path):
+    source = as_zip(tmp_path / "source", {"ratings.csv": b"r" * 1000})
+    source.write_bytes(source.read_bytes()[100:])
+    message = r"source\.zip cannot be read as an archive"
+    with pytest.raises(ValueError, match=message), open_source(source) as files:
         files.need("ratings.csv")

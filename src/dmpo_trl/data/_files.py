@@ -7,15 +7,16 @@ import io
 import lzma
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, Any, cast
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+import polars as pl
 
 # A line of a raw file has kilobytes; what has this many bytes without an end is something else
 LINE_LIMIT = 1 << 24
 # Text shrinks to a third or a tenth. A large file that grows this many times was made to fill the memory
 RATIO_LIMIT, RATIO_FROM = 200, 1 << 29
+# What polars raises for a file that it cannot read: a lone quote makes some of its readers panic
+POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 PACKED = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -92,7 +93,7 @@ class _Watched(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
         try:
             data = self._file.read(len(view))

@@ -6,6 +6,7 @@ import errno
 import lzma
 import os
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -20,6 +21,8 @@ from ._files import require_file
 # `fsspec` would open the members of an archive too, but the readers want paths, so that the copy to a folder of ours
 # stays, and with it what makes that safe: base names only, no links, and errors that name the archive.
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+# Beside ValueError, RuntimeError and OSError, what the standard library raises for archives that are none
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, OverflowError)
 
 
 class SourceFiles:
@@ -175,11 +178,17 @@ def _is_link(info: zipfile.ZipInfo) -> bool:
 def _problems_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as an archive: {error}. Delete it and get it again.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno, f"No room in {tempfile.gettempdir()} to unpack {path}. Free some, or set TMPDIR."
             ) from error
-        raise
+        if error.errno not in (None, errno.EINVAL):  # bz2's and gzip's errors, and a place before the file's beginning
+            raise
+        raise _damaged(path, error) from error
+    except (*_DAMAGE, RuntimeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as an archive: {error}. Delete it and get it again.")

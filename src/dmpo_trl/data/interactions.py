@@ -124,7 +124,7 @@ class Interactions:
             >>> Interactions.from_raw(interactions, items).dropped
             {'items without a title': 1, 'interactions with an unknown item': 1}
         """
-        counts = dict(dropped or {})
+        counts, files = dict(dropped or {}), tuple(files)
 
         def keep(reason: str, before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
             if after.height < before.height:
@@ -169,7 +169,8 @@ class Interactions:
             "earlier interactions of a user with the same item", interactions, _latest_of_pairs(interactions)
         )
         if interactions.is_empty():
-            raise ValueError(f"No interaction is left of {read['interactions']} read. Dropped: {counts}.")
+            of = f" of {', '.join(map(str, files))}" if files else ""
+            raise ValueError(f"No interaction{of} is left of {read['interactions']} read. Dropped: {counts}.")
         used = interactions.height + counts.get("earlier interactions of a user with the same item", 0)
         if used < read["interactions"] / 2:
             logger.warning(

@@ -338,3 +338,11 @@ def test_a_damaged_or_endless_file_is_named(tmp_path, name):
     packed.write_bytes(gzip.compress(b"userId,movieId,rating,timestamp\n" + b"\0" * (17 << 20), 1))
     with pytest.raises(ValueError, match=rf"{name}\.gz, line 2: the line does not end within 16 MiB"):
         read_movielens(tmp_path)
+
+
+@pytest.mark.parametrize("last", ['1,7,4.5,"', '1,7,4.5,"\n1,8,3,964982704\n', '"'])
+def test_a_quote_that_does_not_end_is_named(tmp_path, last):
+    write_csv(tmp_path)
+    (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n1,2,4,964982703\n{last}")
+    with pytest.raises(ValueError, match=r"ratings\.csv, line 3: "):
+        read_movielens(tmp_path)

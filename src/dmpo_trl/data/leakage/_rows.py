@@ -8,7 +8,7 @@ import polars as pl
 from datasets import Dataset
 
 from ...preprocessing.format import numbered_columns
-from .._files import open_binary
+from .._files import POLARS_ERRORS, open_binary, require_file
 from ..published._splits import frame_of, number_users, read_json
 from ..published.dmpo import dmpo_pairs
 from ..published.sdpo import checked_rows, sdpo_examples
@@ -68,7 +68,7 @@ def read_rows(path: str | Path) -> pl.DataFrame:
         FileNotFoundError: Where there is no such file.
         ValueError: Where it holds something else.
     """
-    path = Path(path)
+    path = require_file(Path(path))
     try:
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
@@ -76,7 +76,7 @@ def read_rows(path: str | Path) -> pl.DataFrame:
             with open_binary(path) as file:
                 return pl.read_ndjson(file, infer_schema_length=None)
         return frame_of(read_json(path), path)
-    except pl.exceptions.PolarsError as error:
+    except POLARS_ERRORS as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
 
 

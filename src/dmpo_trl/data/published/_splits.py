@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from .._files import open_binary
+from .._files import POLARS_ERRORS, open_binary
 from ..interactions import Interactions
 
 logger = logging.getLogger(__name__)
@@ -117,5 +117,5 @@ def frame_of(rows: list[dict[str, Any]], path: str | Path) -> pl.DataFrame:
     """
     try:
         return pl.DataFrame(rows, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+    except (*POLARS_ERRORS, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: the objects are not of one form: {str(error)[:200]}.") from error

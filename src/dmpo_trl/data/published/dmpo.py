@@ -80,6 +80,10 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
                 raise ValueError(f"{name}, {error}") from error
             examples[match[1] + (match[2] or "")] = _fold(pairs)
         if not examples:
+            if matches:
+                raise ValueError(
+                    f"{path}: none of {', '.join(name for name, _ in matches)} holds a JSON list of rows."
+                )
             files.need(f"rec_{dataset}_dpo_ranking_1.json")
         used = files.used
     users = pl.concat(frame.select("user", "history") for frame in examples.values()).unique("user")
@@ -117,7 +121,8 @@ def dmpo_pairs(rows: pl.DataFrame) -> pl.DataFrame:
         number = wrong["row"][0]
         raise ValueError(
             f"row {number}: the instruction must end in `:  <Title:..>  <Title:..> . Rank the likelihood of ... "
-            f" <Title:..>  and  <Title:..> .` and the output must rank them; it is {rows.row(number, named=True)}."
+            " <Title:..>  and  <Title:..> .` and the output must rank them; it is "
+            f"{str(rows.row(number, named=True))[:1000]}."
         )
     first_wins = pl.col("first_wins")
     return frame.select(

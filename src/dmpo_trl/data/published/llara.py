@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .._files import check_packed, open_binary
+from .._files import POLARS_ERRORS, check_packed, open_binary
 from .._sources import open_source
 from ..readers import natural_title
 from ..readers.movielens import read_movies
@@ -136,7 +136,7 @@ def _read_sequences(path: Path, items: pl.Series) -> pl.DataFrame:
     if not wrong.is_empty():
         row = wrong.row(0, named=True)
         raise ValueError(
-            f"{path}, row {row['row']}: seq {row['seq']} with next {row['next']} does not fit len_seq "
+            f"{path}, row {row['row']}: seq {str(row['seq'])[:300]} with next {row['next']} does not fit len_seq "
             f"{row['len_seq']} and the {len(items)} names; is it the file of names that belongs to it?"
         )
     return frame.select(pl.col("history").cast(pl.List(pl.String)), target=pl.col("next").cast(pl.String))
@@ -146,7 +146,7 @@ def _parsed(path: Path, item: pl.DataType | type[pl.DataType]) -> pl.DataFrame |
     """Return the lines, if items are written in this type."""
     try:
         return pl.read_ndjson(path, schema={"seq": pl.List(item), "len_seq": pl.Int64, "next": item})
-    except pl.exceptions.PolarsError:
+    except POLARS_ERRORS:
         return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from .._sources import SourceFiles, open_source
-from ..readers._text import read_text
+from ..readers._text import read_text, shown
 from ._splits import PublishedSplits, assemble, load_json, one_item_per_title
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _read_names(path: Path) -> pl.DataFrame:
 def _read_windows(path: Path) -> pl.DataFrame:
     def check(there: list[str]) -> None:
         if missing := [name for name in _COLUMNS if name not in there]:
-            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {there[:20]}.")
+            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(there)}.")
 
     raw = read_text(path, _COLUMNS, check, separator=",", encoding=None, published=True)
     listed = pl.col("item_ids").str.strip_chars()
@@ -109,7 +109,9 @@ def _read_windows(path: Path) -> pl.DataFrame:
         first = wrong.row(0, named=True)
         raise ValueError(
             f"{path}, row {first['row'] + 1}: user_id and timestamp must be whole numbers and item_ids a list such as "
-            f"[4, 8, 15]; they are {first['user_id']!r}, {first['timestamp']!r} and {str(first['item_ids'])[:80]!r}."
+            f"[4, 8, 15]; they are "
+            + ", ".join(f"{str(first[name])[:80]!r}" for name in ("user_id", "timestamp", "item_ids"))
+            + "."
         )
     # A number as the names have it: without zeros before it
     window = listed.str.extract_all(r"\d+").list.eval(pl.element().str.replace(r"^0+(\d)", "$1"))

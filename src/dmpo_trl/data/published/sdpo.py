@@ -92,8 +92,8 @@ def checked_rows(rows: pl.DataFrame, where: str) -> pl.DataFrame:
     if not wrong.is_empty():
         first = wrong.row(0, named=True)
         raise ValueError(
-            f"{where}, row {first['row']}: trueSelection {first['trueSelection']!r} must be in itemList, and no item "
-            f"twice; itemList is {first['itemList']}."
+            f"{where}, row {first['row']}: trueSelection {str(first['trueSelection'])[:80]!r} must be in itemList, "
+            f"and no item twice; itemList is {str(first['itemList'])[:1000]}."
         )
     return rows
 

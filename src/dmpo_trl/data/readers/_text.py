@@ -11,7 +11,7 @@ from typing import Literal
 
 import polars as pl
 
-from .._files import open_binary
+from .._files import POLARS_ERRORS, open_binary
 from .._options import OptionError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -69,7 +69,7 @@ def read_text(
             there = lines.collect_schema().names()
             check(there)
             return lines.select(there if others else columns).collect(engine="streaming")
-        except pl.exceptions.PolarsError:
+        except POLARS_ERRORS:
             pass  # Python's reader reads it, or names the line
     dialects = [_Dialect(separator, encoding, quoted, published)]
     if quoted and survey.escapes:
@@ -105,6 +105,17 @@ def encoding_of(head: bytes) -> str:
     if len(head) > 3 and 0 in head[:4]:
         return "utf-16-le" if head[0] else "utf-16-be"
     return "utf-8-sig"
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the names of columns for a message, however many and long they are.
+
+    Example:
+        >>> shown(["user", "item"])
+        "['user', 'item']"
+    """
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{[name[:60] for name in names[:20]]}{more}"
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,30 @@ from .._columns import blank_as_null
 logger = logging.getLogger(__name__)
 
 
-def number(column: str, values: pl.Series) -> pl.Series:
+def number(values: pl.Series, where: str) -> pl.Series:
     """Return numbers; what cannot be read is null.
 
     Args:
-        column: Name of the column, for messages.
         values: (E,), text or numbers.
+        where: Names the column in messages.
 
     Raises:
         ValueError: The column is of another type.
     """
     if values.dtype != pl.String and not values.dtype.is_numeric():
-        raise ValueError(f"interactions: column {column!r} must hold numbers, it is {values.dtype}; cast it.")
+        raise ValueError(f"{where} must hold numbers, it is {values.dtype}; cast it.")
     return _as_numbers(values).cast(pl.Float64)
 
 
-def times(column: str, values: pl.Series) -> pl.Series:
+def times(values: pl.Series, where: str) -> pl.Series:
     """Return times as numbers; what cannot be read is null.
 
     In text, numbers and ISO 8601 are read, but not beside one another: the unit of a number is not known. Whichever
     are more count.
 
     Args:
-        column: Name of the column, for messages.
         values: (E,), text, numbers, dates or datetimes.
+        where: Names the column in messages.
 
     Raises:
         ValueError: The column is of another type, or no time can be read.
@@ -48,16 +48,14 @@ def times(column: str, values: pl.Series) -> pl.Series:
         parsed = min(numbers, _iso_times(values), key=pl.Series.null_count)
         if parsed.null_count() == len(parsed):
             raise ValueError(
-                f"interactions: column {column!r} holds neither numbers nor times in ISO 8601, such as "
+                f"{where} holds neither numbers nor times in ISO 8601, such as "
                 f"2026-05-01 12:00:00: the first is {values.drop_nulls()[0]!r}. Write them so."
             )
         values = parsed
     if values.dtype in (pl.Datetime, pl.Date):
         return values.dt.timestamp("us") / 1e6
     if not values.dtype.is_numeric():
-        raise ValueError(
-            f"interactions: column {column!r} must hold numbers, dates or datetimes, it is {values.dtype}; cast it."
-        )
+        raise ValueError(f"{where} must hold numbers, dates or datetimes, it is {values.dtype}; cast it.")
     return values
 
 

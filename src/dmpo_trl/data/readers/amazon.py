@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .._files import check_packed, open_binary
+from .._files import POLARS_ERRORS, check_packed, open_binary
 from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile
@@ -248,7 +248,7 @@ def _scan(path: Path, schema: dict[str, type[pl.DataType]], **columns: pl.Expr |
         # As an address, because polars maps a path into memory whole, and takes [ and * in it for patterns
         lines = pl.scan_ndjson(path.resolve().as_uri(), schema=schema)
         return lines.select(**columns).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (*POLARS_ERRORS, OSError) as error:
         raise ValueError(f"{path}{_first_problem(path, schema) or f': {error}'}") from error
 
 
@@ -282,12 +282,12 @@ def _first_problem(path: Path, schema: dict[str, type[pl.DataType]]) -> str:
         while lines := list(islice(file, 10_000)):
             try:
                 pl.read_ndjson(b"".join(lines), schema=schema)
-            except pl.exceptions.PolarsError:
+            except POLARS_ERRORS:
                 for line in lines:
                     number += 1
                     try:
                         pl.read_ndjson(line, schema=schema)
-                    except pl.exceptions.PolarsError as error:
+                    except POLARS_ERRORS as error:
                         return f", line {number} cannot be read ({error}): {line[:80]!r}. Correct or remove it."
             else:
                 number += len(lines)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import polars as pl
 
-from .._files import check_packed
+from .._files import POLARS_ERRORS, check_packed
 from .._sources import open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
-from ._text import read_text
+from ._text import read_text, shown
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataF
 
     def check(there: list[str]) -> None:
         if missing := [name for name in columns if name not in there]:
-            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {there[:20]}.")
+            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(there)}.")
 
     table = read_text(path, list(columns), check, separator="\t", encoding=None, quoted=False, published=True)
     return table.select(pl.col(name).cast(kind, strict=False) for name, kind in columns.items())
@@ -123,7 +123,7 @@ def _read_1k(listens: Path, used: tuple[str, ...]) -> Interactions:
     )
     try:
         table = groups.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
+    except POLARS_ERRORS as error:
         raise ValueError(f"{listens} is not a tab-separated table in UTF-8: {error}.") from error
     whole = table.drop_nulls(["user", "item", "timestamp"])
     spellings = whole.group_by("item", "title").agg(pl.col("listens").sum())

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .._files import check_packed, open_binary
+from .._files import POLARS_ERRORS, check_packed, open_binary
 from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile, local_or_downloaded
+from ._text import read_text, shown
 from ._titles import natural_title
 from ._values import drop_unreadable, number, times
 
@@ -144,7 +145,7 @@ def _read_ratings(path: Path, layout: _Format, dropped: dict[str, int]) -> pl.Da
     columns = layout.columns or tuple(_first_line(path).replace('"', "").split(","))
     missing = [name for name in _FIELDS if name not in columns]
     if missing:
-        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {list(columns)}.")
+        raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(columns)}.")
     check_packed(path)
     # A field that should be empty and is not: "1:x:3::4::5"
     strays = [pl.col(name) != "" for name in columns if name.startswith("gap")] or [pl.lit(False)]
@@ -175,7 +176,7 @@ def _read_ratings(path: Path, layout: _Format, dropped: dict[str, int]) -> pl.Da
         kinds = [pl.col(name).cast(kind, strict=False) for name, kind in rows.schema.items()]
         odd = pl.any_horizontal(kind.is_null() for kind in kinds)
         text = scan({}).with_row_index("row").filter(odd).collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
+    except POLARS_ERRORS as error:
         raise ValueError(_explain(path, layout, columns, error)) from error
     return _with_text(rows, text, f"{path}", dropped)
 
@@ -187,7 +188,8 @@ def _with_text(rows: pl.DataFrame, text: pl.DataFrame, where: str, dropped: dict
     for name, kind in rows.schema.items():
         words = text[name]
         # Not a single time may be there to tell how they are written
-        values = number(name, words) if name != "timestamp" or _all_numbers(words) else times(name, words)
+        read = number if name != "timestamp" or _all_numbers(words) else times
+        values = read(words, f"{where}: column {name!r}")
         if name == "timestamp" and not (values.cast(pl.Int64, strict=False) == values).fill_null(True).all():
             kind = values.dtype
         parsed[name] = rows[name].cast(kind).scatter(place, values.cast(kind, strict=False))
@@ -210,7 +212,12 @@ def _explain(path: Path, layout: _Format, columns: tuple[str, ...], error: Excep
                     f"{path}, line {number}: a rating is {', '.join(_FIELDS)}, separated by {layout.separator!r}; "
                     f"the line is {layout.separator[0].join(fields)[:80]!r}. Correct or remove it."
                 )
-    return f"{path} cannot be read: {error}."
+    if not layout.columns:
+        try:
+            read_text(path, [], lambda there: None, separator=",", encoding=None, others=True, published=True)
+        except ValueError as problem:
+            return str(problem)
+    return f"{path} cannot be read: {str(error)[:200]}."
 
 
 def read_movies(path: Path) -> pl.DataFrame:

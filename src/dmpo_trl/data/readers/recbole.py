@@ -10,7 +10,7 @@ import polars as pl
 from .._options import OptionError
 from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
-from ._text import read_text
+from ._text import read_text, shown
 from ._titles import natural_title
 from ._values import drop_unreadable, number, times
 
@@ -80,18 +80,19 @@ def read_recbole(
         item = _read_atomic(files.need(item_name), {"item_field": item_field, "title_field": title_field} | years)
         used = files.used
 
+    where = ", ".join(inter_names)
     raw = {"timestamp": inter[timestamp_field]}
     if rating_field in inter.columns:
         raw["rating"] = inter[rating_field]
     interactions = inter.select(
         pl.col(user_field).alias("user"),
         pl.col(item_field).alias("item"),
-        times(timestamp_field, raw["timestamp"]).alias("timestamp"),
-        *([number(rating_field, raw["rating"]).alias("rating")] if "rating" in raw else []),
+        times(raw["timestamp"], f"{where}: field {timestamp_field!r}").alias("timestamp"),
+        *([number(raw["rating"], f"{where}: field {rating_field!r}").alias("rating")] if "rating" in raw else []),
     )
     dropped: dict[str, int] = {}
     read = {"interactions": interactions.height, "items": item.height}
-    interactions = drop_unreadable(interactions, raw, ", ".join(inter_names), dropped)
+    interactions = drop_unreadable(interactions, raw, where, dropped)
     title = pl.col(title_field).str.strip_chars()
     if natural_titles:
         title = title.map_elements(natural_title, return_dtype=pl.String)
@@ -134,16 +135,19 @@ def _read_atomic(path: Path, fields: dict[str, str]) -> pl.DataFrame:
 
     def check(there: list[str]) -> None:
         if untyped := [name for name in there if ":" not in name]:
-            raise ValueError(f"{path}: the header has no type (`name:type`) at {untyped[:20]}; is it an atomic file?")
+            raise ValueError(
+                f"{path}: the header has no type (`name:type`) at {shown(untyped)}; is it an atomic file?"
+            )
         names = [name.rsplit(":", 1)[0] for name in there]
         if missing := {option: name for option, name in fields.items() if name not in names}:
+            options = ", ".join(f"`{option}`" for option in missing)
             raise OptionError(
-                f"{path}: the fields {list(missing.values())} are missing; it has {names}. Say which they are with "
-                f"{', '.join(f'`{option}`' for option in missing)}.",
+                f"{path}: the fields {list(missing.values())} are missing; it has {shown(names)}. Say which they are "
+                f"with {options}.",
                 *missing,
             )
         if len(set(names)) < len(names):
-            raise ValueError(f"{path}: the header names a field twice: {names}.")
+            raise ValueError(f"{path}: the header names a field twice: {shown(names)}.")
 
     frame = read_text(path, [], check, separator="\t", encoding=None, others=True, quoted=False, published=True)
     return frame.rename({name: name.rsplit(":", 1)[0] for name in frame.columns})

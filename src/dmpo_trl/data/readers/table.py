@@ -13,10 +13,10 @@ import polars as pl
 import pyarrow as pa
 
 from .._columns import identifiers
-from .._files import check_packed, open_binary, require_file
+from .._files import POLARS_ERRORS, check_packed, open_binary, require_file
 from .._options import OptionError
 from ..interactions import Interactions
-from ._text import ENDINGS, REMEDY, encoding_of, ending, no_encoding, read_text
+from ._text import ENDINGS, REMEDY, encoding_of, ending, no_encoding, read_text, shown
 from ._values import drop_unreadable, number, times
 
 _LINES = (".jsonl", ".ndjson")
@@ -73,13 +73,13 @@ def read_table(
     needed |= {"rating": rating} if rating else {}
     needed |= {"title": title} if own_titles else {}
     raw = _load("interactions", interactions, needed, separator, encoding)
-    where = f"interactions: {interactions}" if files and files[0] == str(interactions) else "interactions"
+    where = _place("interactions", interactions)
     frame = pl.DataFrame(
         [
-            _identifiers("interactions", user, raw[user]).alias("user"),
-            _identifiers("interactions", item, raw[item]).alias("item"),
-            times(timestamp, raw[timestamp]).alias("timestamp"),
-            *([number(rating, raw[rating]).alias("rating")] if rating else []),
+            identifiers(raw[user], f"{where}: column {user!r}").alias("user"),
+            identifiers(raw[item], f"{where}: column {item!r}").alias("item"),
+            times(raw[timestamp], f"{where}: column {timestamp!r}").alias("timestamp"),
+            *([number(raw[rating], f"{where}: column {rating!r}").alias("rating")] if rating else []),
             *([raw[title].alias("title")] if own_titles else []),
         ]
     )
@@ -96,7 +96,9 @@ def read_table(
         table = _load("items", items, {"item": item, "title": title}, separator, encoding, others=True)
         others = [name for name in table.columns if name not in (item, title, "item", "title")]
         catalogue = table.select(pl.col(item).alias("item"), _title(title).alias("title"), pl.col(others))
-        catalogue = catalogue.with_columns(_identifiers("items", item, catalogue["item"]))
+        catalogue = catalogue.with_columns(
+            identifiers(catalogue["item"], f"{_place('items', items)}: column {item!r}")
+        )
     read["items"] = catalogue.height
     parsed = {"timestamp": raw[timestamp]} | ({"rating": raw[rating]} if rating else {})
     frame = drop_unreadable(frame, parsed, where, dropped)
@@ -116,7 +118,7 @@ def _load(
     columns = list(dict.fromkeys(needed.values()))
 
     def check(there: list[str]) -> None:
-        _check(name, table, there, needed)
+        _check(table, there, needed)
 
     if isinstance(table, str | Path) and ending(table) in ENDINGS:
         path = _file(name, table)
@@ -125,7 +127,8 @@ def _load(
     with _problems_named(name, table, encoding):
         lines = _scan(name, table, encoding)
         there = lines.collect_schema().names()
-        check(there)
+        with _named(name):
+            check(there)
         return lines.select(there if others else columns).collect(engine="streaming")
 
 
@@ -178,20 +181,17 @@ def _scan(name: str, table: Any, encoding: str | None) -> pl.LazyFrame:
         return pl.scan_ndjson(io.BytesIO(data), infer_schema_length=None)
 
 
-def _check(name: str, source: Any, there: list[str], needed: dict[str, str]) -> None:
+def _check(source: Any, there: list[str], needed: dict[str, str]) -> None:
+    where = f"{source}: " if isinstance(source, str | Path) else ""
     if not there:
-        raise ValueError(f"{name}: the table has no columns.")
+        raise ValueError(f"{where}the table has no columns.")
     if missing := {option: column for option, column in needed.items() if column not in there}:
-        file = f"{source}: " if isinstance(source, str | Path) else ""
+        options = ", ".join(f"`{option}`" for option in missing)
         raise OptionError(
-            f"{name}: {file}the columns {list(missing.values())} are missing; there are {_shown(there)}. Say which "
-            f"they are with {', '.join(f'`{option}`' for option in missing)}.",
+            f"{where}the columns {list(missing.values())} are missing; there are {shown(there)}. Say which they are "
+            f"with {options}.",
             *missing,
         )
-
-
-def _shown(names: list[str]) -> str:
-    return f"{[name[:80] for name in names[:50]]}{f' and {len(names) - 50} more' if len(names) > 50 else ''}"
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _problems_named(name: str, source: Any, encoding: str | None) -> Iterator[No
     """Raise what polars cannot read as ValueError, with the path and, where it can be found, the line."""
     try:
         yield
-    except pl.exceptions.PolarsError as error:
+    except POLARS_ERRORS as error:
         if not isinstance(source, str | Path):
             raise ValueError(f"{name}: the table cannot be read: {error}.") from error
         path = Path(source).expanduser()
@@ -221,8 +221,8 @@ def _wrong_json_line(path: Path, encoding: str | None) -> str:
     return ""
 
 
-def _identifiers(table: str, column: str, values: pl.Series) -> pl.Series:
-    return identifiers(values, f"{table}: column {column!r}")
+def _place(name: str, table: Any) -> str:
+    return f"{name}: {table}" if isinstance(table, str | Path) else name
 
 
 def _title(column: str) -> pl.Expr:
