@@ -70,8 +70,9 @@ def scratch(folder: Path, output: Path, *, keep: bool = False) -> Iterator[Path]
     except BaseException as error:
         if not keep or len(list(folder.iterdir())) == 1:  # the lock alone
             _remove(folder)
-        if isinstance(error, OSError) and (error.errno in _FULL or "os error 28" in str(error)):
-            raise OSError(error.errno, f"No room to write {output}. Free some and run again ({error}).") from error
+        if _is_full(error):
+            number = getattr(error, "errno", None) or errno.ENOSPC
+            raise OSError(number, f"No room to write {output}. Free some and run again ({error}).") from error
         raise
     else:
         _remove(folder)
@@ -131,6 +132,11 @@ def _lock(folder: Path, output: Path) -> BaseFileLock:
 
 def _is_scratch(folder: Path) -> bool:
     return folder.is_dir() and ((folder / _LOCK).exists() or not any(folder.iterdir()))
+
+
+def _is_full(error: BaseException) -> bool:
+    """Tell whether a disk is full; polars' errors have the number in their text alone."""
+    return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def _clear(folder: Path, output: Path) -> None:
