@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> None:
     from ..modeling.loading import check_found
 
     model, options = make_parser().parse(arguments)
-    if options.output_dir is not None:
+    if options.output_dir is not None and PartialState().is_main_process:
         check_folder(options.output_dir, EVALUATION, overwrite=options.overwrite)  # before the work, not after it
     prepared = Prepared.load(options.data)
     users = _first_users(prepared, options.split, options.users)

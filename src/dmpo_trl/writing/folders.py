@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import free_names
-from .scratch import real_path, remove_leftovers, scratch
+from .scratch import is_scratch, real_path, remove_leftovers, scratch
 
 MANIFEST = "manifest.json"
 _UNFINISHED = "unfinished.json"  # stands in for the manifest while files are exchanged one by one
@@ -224,8 +224,11 @@ def _check(folder: Path, kind: Kind, *, overwrite: bool) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List a folder; what a mount point has of itself and our own scratch folder do not count."""
-    return [entry for entry in sorted(folder.iterdir()) if entry.name not in (_INSIDE, "lost+found")]
+    """List an output folder; what a mount point has of itself and our own scratch folder do not count."""
+    own = {"lost+found"} if os.path.ismount(folder) else set()
+    if is_scratch(folder / _INSIDE):
+        own.add(_INSIDE)
+    return [entry for entry in sorted(folder.iterdir()) if entry.name not in own]
 
 
 def _known(folder: Path, kind: Kind) -> dict[str, set[str]] | None:
@@ -247,7 +250,7 @@ def _foreign(folder: Path, known: Mapping[str, set[str]]) -> Iterator[str]:
     folders = {parent.as_posix() for name in known for parent in Path(name).parents}
 
     def look(here: Path) -> Iterator[str]:
-        for entry in _entries(here):
+        for entry in _entries(folder) if here == folder else sorted(here.iterdir()):
             name = entry.relative_to(folder).as_posix()
             if entry.is_dir() and not entry.is_symlink():
                 if name in folders:

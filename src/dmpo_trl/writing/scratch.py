@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -90,7 +90,7 @@ def remove_leftovers(folder: Path, output: Path) -> None:
     Raises:
         BlockingIOError: A living process holds it.
     """
-    if not folder.is_symlink() and folder.is_dir() and _is_scratch(folder):
+    if not folder.is_symlink() and folder.is_dir() and is_scratch(folder):
         with scratch(folder, output):
             pass
 
@@ -115,7 +115,7 @@ def check_scratch(folder: Path, output: Path) -> None:
 
 
 def _check_ours(folder: Path, output: Path) -> None:
-    if folder.is_symlink() or (folder.exists() and not _is_scratch(folder)):
+    if folder.is_symlink() or (folder.exists() and not is_scratch(folder)):
         raise FileExistsError(f"{folder} is in the way: work on {output} would go there. Move it away.")
 
 
@@ -130,7 +130,8 @@ def _lock(folder: Path, output: Path) -> BaseFileLock:
     return lock
 
 
-def _is_scratch(folder: Path) -> bool:
+def is_scratch(folder: Path) -> bool:
+    """Tell whether a folder was made by [`scratch`]; an empty one may have been."""
     return folder.is_dir() and ((folder / _LOCK).exists() or not any(folder.iterdir()))
 
 
@@ -152,7 +153,8 @@ def _remove(folder: Path) -> None:
         if entry.name != _LOCK:  # the last to go: without it the rest would be nobody's
             _delete(entry)
     (folder / _LOCK).unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(OSError):  # another process has come in already
+        folder.rmdir()
 
 
 def _delete(entry: Path) -> None:
