@@ -21,7 +21,7 @@ def last_of_the_history(batch):
     ]
 
 
-def accept(items, what):
+def accept(user):
     pass
 
 
@@ -70,9 +70,9 @@ def test_no_users_are_an_empty_file(tmp_path):
 
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_a_faulty_user_is_named_before_the_search(tmp_path, one_pass):
-    def check(items, what):
-        if "x" in items:
-            raise ValueError(f"{what}: 'x' is unknown.")
+    def check(user):
+        if "x" in user.seen:
+            raise ValueError("seen: 'x' is unknown.")
 
     def recommend(batch):
         raise AssertionError("searched")

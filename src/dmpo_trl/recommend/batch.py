@@ -62,7 +62,7 @@ def write_recommendations(
     *,
     run: Mapping[str, Any],
     recommend: Callable[[list[UserHistory]], list[list[Recommendation]]],
-    check: Callable[[Sequence[str], str], object],
+    check: Callable[[UserHistory], object],
     overwrite: bool = False,
 ) -> int:
     """Write the recommendations of all users, `batch_size` users at a time, to a file that appears when complete.
@@ -76,8 +76,8 @@ def write_recommendations(
         batch_size: Number of users per call of `recommend`.
         run: What the recommendations of a user depend on, by name.
         recommend: Returns the recommendations of each user of a batch, from best to worst.
-        check: Raises a `ValueError` where items are faulty, given what they are; the user's name is added to its
-            message. All users are checked before the first is searched for, those of a generator a part at a time.
+        check: Raises a `ValueError` where a user's items are faulty; the user's name is added to its message. All
+            users are checked before the first is searched for, those of a generator a part at a time.
         overwrite: Whether a file that is there is replaced.
 
     Returns:
@@ -198,9 +198,8 @@ def _hash(users: Sequence[UserHistory]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _check(user: UserHistory, check: Callable[[Sequence[str], str], object]) -> None:
+def _check(user: UserHistory, check: Callable[[UserHistory], object]) -> None:
     try:
-        check(user.history, "history")
-        check(user.seen, "seen")
+        check(user)
     except ValueError as error:
         raise ValueError(f"user {user.user!r}: {error}") from error

@@ -247,10 +247,8 @@ class Recommender:
 
         Args:
             histories: Items of each user, from old to new. They, and their titles, are not recommended again.
-            k: See `recommend`.
             exclude: Further items that must not be recommended, one entry per user.
-            num_beams: See `recommend`.
-            exact: See `recommend`.
+            k, num_beams, exact: See `recommend`.
 
         Returns:
             The items of each user, from best to worst.
@@ -330,9 +328,13 @@ class Recommender:
             histories, seen = [one.history for one in batch], [one.seen for one in batch]
             return self.recommend_batch(histories, k, exclude=seen, num_beams=num_beams, exact=exact)
 
+        def check(user: UserHistory) -> None:
+            self.catalogue.rows(user.history, "history")
+            self.catalogue.rows(user.seen, "seen")
+
         run = describe_run(self, k=k, num_beams=num_beams, exact=exact)
         return write_recommendations(
-            users, Path(path), batch_size, run=run, recommend=recommend, check=self.catalogue.rows, overwrite=overwrite
+            users, Path(path), batch_size, run=run, recommend=recommend, check=check, overwrite=overwrite
         )
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 60) -> Explanation:
