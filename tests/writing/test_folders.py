@@ -12,7 +12,7 @@ import pytest
 from dmpo_trl.writing import Kind, check_folder, folders, is_unfinished, new_folder
 
 FORK = multiprocessing.get_context("fork")
-NOTES = Kind("notes, version 1", command="note", holds="notes", option="--overwrite")
+NOTES = Kind("notes, version 1", command="note", holds="notes")
 
 
 def write(path, files, *, overwrite=False, during=lambda: None):
@@ -81,7 +81,7 @@ def test_folders_are_made_and_replaced_wherever_they_are(tmp_path, monkeypatch, 
     before = os.stat(out).st_ino if out.exists() else None
     write(out, OLD)
     assert notes(out) == OLD
-    with pytest.raises(FileExistsError, match="out holds notes already; choose another folder, or set --overwrite"):
+    with pytest.raises(FileExistsError, match="out holds notes already; choose another folder, or set `overwrite`"):
         write(out, NEW)
     write(out, NEW, overwrite=True)
     assert notes(out) == NEW

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..data import Prepared
 
-EVALUATION = Kind("dmpo-trl evaluation, version 1", command="evaluate", holds="an evaluation", option="--overwrite")
+EVALUATION = Kind("dmpo-trl evaluation, version 1", command="evaluate", holds="an evaluation")
 
 
 @dataclass

@@ -34,17 +34,15 @@ class Kind:
         format: The `format` in its manifest, by which a folder is known.
         command: The command that writes it, for messages.
         holds: What it holds, for messages.
-        option: What allows to replace one, for messages.
 
     Example:
-        >>> Kind("notes, version 1", "note", "notes").option
-        'overwrite'
+        >>> Kind("notes, version 1", command="note", holds="notes").holds
+        'notes'
     """
 
     format: str
     command: str
     holds: str
-    option: str = "overwrite"
 
 
 def sha256(path: str | Path) -> str:
@@ -214,7 +212,7 @@ def _check(folder: Path, kind: Kind, *, overwrite: bool) -> None:
             f"{folder} is not empty and was not written by dmpo-trl {kind.command}; choose another folder."
         )
     if not overwrite and not is_unfinished(folder, kind):
-        raise FileExistsError(f"{folder} holds {kind.holds} already; choose another folder, or set {kind.option}.")
+        raise FileExistsError(f"{folder} holds {kind.holds} already; choose another folder, or set `overwrite`.")
     if foreign := list(_foreign(folder, known)):
         names = ", ".join(foreign[:_SHOWN]) + (f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else "")
         raise FileExistsError(
