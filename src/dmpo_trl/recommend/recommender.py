@@ -142,7 +142,7 @@ class Recommender:
                     f"{path} holds no {_SETTINGS} and {_ITEMS}: give data=<the prepared folder>, or items= and "
                     "template=. `Recommender.save_pretrained` stores them beside the model."
                 )
-            items = pl.read_parquet(stored) if items is None else items
+            items = pl.read_parquet(stored, glob=False) if items is None else items
             template = template or PromptTemplate.from_dict(saved["template"])
 
         model, tokenizer = load_model_and_tokenizer(path, **model_options)

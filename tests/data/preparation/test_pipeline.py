@@ -390,7 +390,8 @@ def test_a_folder_may_have_any_name(raw, tmp_path):
     """`datasets` takes brackets and stars for patterns."""
     for name in ("data [v1]", "a*b", "q?x", "h#x", "per%20cent", "Filme für Amélie"):
         made = prepare(config(raw, tmp_path / name, seed=len(name)))
-        titles = pl.read_parquet(made.folder / "ranking" / "test.parquet")["user"].to_list()
+        titles = pl.read_parquet(made.folder / "ranking" / "test.parquet", glob=False)["user"].to_list()
+        assert made.items.height == ITEMS
         assert made.ranking["test"]["user"][:] == titles
         assert made.ranking["test"].info.dataset_name == name
 

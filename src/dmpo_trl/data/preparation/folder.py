@@ -100,7 +100,7 @@ class Prepared:
     @property
     def items(self) -> pl.DataFrame:
         """`item`, `title`, and `popularity`: how many training users have the item in an example."""
-        return pl.read_parquet(self.folder / "items.parquet")
+        return pl.read_parquet(self.folder / "items.parquet", glob=False)
 
     @property
     def template(self) -> PromptTemplate:
