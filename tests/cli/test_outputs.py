@@ -74,7 +74,7 @@ def test_evaluate_replaces_an_earlier_evaluation_where_it_may(model, data, tmp_p
     main([*arguments, "--users", "2"])
     before = contents(out)
     assert {"manifest.json", "sum.parquet", "mean.parquet"} < before.keys()
-    with pytest.raises(SystemExit, match="out holds an evaluation already; choose another folder, or set --overwrite"):
+    with pytest.raises(SystemExit, match=r"holds an evaluation already; choose another folder, or set \W+overwrite"):
         main(arguments)
     assert contents(out) == before
     (out / "mine.txt").write_text("mine")
@@ -92,7 +92,7 @@ def test_explain_refuses_to_draw_over_a_picture(model, data, tmp_path):
     picture = tmp_path / "mine.png"
     picture.write_text("mine")
     arguments = ["explain", "--model", model, "--data", str(data), "--history", "1", "2"]
-    with pytest.raises(SystemExit, match=r"mine\.png exists already; choose another file, or set --overwrite"):
+    with pytest.raises(SystemExit, match=r"mine\.png exists already; choose another file, or set \W+overwrite"):
         main([*arguments, "--picture", str(picture)])
     with pytest.raises(SystemExit, match="nowhere does not exist"):
         main([*arguments, "--picture", str(tmp_path / "nowhere" / "why.png")])
@@ -117,7 +117,7 @@ def test_recommend_refuses_a_folder_a_missing_folder_and_the_file_of_users(model
         main([*arguments, str(tmp_path)])
     with pytest.raises(SystemExit, match="nowhere does not exist"):
         main([*arguments, str(tmp_path / "nowhere" / "all.parquet")])
-    message = "is the file of --users" if overwrite else "exists already; choose another file, or set --overwrite"
+    message = "is the file of --users" if overwrite else r"exists already; choose another file, or set \W+overwrite"
     with pytest.raises(SystemExit, match=rf"users\.jsonl {message}"):
         main([*arguments, str(users)])
     assert list(contents(tmp_path)) == ["users.jsonl"]

@@ -34,8 +34,8 @@ def test_an_error_leaves_what_was_there(tmp_path):
 def test_what_is_there_is_refused_before_the_work_unless_it_may_be_replaced(tmp_path):
     path = tmp_path / "out.txt"
     path.write_text("theirs")
-    with pytest.raises(FileExistsError, match=r"out\.txt exists already; choose another file, or set --overwrite"):
-        check_file(path, overwrite=False, option="--overwrite")
+    with pytest.raises(FileExistsError, match=r"out\.txt exists already; choose another file, or set `overwrite`"):
+        check_file(path, overwrite=False)
     check_file(path, overwrite=True)
     write(path, "ours", overwrite=True)
     assert path.read_text() == "ours"

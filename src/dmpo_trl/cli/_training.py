@@ -18,7 +18,7 @@ from trl import (
 
 from ..config import DMPOConfig
 from ..data import Prepared
-from ..data.preparation.folder import PREPARED, is_prepared, read_manifest
+from ..data.preparation.folder import PREPARED, check_before_loading, is_prepared, read_manifest
 from ..evaluation import RankingCallback
 from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
@@ -101,8 +101,7 @@ def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:
     `datasets` goes by the card of a prepared folder, so that is checked like the other files.
     """
     for name in [script.dataset_name, *(one.path for one in mixture.datasets)]:
-        if name is not None and read_manifest(Path(name)) is not None:
-            Prepared.load(name).check_card()
+        check_before_loading(name)
     if mixture.datasets:
         if script.dataset_name is not None:
             logger.warning("The mixture `datasets` is trained on; --dataset_name %s is ignored.", script.dataset_name)

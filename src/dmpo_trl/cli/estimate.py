@@ -146,13 +146,14 @@ def _measure(
     from datasets import load_dataset
 
     from ..batching.collator import DataCollatorForMultiPreference
-    from ..data.preparation.folder import is_prepared
+    from ..data.preparation.folder import check_before_loading, is_prepared
     from ..modeling.loading import load_tokenizer
     from ..preprocessing.dataset import tokenize_dataset
 
     tokenizer = load_tokenizer(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
     )
+    check_before_loading(script.dataset_name)
     splits = load_dataset(script.dataset_name, name=script.dataset_config)
     data = choose_split(splits, script.dataset_train_split, "--dataset_train_split")
     in_text = config.special_tokens_in_text

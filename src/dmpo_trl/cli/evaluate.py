@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..data import Prepared
 
-EVALUATION = Kind("dmpo-trl evaluation, version 1", command="evaluate", holds="an evaluation", option="--overwrite")
+EVALUATION = Kind("dmpo-trl evaluation, version 1", command="evaluate", holds="an evaluation")
 
 
 @dataclass
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> None:
 
     model, options = make_parser().parse(arguments)
     check_metrics(options.metrics or [])
-    if options.output_dir is not None:
+    if options.output_dir is not None and PartialState().is_main_process:
         check_folder(options.output_dir, EVALUATION, overwrite=options.overwrite)  # before the work, not after it
     prepared = Prepared.load(options.data)
     users = _first_users(prepared, options.split, options.users)

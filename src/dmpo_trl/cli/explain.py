@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     model, options = make_parser().parse(arguments)
     if options.picture is not None:
         import_figure()  # before the work, not after it
-        check_file(options.picture, overwrite=options.overwrite, option="--overwrite")
+        check_file(options.picture, overwrite=options.overwrite)
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
     item = options.item or _best_item(recommender, options.history)
     explanation = recommender.explain(options.history, item, max_new_tokens=options.max_new_tokens)

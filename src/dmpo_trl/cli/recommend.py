@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> None:
     if options.history is None:  # what can be wrong with them is found before the model is loaded
         if options.output is None:
             raise ValueError("Many users need --output, the Parquet file to write.")
-        check_output(options.output, overwrite=options.overwrite, option="--overwrite")
+        check_output(options.output, overwrite=options.overwrite)
         if options.users is not None and real_path(options.users) == real_path(options.output):
             raise ValueError(f"--output {options.output} is the file of --users; name another.")
         users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)

@@ -29,13 +29,12 @@ _RUN = b"dmpo_trl_run"
 _USERS, _SIZE = "users of the part", "users per part"
 
 
-def check_output(path: str | os.PathLike[str], *, overwrite: bool, option: str = "overwrite") -> None:
+def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Check before the work that recommendations can be written to a file.
 
     Args:
         path: The file.
         overwrite: Whether it may be replaced.
-        option: What allows it, for the message.
 
     Raises:
         OSError: It may not be replaced, cannot be written, or another process is writing it.
@@ -52,7 +51,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, option: str =
         whole = parts / _WHOLE
         if not list(parts.glob("*.parquet")) or (whole.exists() and target.exists() and whole.samefile(target)):
             remove_leftovers(parts, target)
-    check_file(target, overwrite=overwrite, option=option)
+    check_file(path, overwrite=overwrite)
 
 
 def write_recommendations(

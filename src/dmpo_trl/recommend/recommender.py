@@ -138,7 +138,7 @@ class Recommender:
                     f"{path} holds no {_SETTINGS} and {_ITEMS}: name the prepared folder with `data`, or in Python "
                     "give items and template. `Recommender.save_pretrained` stores them beside the model."
                 )
-            items = pl.read_parquet(stored) if items is None else items
+            items = pl.read_parquet(stored, glob=False) if items is None else items
             template = template or PromptTemplate.from_dict(saved["template"])
 
         model, tokenizer = load_model_and_tokenizer(path, **model_options)
@@ -244,10 +244,8 @@ class Recommender:
 
         Args:
             histories: Items of each user, from old to new. They, and their titles, are not recommended again.
-            k: See `recommend`.
             exclude: Further items that must not be recommended, one entry per user.
-            num_beams: See `recommend`.
-            exact: See `recommend`.
+            k, num_beams, exact: See `recommend`.
 
         Returns:
             The items of each user, from best to worst.

@@ -167,7 +167,8 @@ def _quick_start(summary: TrainingSummary) -> str:
         import polars as pl
 
         start = _SAVED.format(model=model)
-        first, *others = pl.read_parquet(folder / "items.parquet", columns=["title"], n_rows=4)["title"].to_list()
+        titles = pl.read_parquet(folder / "items.parquet", columns=["title"], n_rows=4, glob=False)["title"]
+        first, *others = titles.to_list()
         history, candidates = [first], others or [first]
     else:
         first_row: Any = next(iter(summary.dataset), {})

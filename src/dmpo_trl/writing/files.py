@@ -11,13 +11,12 @@ from pathlib import Path
 from .scratch import real_path, remove_leftovers, scratch
 
 
-def check_file(path: str | os.PathLike[str], *, overwrite: bool, option: str = "overwrite") -> Path:
+def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """Check before the work that a file can be written after it, and remove what a killed run left beside it.
 
     Args:
         path: The file; of a symbolic link the target.
         overwrite: Whether a file that is there may be replaced.
-        option: What allows it, for the message.
 
     Returns:
         Where the file goes.
@@ -43,7 +42,7 @@ def check_file(path: str | os.PathLike[str], *, overwrite: bool, option: str = "
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{path} is not a regular file; name another.")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another file, or set {option}.")
+        raise FileExistsError(f"{path} exists already; choose another file, or set `overwrite`.")
     return target
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import free_names
-from .scratch import real_path, remove_leftovers, scratch
+from .scratch import is_scratch, real_path, remove_leftovers, scratch
 
 MANIFEST = "manifest.json"
 _UNFINISHED = "unfinished.json"  # stands in for the manifest while files are exchanged one by one
@@ -34,17 +34,15 @@ class Kind:
         format: The `format` in its manifest, by which a folder is known.
         command: The command that writes it, for messages.
         holds: What it holds, for messages.
-        option: What allows to replace one, for messages.
 
     Example:
-        >>> Kind("notes, version 1", "note", "notes").option
-        'overwrite'
+        >>> Kind("notes, version 1", command="note", holds="notes").holds
+        'notes'
     """
 
     format: str
     command: str
     holds: str
-    option: str = "overwrite"
 
 
 def sha256(path: str | Path) -> str:
@@ -214,7 +212,7 @@ def _check(folder: Path, kind: Kind, *, overwrite: bool) -> None:
             f"{folder} is not empty and was not written by dmpo-trl {kind.command}; choose another folder."
         )
     if not overwrite and not is_unfinished(folder, kind):
-        raise FileExistsError(f"{folder} holds {kind.holds} already; choose another folder, or set {kind.option}.")
+        raise FileExistsError(f"{folder} holds {kind.holds} already; choose another folder, or set `overwrite`.")
     if foreign := list(_foreign(folder, known)):
         names = ", ".join(foreign[:_SHOWN]) + (f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else "")
         raise FileExistsError(
@@ -224,8 +222,11 @@ def _check(folder: Path, kind: Kind, *, overwrite: bool) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List a folder; what a mount point has of itself and our own scratch folder do not count."""
-    return [entry for entry in sorted(folder.iterdir()) if entry.name not in (_INSIDE, "lost+found")]
+    """List an output folder; what a mount point has of itself and our own scratch folder do not count."""
+    own = {"lost+found"} if os.path.ismount(folder) else set()
+    if is_scratch(folder / _INSIDE):
+        own.add(_INSIDE)
+    return [entry for entry in sorted(folder.iterdir()) if entry.name not in own]
 
 
 def _known(folder: Path, kind: Kind) -> dict[str, set[str]] | None:
@@ -247,7 +248,7 @@ def _foreign(folder: Path, known: Mapping[str, set[str]]) -> Iterator[str]:
     folders = {parent.as_posix() for name in known for parent in Path(name).parents}
 
     def look(here: Path) -> Iterator[str]:
-        for entry in _entries(here):
+        for entry in _entries(folder) if here == folder else sorted(here.iterdir()):
             name = entry.relative_to(folder).as_posix()
             if entry.is_dir() and not entry.is_symlink():
                 if name in folders:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -70,8 +70,9 @@ def scratch(folder: Path, output: Path, *, keep: bool = False) -> Iterator[Path]
     except BaseException as error:
         if not keep or len(list(folder.iterdir())) == 1:  # the lock alone
             _remove(folder)
-        if isinstance(error, OSError) and (error.errno in _FULL or "os error 28" in str(error)):
-            raise OSError(error.errno, f"No room to write {output}. Free some and run again ({error}).") from error
+        if _is_full(error):
+            number = getattr(error, "errno", None) or errno.ENOSPC
+            raise OSError(number, f"No room to write {output}. Free some and run again ({error}).") from error
         raise
     else:
         _remove(folder)
@@ -89,7 +90,7 @@ def remove_leftovers(folder: Path, output: Path) -> None:
     Raises:
         BlockingIOError: A living process holds it.
     """
-    if not folder.is_symlink() and folder.is_dir() and _is_scratch(folder):
+    if not folder.is_symlink() and folder.is_dir() and is_scratch(folder):
         with scratch(folder, output):
             pass
 
@@ -114,7 +115,7 @@ def check_scratch(folder: Path, output: Path) -> None:
 
 
 def _check_ours(folder: Path, output: Path) -> None:
-    if folder.is_symlink() or (folder.exists() and not _is_scratch(folder)):
+    if folder.is_symlink() or (folder.exists() and not is_scratch(folder)):
         raise FileExistsError(f"{folder} is in the way: work on {output} would go there. Move it away.")
 
 
@@ -129,8 +130,14 @@ def _lock(folder: Path, output: Path) -> BaseFileLock:
     return lock
 
 
-def _is_scratch(folder: Path) -> bool:
+def is_scratch(folder: Path) -> bool:
+    """Tell whether a folder was made by [`scratch`]; an empty one may have been."""
     return folder.is_dir() and ((folder / _LOCK).exists() or not any(folder.iterdir()))
+
+
+def _is_full(error: BaseException) -> bool:
+    """Tell whether a disk is full; polars' errors have the number in their text alone."""
+    return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def _clear(folder: Path, output: Path) -> None:
@@ -146,7 +153,8 @@ def _remove(folder: Path) -> None:
         if entry.name != _LOCK:  # the last to go: without it the rest would be nobody's
             _delete(entry)
     (folder / _LOCK).unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(OSError):  # another process has come in already
+        folder.rmdir()
 
 
 def _delete(entry: Path) -> None:

@@ -461,6 +461,16 @@ def test_an_error_halfway_leaves_the_earlier_data(raw, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_may_have_any_name(raw, tmp_path):
+    """`datasets` takes brackets and stars for patterns."""
+    for name in ("data [v1]", "a*b", "q?x", "h#x", "per%20cent", "Filme für Amélie"):
+        made = prepare(config(raw, tmp_path / name, seed=len(name)))
+        titles = pl.read_parquet(made.folder / "ranking" / "test.parquet", glob=False)["user"].to_list()
+        assert made.items.height == ITEMS
+        assert made.ranking["test"]["user"][:] == titles
+        assert made.ranking["test"].info.dataset_name == name
+
+
 def test_overwriting_keeps_what_prepare_did_not_write(raw, tmp_path):
     """D1: notes, models and edited files beside the data are refused by their names, and nothing is lost."""
     out = prepare(config(raw, tmp_path / "out")).folder

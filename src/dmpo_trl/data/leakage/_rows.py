@@ -71,7 +71,7 @@ def read_rows(path: str | Path) -> pl.DataFrame:
     path = require_file(Path(path))
     try:
         if path.suffix == ".parquet":
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         if ".jsonl" in path.suffixes:
             with open_binary(path) as file:
                 return pl.read_ndjson(file, infer_schema_length=None)

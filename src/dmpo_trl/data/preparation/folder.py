@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class Prepared:
     @property
     def items(self) -> pl.DataFrame:
         """`item`, `title`, and `popularity`: how many training users had the item, before what is evaluated."""
-        return pl.read_parquet(self.folder / "items.parquet")
+        return pl.read_parquet(self.folder / "items.parquet", glob=False)
 
     @property
     def template(self) -> PromptTemplate:
@@ -114,7 +115,7 @@ class Prepared:
         files = {split: f"{name}/{split}.parquet" for split in self.manifest["rows"][name]}
         # `datasets` caches under this name, and without a checksum would load old files after an overwrite
         known_as = "-".join([name, *(self.manifest["files"][file][:16] for file in files.values())])
-        paths = {split: str(self.folder.absolute() / file) for split, file in files.items()}
+        paths = {split: escape(str(self.folder.absolute() / file)) for split, file in files.items()}
         loaded = load_dataset("parquet", known_as, data_files=paths)
         for dataset in loaded.values():
             dataset.info.dataset_name = self.folder.absolute().name  # what a model card calls it
@@ -135,6 +136,19 @@ def is_prepared(path: str | Path | None) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read the manifest of a prepared folder; None where the folder is not one."""
     return read_json(folder / MANIFEST, PREPARED.format)
+
+
+def check_before_loading(name: str | None) -> None:
+    """Check a folder of prepared data, card included, before `datasets.load_dataset` reads it; others pass.
+
+    Args:
+        name: What `load_dataset` will be given: a folder or a hub id.
+
+    Raises:
+        ValueError: Its files, or the card that says which they are, are not those that were written.
+    """
+    if name is not None and read_manifest(Path(name)) is not None:
+        Prepared.load(name).check_card()
 
 
 def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:

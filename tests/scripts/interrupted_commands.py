@@ -1,0 +1,68 @@
+"""A process that has imported everything and forks a child for each command; test_interrupted_commands.py kills them.
+
+A line of standard input describes a command, a line of standard output how it ended: the child's exit code, negative
+for a signal, and how many steps and events it had. A step is a change to the disk that Python makes below a folder,
+an event one of Python's profiler, which sees every call of a function. A child kills itself before the one that its
+description names.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+
+import transformers.models.llama.modeling_llama  # noqa: F401
+from datasets.utils.logging import disable_progress_bar
+
+from dmpo_trl.cli import evaluate, main, prepare, recommend  # noqa: F401
+
+STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "ctypes.call_function")
+
+
+def run(arguments, cwd, root, kill, counts):
+    """Run a command; `kill` is the number of its last step or event, by `"step"` or `"event"`."""
+
+    def count(kind):
+        counts[kind] += 1
+        if counts[kind] == kill.get(("step", "event")[kind]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_audit(event, details):
+        if event in STEPS and (event == "ctypes.call_function" or root in str(details)):
+            count(0)
+
+    os.chdir(cwd)
+    sys.addaudithook(on_audit)
+    if "step" not in kill:
+        sys.setprofile(lambda *_: count(1))
+    main(arguments)
+
+
+def serve():
+    disable_progress_bar()
+    for line in sys.stdin:
+        command = json.loads(line)
+        counts = multiprocessing.RawArray("q", 2)
+        child = os.fork()
+        if not child:
+            log = os.open(command.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = 1
+            try:
+                run(**command, counts=counts)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), *counts]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
