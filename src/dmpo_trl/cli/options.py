@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,18 +148,22 @@ def check_at_least(options: Any, **minimums: int) -> None:
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    """Read the file of `--config`; variables under its key `env` go into the environment, as with TRL's parser."""
+    """Read the file of `--config`. TRL's parser lets its key `env` set environment variables; here it is refused.
+
+    A config that somebody hands on would decide through which proxy or from which hub everything is loaded.
+    """
     with open(path, encoding="utf-8") as file:
         try:
             config = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"The file of --config, {path}, is not YAML in UTF-8: {error}.") from error
     if not isinstance(config, dict):
         raise ValueError(f"The file of --config, {path}, must hold options as `name: value`.")
-    variables = config.pop("env", {})
-    if not isinstance(variables, dict):
-        raise ValueError(f"In the file of --config, {path}, env must hold variables as `NAME: value`.")
-    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    if "env" in config:
+        raise ValueError(
+            f"The file of --config, {path}, sets environment variables with `env`, which is not done here: a config "
+            "holds options only. Take `env` out, and set in the shell what you want: export NAME=value."
+        )
     return config
 
 
