@@ -67,8 +67,9 @@ class _Version:
     @classmethod
     def stored(cls, file: Path) -> _Version | None:
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return cls(found["header"], found["value"], int(found["total"]))
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def is_continued_by(self, headers: http.client.HTTPMessage, start: int) -> bool:
