@@ -250,13 +250,12 @@ def test_a_second_training_of_one_trainer_resumes(tmp_path):
     assert trainer.state.global_step == 4
 
 
-def test_a_second_trainer_of_the_same_model_resumes(tmp_path):
-    """What a trainer sets in a model's config makes no other run."""
-    model, reference = make_model(pad_token_id=None), make_model(seed=1)
-    for max_steps, checkpoint in ((2, None), (4, True)):
+def test_a_padding_token_in_the_config_makes_no_other_run(tmp_path):
+    for pad, max_steps, checkpoint in ((None, 2, None), (0, 4, True)):
+        model = make_model(pad_token_id=None)
+        model.config.pad_token_id = pad
         trainer = DMPOTrainer(
             model,
-            reference,
             args=DMPOConfig(
                 str(tmp_path / "out"), bf16=False, use_cpu=True, report_to="none", max_steps=max_steps, save_steps=2
             ),
