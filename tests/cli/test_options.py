@@ -132,7 +132,8 @@ def test_what_is_wrong_in_the_file_is_named_with_the_closest(text, message, conf
     [
         ("model: [m\n", "is not YAML"),
         ("- model\n", "must hold options as `name: value`"),
-        ("env: [A]\nmodel: m\n", "env must hold variables"),
+        ("env: [A]\nmodel: m\n", "sets environment variables with `env`"),
+        ("env:\nmodel: m\n", "sets environment variables with `env`"),
         ("[" * 50_000, "is nested too deeply"),
         ("7: m\n", "each with a name"),
         ("model: m\nfirst: 2024-99-99\n", "is not YAML"),
@@ -150,10 +151,12 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
         parse("--config", str(file))
 
 
-def test_variables_in_the_file_go_into_the_environment(config, monkeypatch):
+def test_a_file_sets_no_environment_variables(config, monkeypatch):
+    """TRL's parser lets it: `HTTPS_PROXY` or `HF_ENDPOINT` in somebody's config would say where models come from."""
     monkeypatch.setenv("DMPO_TRL_TEST", "before")
-    assert parse(config("env: {DMPO_TRL_TEST: 1}\nmodel: m\n")).model == "m"
-    assert os.environ["DMPO_TRL_TEST"] == "1"
+    with pytest.raises(ValueError, match="Take `env` out, and set in the shell what you want: export NAME=value"):
+        parse(config("env: {DMPO_TRL_TEST: 1}\nmodel: m\n"))
+    assert os.environ["DMPO_TRL_TEST"] == "before"
 
 
 def test_options_of_somebody_else_are_handed_back_in_order(config):

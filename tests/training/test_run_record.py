@@ -250,6 +250,22 @@ def test_a_second_training_of_one_trainer_resumes(tmp_path):
     assert trainer.state.global_step == 4
 
 
+def test_a_padding_token_in_the_config_makes_no_other_run(tmp_path):
+    for pad, max_steps, checkpoint in ((None, 2, None), (0, 4, True)):
+        model = make_model(pad_token_id=None)
+        model.config.pad_token_id = pad
+        trainer = DMPOTrainer(
+            model,
+            args=DMPOConfig(
+                str(tmp_path / "out"), bf16=False, use_cpu=True, report_to="none", max_steps=max_steps, save_steps=2
+            ),
+            train_dataset=Dataset.from_list(ROWS),
+            processing_class=make_tokenizer(),
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.global_step == 4
+
+
 def test_an_adapter_that_trains_on_has_its_copy_as_reference(tmp_path):
     def described(scale):
         model = get_peft_model(make_model(), LoraConfig(**LORA, init_lora_weights=False))

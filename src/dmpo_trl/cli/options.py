@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
@@ -140,7 +139,10 @@ class Parser(TrlParser):
         return None if is_value else super()._parse_optional(arg_string)
 
     def _read_config(self, path: str) -> dict[str, Any]:
-        """Read the file of `--config`; variables under its key `env` go into the environment, as with TRL's parser."""
+        """Read the file of `--config`. TRL's parser lets its key `env` set environment variables; here it is refused.
+
+        A config that somebody hands on would decide through which proxy or from which hub everything is loaded.
+        """
         with open(path, encoding="utf-8") as file:
             try:
                 text = file.read()
@@ -154,10 +156,11 @@ class Parser(TrlParser):
             raise ValueError(f"The file of --config, {path}, must hold options as `name: value`.")
         if not all(isinstance(name, str) for name in config):
             raise ValueError(f"The file of --config, {path}, must hold options as `name: value`, each with a name.")
-        variables = config.pop("env", {})
-        if not isinstance(variables, dict):
-            raise ValueError(f"In the file of --config, {path}, env must hold variables as `NAME: value`.")
-        os.environ.update({str(name): str(value) for name, value in variables.items()})
+        if "env" in config:
+            raise ValueError(
+                f"The file of --config, {path}, sets environment variables with `env`, which is not done here: a "
+                "config holds options only. Take `env` out, and set in the shell what you want: export NAME=value."
+            )
         for option in self.options:
             if option.dest in config and option.type is str:
                 config[option.dest] = self._as_written(option, config[option.dest], written.get(option.dest))

@@ -132,6 +132,16 @@ def config_of(model: Any) -> dict[str, Any]:
         model: A transformers model, or a wrapper around one.
     """
     config = base_model_of(model).config.to_dict()
-    for name in ("_name_or_path", "transformers_version", "architectures", "use_cache"):
-        config.pop(name, None)
-    return config
+    return {name: value for name, value in config.items() if name not in _NOT_IN_THE_NUMBERS}
+
+
+# Where a model comes from, and what trainers set
+_NOT_IN_THE_NUMBERS = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+}

@@ -1,39 +1,23 @@
-"""Downloads: files from their publishers' addresses, checked and cached.
-
-Written by hand because what does it otherwise does not resume: `datasets.DownloadManager` (5.2) and `pooch` begin a
-file anew after a broken connection, and neither remembers the checksum of a first download. The archives have up to
-several gigabytes.
-"""
+"""Downloads: files from their publishers' addresses, checked and cached."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
 import logging
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from tqdm.auto import tqdm
+from filelock import FileLock
+
+from ._transfer import OTHER_WAY, SCHEMES, DownloadError, damage, download
 
 logger = logging.getLogger(__name__)
-
-
-class DownloadError(OSError):
-    """A file could not be obtained; the message says why and what to do.
-
-    Example:
-        >>> issubclass(DownloadError, OSError)
-        True
-    """
 
 
 def cache_dir() -> Path:
@@ -71,7 +55,7 @@ class RemoteFile:
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail only at the download."""
-        if urlsplit(self.url).scheme not in ("http", "https"):
+        if urlsplit(self.url).scheme not in SCHEMES:
             raise ValueError(f"url must begin with https://, not {self.url!r}.")
         if self.checksum is not None and not re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", self.checksum):
             raise ValueError(
@@ -80,95 +64,86 @@ class RemoteFile:
 
     @property
     def path(self) -> Path:
-        """Where the file is kept: under the cache, by the host and the path of its address."""
+        """Where the file is kept: under the cache, by the host and the path of its address.
+
+        A port and a query, which lead to other files, stand before the name as a hash.
+        """
         address = urlsplit(self.url)
-        return cache_dir() / _inside(f"{address.hostname}{address.path}")
+        path = _inside(f"{address.hostname}{address.path}")
+        if address.query or address.port:
+            path = path.with_name(f"{_sha256(f'{address.port}?{address.query}'.encode())[:12]}-{path.name}")
+        return cache_dir() / path
+
+    @property
+    def _record(self) -> Path:
+        """Where the checksum of the first download is kept, if none is published."""
+        return self.path.with_name(f"{self.path.name}.sha256")
 
     def fetch(self) -> Path:
         """Download the file, unless the cache holds it, and check it.
 
-        An interrupted download goes on where it stopped, if the server can do that. The file appears under its name
-        only when it is complete and checked.
+        An interrupted download goes on where it stopped, if the server can do that and still has the same file. The
+        file appears under its name only when it is complete and checked. Of several processes one downloads.
 
         Returns:
             The path of the file, [`RemoteFile.path`].
 
         Raises:
-            DownloadError: Without network, without room on the disk, or where the checksum is another.
+            DownloadError: Without network, without room on the disk, or where the file is not what it should be.
         """
         path = self.path
         with room_on_disk(path.parent):
-            if path.is_file():
-                self._check(path, "The file was changed after it was downloaded: delete it and run again.")
-                return path
-            # A warning, because terms must be seen also where nobody set logging up.
-            logger.warning("Downloading %s. %s", self.url, self.terms)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.part")
-            self._download(part)
-            try:
-                self._check(part, "The download is damaged or the publisher has another file there by now: run again.")
-            except DownloadError:
-                part.unlink()
-                raise
-            os.replace(part, path)
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(path.with_name(f"{path.name}.lock")):
+                    if not path.is_file():
+                        self._fetch_anew(path)
+            self._check(path, "The file was changed after it was downloaded: delete it and run again.")
         return path
 
-    def _download(self, part: Path) -> None:
-        """Bring `part` to its full length."""
-        version = part.with_name(f"{part.name}.version")  # ETag or date: only the same version can be continued
-        headers = {"User-Agent": "dmpo-trl"}
-        if part.exists() and version.exists():
-            headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": version.read_text()}
+    def _fetch_anew(self, path: Path) -> None:
+        # A warning, because terms must be seen also where nobody set logging up.
+        logger.warning("Downloading %s. %s", self.url, self.terms)
+        part = path.with_name(f"{path.name}.part")
+        whole = download(self.url, part)
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=60) as response:
-                # A login, or an error that calls itself a success
-                if response.headers.get_content_type() == "text/html":
-                    raise ConnectionError("the server answered with a web page")
-                resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-                start = part.stat().st_size if resumed else 0
-                length = response.headers["Content-Length"]
-                total = start + int(length) if length else None
-                version.unlink(missing_ok=True)
-                with (
-                    part.open("ab" if resumed else "wb") as file,
-                    tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,
-                ):
-                    if tag := _strong_tag(response.headers):
-                        version.write_text(tag)
-                    while block := response.read(1 << 20):
-                        file.write(block)
-                        bar.update(len(block))
-                    if total is not None and file.tell() < total:
-                        raise ConnectionError(f"it ended after {file.tell()} of {total} bytes")
-        except urllib.error.HTTPError as error:
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers:
-                version.unlink()  # the part is whole or too long: without a version it is begun anew
-                return self._download(part)
-            raise DownloadError(_explain_address(self.url, error)) from error
-        except (
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ssl.SSLError,
-            ConnectionError,
-            TimeoutError,
-        ) as error:
-            raise DownloadError(_explain_address(self.url, error)) from error
-        version.unlink(missing_ok=True)
+            if self.checksum is None and not self._record.exists():
+                if problem := damage(part, path.name, whole):
+                    raise DownloadError(f"What {self.url} sent {problem}. {OTHER_WAY} Nothing was kept.")
+                self._pin(part)
+            remedy = "The download is damaged, or the publisher has another file there by now: run again."
+            if self.checksum is None:
+                remedy += f" To take the other file, delete {self._record} and run again."
+            self._check(part, remedy)
+        except DownloadError:
+            part.unlink()
+            raise
+        os.replace(part, path)
+
+    def _pin(self, path: Path) -> None:
+        """Keep the checksum of the first download: later ones are held against it."""
+        digest = _digest(path, "sha256")
+        scratch = self._record.with_name(f"{self._record.name}.part")
+        scratch.write_text(f"{digest}  {self.path.name}\n", encoding="utf-8")
+        os.replace(scratch, self._record)
+        logger.warning("%s: no checksum is published; recorded for later: sha256:%s", self.path.name, digest)
 
     def _check(self, path: Path, remedy: str) -> None:
-        record = self.path.with_name(f"{self.path.name}.sha256")
-        expected = self.checksum
-        if expected is None and record.exists():
-            expected = f"sha256:{record.read_text().split()[0]}"
-        algorithm = (expected or "sha256:").split(":")[0]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-        if expected is None:
-            record.write_text(f"{digest}  {self.path.name}\n")
-            logger.warning("%s: no checksum is published; recorded for later: sha256:%s", self.path.name, digest)
-        elif f"{algorithm}:{digest}" != expected:
-            raise DownloadError(f"{path} has the checksum {algorithm}:{digest}, expected was {expected}. {remedy}")
+        if self.checksum is None and not self._record.exists():
+            self._pin(path)  # somebody deleted it
+        expected = self.checksum or f"sha256:{self._record.read_text(encoding='utf-8').partition(' ')[0]}"
+        algorithm = expected.partition(":")[0]
+        if (found := f"{algorithm}:{_digest(path, algorithm)}") != expected:
+            raise DownloadError(f"{path} has the checksum {found}, expected was {expected}. {remedy}")
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _inside(address: str) -> PurePosixPath:
@@ -176,19 +151,6 @@ def _inside(address: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or "\\" in address or not path.parts:
         raise ValueError(f"{address!r} leads out of the cache.")
     return path
-
-
-def _strong_tag(headers: http.client.HTTPMessage) -> str | None:
-    """Return what If-Range accepts: a weak ETag (`W/...`) does not promise the same bytes."""
-    tag = headers["ETag"]
-    return tag if tag and not tag.startswith("W/") else headers["Last-Modified"]
-
-
-def _explain_address(url: str, error: Exception) -> str:
-    return (
-        f"Could not download {url}: {error}. Check the network and the proxy (HTTPS_PROXY) and run again: the "
-        "download goes on where it stopped. Or get the file with a browser and give its path instead."
-    )
 
 
 @contextmanager
