@@ -1,5 +1,6 @@
 """Configuration of `DMPOTrainer`."""
 
+import math
 from dataclasses import dataclass, field
 
 from trl import DPOConfig
@@ -87,6 +88,7 @@ class DMPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         super().__post_init__()
         choices = {"auto": "auto", "true": True, "false": False}
         choice = str(self.prefix_sharing).lower()
@@ -101,3 +103,16 @@ class DMPOConfig(DPOConfig):
                     f"`max_tokens_per_batch` and `train_sampling_strategy={self.train_sampling_strategy!r}` both "
                     "decide which examples make a batch: choose 'random', 'sequential' or 'group_by_prompt'."
                 )
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that end in an error without a name somewhere in the training."""
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name, value in vars(self).items():
+            # Of an infinite norm no gradient is clipped
+            if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
+                raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        for name in ("seed", "data_seed"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"`{name}` must be at least 0 and below 2**32, got {getattr(self, name)}.")

@@ -299,3 +299,16 @@ def test_a_ranking_row_tells_what_the_user_had_beyond_the_history():
     row = ranking_dataset(examples.with_columns(negatives=pl.lit(["i8"])), data, MOVIES, seed=0)[0]
     assert row["history"] == ["i4", "i5"]
     assert row["seen"] == ["i0", "i1", "i2", "i3", "i4", "i5", "i6"]  # the disliked ones too
+
+
+def test_a_history_may_be_longer_than_any_integer_of_the_tables():
+    rows = [("ann", "alien", 1), ("ann", "babe", 2), ("ann", "fargo", 3)]
+    interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+    items = pl.DataFrame({"item": ["alien", "babe", "fargo"], "title": ["Alien", "Babe", "Fargo"]})
+    examples = next_items(Interactions(interactions, items), history_length=10**13)
+    assert examples["history"].to_list() == [["alien"], ["alien", "babe"]]
+
+
+def test_a_seed_below_zero_is_refused_by_its_name():
+    with pytest.raises(ValueError, match="seed must be at least 0, it is -1"):
+        split_users(pl.DataFrame({"user": ["ann"]}), {"all": 1}, seed=-1)

@@ -218,7 +218,7 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
         The rows of each group's users.
 
     Raises:
-        ValueError: Where there are fewer users than the sizes add up to, or a size is negative.
+        ValueError: Where there are fewer users than the sizes add up to, or a size or the seed is negative.
 
     Example:
         >>> examples = pl.DataFrame({"user": ["ann", "bob", "cid", "ann"]})
@@ -229,6 +229,8 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
     for name, size in sizes.items():
         if size < 0:
             raise ValueError(f"The size of the group {name!r} must be at least 0, it is {size}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, it is {seed}.")
     users = examples["user"].unique().sort().to_numpy()
     if sum(sizes.values()) > len(users):
         raise ValueError(f"The groups {dict(sizes)} need {sum(sizes.values())} users, there are {len(users)}.")
@@ -314,7 +316,7 @@ def _examples(
             f"No user has {min_history} liked items and one more{where}; lower min_history or min_rating, or choose "
             "another split."
         )
-    lengths = np.minimum(before[rows], history_length).astype(np.int64)
+    lengths = before[rows].astype(np.int64).clip(max=min(history_length, len(liked)))
     ends = np.cumsum(lengths)
     history = np.repeat(rows - ends, lengths) + np.arange(ends[-1])
     return liked[rows].select(

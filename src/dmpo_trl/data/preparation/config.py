@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +159,15 @@ class PrepareConfig:
 
 def _read_template(path: Path) -> PromptTemplate:
     if not path.is_file():
-        raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one.")
+        closest = get_close_matches(path.name, TEMPLATES, n=1)
+        remedy = f"did you mean {closest[0]}?" if closest else "for other items take products or write a file."
+        raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one; {remedy}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be a template.") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} must hold the fields of a prompt template by name.")
     return PromptTemplate.from_dict(values)
