@@ -77,3 +77,22 @@ def test_float16_is_not_called_float32(has_bf16, caplog):
     has_bf16(value=False)
     assert DMPOConfig("out", fp16=True).bf16 is False
     assert "float32" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
+        ({"per_device_eval_batch_size": -1}, "`per_device_eval_batch_size` must be at least 1, got -1"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1, got 0"),
+        ({"logging_steps": float("inf")}, "`logging_steps` must be a finite number, got inf"),
+        ({"warmup_steps": float("nan")}, "`warmup_steps` must be a finite number, got nan"),
+        ({"max_grad_norm": float("nan")}, "`max_grad_norm` must be a finite number, got nan"),
+        ({"seed": -1}, "`seed` must be at least 0 and below"),
+        ({"data_seed": 2**32}, "`data_seed` must be at least 0 and below"),
+    ],
+)
+def test_numbers_that_no_training_can_have_are_refused_by_name(options, message, tmp_path):
+    DMPOConfig(str(tmp_path), bf16=False, max_grad_norm=float("inf"), seed=0, data_seed=2**32 - 1)
+    with pytest.raises(ValueError, match=message):
+        DMPOConfig(str(tmp_path), bf16=False, **options)

@@ -1,5 +1,6 @@
 """Configuration of `DMPOTrainer`."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available, logging
@@ -149,6 +150,7 @@ class DMPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         if self.bf16 is not False and not _computes_bf16(self.use_cpu):
             self._without_bf16()
+        self._check_numbers()
         super().__post_init__()
         choices = {"auto": "auto", "true": True, "false": False}
         choice = str(self.prefix_sharing).lower()
@@ -179,6 +181,19 @@ class DMPOConfig(DPOConfig):
                 "`bf16=True` was asked for, and no device here computes in bf16. Leave `bf16` out, or set it to "
                 "False, to train in float32. With `use_cpu=True` bf16 runs on the CPU, which is slow on most of them."
             )
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that end in an error without a name somewhere in the training."""
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name, value in vars(self).items():
+            # Of an infinite norm no gradient is clipped
+            if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
+                raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        for name in ("seed", "data_seed"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"`{name}` must be at least 0 and below 2**32, got {getattr(self, name)}.")
 
 
 def _computes_bf16(use_cpu: bool) -> bool:

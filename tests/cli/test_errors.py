@@ -120,6 +120,7 @@ def test_verbose_shows_the_traceback_of_a_message_too(monkeypatch):
         ("Set --k_core to 3.", "Set --k_core to 3."),
         ("Give `k_core=3` or overwrite=True.", "Give --k_core 3 or --overwrite."),
         ("Give overwrite=False.", "Give --overwrite False."),
+        ("k must be at least 1, it is 0.", "--k must be at least 1, it is 0."),
         ("overwrite the file", "overwrite the file"),
         ("`other_thing` and other_thing", "`other_thing` and other_thing"),
         ("in /data/k_core/x, k_core.yaml and 'k_core'", "in /data/k_core/x, k_core.yaml and 'k_core'"),

@@ -215,3 +215,25 @@ def test_what_cannot_be_done_is_said():
         hard_negatives(examples, data, 3, seed=0, score=lambda frame: [], pool=4)
     with pytest.raises(ValueError, match="nan for 1 examples"):
         hard_negatives(examples, data, 1, seed=0, score=lambda frame: [[1, 2], [1, float("nan")]], pool=2)
+
+
+def test_a_batch_of_more_examples_than_there_are_is_all_of_them():
+    """Its matrix would be 179 GiB."""
+    films = ["alien", "babe", "fargo", "heat"]
+    interactions = pl.DataFrame({"user": ["ann", "bob"], "item": films[:2], "timestamp": [1, 2]})
+    data = Interactions(interactions, pl.DataFrame({"item": films, "title": films}))
+    examples = pl.DataFrame({"user": ["ann", "bob"], "target": ["alien", "babe"]})
+    drawn = sample_negatives(examples, data, 1, seed=0, strategy="in_batch", batch_size=10**9)
+    assert drawn["negatives"].to_list() == [["babe"], ["alien"]]
+
+
+def test_an_alpha_that_overflows_is_refused_and_one_that_does_not_is_taken():
+    films = ["alien", "babe", "fargo", "heat"]
+    rows = [("ann", "alien", 1), ("bob", "babe", 2), ("cid", "babe", 3), ("cid", "fargo", 4), ("dan", "heat", 5)]
+    interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+    data = Interactions(interactions, pl.DataFrame({"item": films, "title": films}))
+    examples = pl.DataFrame({"user": ["ann"]})
+    drawn = sample_negatives(examples, data, 1, seed=0, strategy="popularity", alpha=1000.0)
+    assert drawn["negatives"].to_list() == [["babe"]]
+    with pytest.raises(ValueError, match=r"alpha=2000\.0 is too large for a popularity of 2"):
+        sample_negatives(examples, data, 1, seed=0, strategy="popularity", alpha=2000.0)

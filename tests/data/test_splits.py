@@ -351,3 +351,16 @@ def test_only_training_histories_grow():
 def test_growing_histories_need_room_to_grow(data):
     with pytest.raises(ValueError, match="history_length must be at least min_history"):
         next_items(data, history_length=2, min_history=3, growing=True)
+
+
+def test_a_history_may_be_longer_than_any_integer_of_the_tables():
+    rows = [("ann", "alien", 1), ("ann", "babe", 2), ("ann", "fargo", 3)]
+    interactions = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+    items = pl.DataFrame({"item": ["alien", "babe", "fargo"], "title": ["Alien", "Babe", "Fargo"]})
+    examples = next_items(Interactions(interactions, items), history_length=10**13)
+    assert examples["history"].to_list() == [["alien"], ["alien", "babe"]]
+
+
+def test_a_seed_below_zero_is_refused_by_its_name():
+    with pytest.raises(ValueError, match="seed must be at least 0, it is -1"):
+        split_users(pl.DataFrame({"user": ["ann"]}), {"all": 1}, seed=-1)

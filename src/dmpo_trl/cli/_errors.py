@@ -38,7 +38,8 @@ def as_flags(message: str, options: Collection[str]) -> str:
     r"""Return a message with options named as flags.
 
     Messages are written for Python and for the command line: an option in them stands in backticks, has an underscore
-    in its name, or is set to True or False. What stands in quotes or is part of a path remains.
+    in its name, is set to True or False, or is what must be something. What stands in quotes or is part of a path
+    remains.
 
     Args:
         message: The message.
@@ -53,7 +54,8 @@ def as_flags(message: str, options: Collection[str]) -> str:
 
     def flag(match: re.Match[str]) -> str:
         name, value = match["name"], match["value"]
-        marked = match["quoted"] or "_" in name or value in ("True", "False")
+        must = match.string[match.end() :].startswith(" must be ")
+        marked = match["quoted"] or "_" in name or value in ("True", "False") or must
         if name not in options or not marked:
             return match[0]
         if value is None or value == "True":

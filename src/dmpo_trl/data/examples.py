@@ -180,6 +180,7 @@ def examples_of(
             f"No user has {min_history} liked items and one more{where}; lower min_history or min_rating, or choose "
             "another split."
         )
+    history_length = min(history_length, len(liked))
     lengths = np.minimum(before[rows], history_length).astype(np.int64)
     if growing:
         # Counted from the user's last target, so that its history is the longest; every `span` targets one begins anew

@@ -80,6 +80,7 @@ def sample_negatives(
         raise ValueError(f"batch_size belongs to the strategy 'in_batch', which needs it; it is {batch_size}.")
     rows = _Rows.of(examples, data, seed)
     if batch_size is not None:
+        batch_size = min(batch_size, max(len(examples), 1))
         target = positions(examples["target"], rows.catalogue)
         step = batch_size * max(1, CELLS // batch_size**2)  # whole batches
         blocks = [_from_batches(part, target[part.place], n, batch_size) for part in rows.blocks(step)]
@@ -95,7 +96,10 @@ def sample_negatives(
         counts = np.zeros(len(weights))
         place = positions(popularity["item"], rows.catalogue)
         counts[place[place >= 0]] = popularity["popularity"].to_numpy()[place >= 0]
-        weights = np.where(counts > 0, counts**alpha, 0)
+        with np.errstate(over="ignore"):
+            weights = np.where(counts > 0, counts**alpha, 0)
+            if not np.isfinite(weights.sum()):
+                raise ValueError(f"alpha={alpha} is too large for a popularity of {counts.max():g}; lower it.")
     _check_enough(rows, n, weights > 0)
     negatives = np.concatenate([_draw(part, weights, n) for part in rows.blocks(max(1, CELLS // (2 * n)))])
     return examples.with_columns(_items("negatives", negatives.ravel(), rows.catalogue, np.full(len(negatives), n)))
@@ -204,7 +208,8 @@ def _check_enough(rows: _Rows, n: int, drawable: np.ndarray) -> None:
     worst, items = int(had.argmax()), int(drawable.sum())
     if items - had[worst] < n:
         raise ValueError(
-            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {items} items; lower n."
+            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {items} items; ask for "
+            "fewer."
         )
 
 

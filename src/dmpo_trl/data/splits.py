@@ -151,7 +151,7 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
         The rows of each group's users.
 
     Raises:
-        ValueError: Where there are fewer users than the sizes add up to, or a size is negative.
+        ValueError: Where there are fewer users than the sizes add up to, or a size or the seed is negative.
 
     Example:
         >>> examples = pl.DataFrame({"user": ["ann", "bob", "cid", "ann"]})
@@ -162,6 +162,8 @@ def split_users(examples: pl.DataFrame, sizes: Mapping[str, int], *, seed: int) 
     for name, size in sizes.items():
         if size < 0:
             raise ValueError(f"The size of the group {name!r} must be at least 0, it is {size}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, it is {seed}.")
     users = examples["user"].unique().sort().to_numpy()
     if sum(sizes.values()) > len(users):
         raise ValueError(f"The groups {dict(sizes)} need {sum(sizes.values())} users, there are {len(users)}.")

@@ -208,7 +208,7 @@ def _read_template(path: Path) -> PromptTemplate:
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}.") from error
     except RecursionError as error:
-        raise ValueError(f"{path} nests too deeply for a template.") from error
+        raise ValueError(f"{path} is nested too deeply to be a template.") from error
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} must hold the fields of a prompt template by name.")
     return PromptTemplate.from_dict(values)
