@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..recommend import UserHistory
+from ..recommend.recommendation import as_json
 from ._splits import choose_split
 from .options import ModelArguments, Parser, check_at_least
+
+if TYPE_CHECKING:
+    from ..recommend import Recommender
 
 
 @dataclass
@@ -45,6 +51,13 @@ class RecommendArguments:
         metadata={"help": "Parquet file to write for many users, with the columns user, rank, item, title, score."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace --output where it exists."})
+    json: bool = field(
+        default=False,
+        metadata={
+            "help": "Print one JSON object per user, each on a line. With --users and --split it takes the place of "
+            "--output."
+        },
+    )
     k: int = field(default=10, metadata={"help": "Number of items per user."})
     num_beams: int = field(
         default=100, metadata={"help": "Number of title prefixes that the search follows at a time."}
@@ -79,9 +92,9 @@ def run(arguments: list[str]) -> None:
     if options.split is not None and options.data is None:
         raise ValueError("--split needs --data, the prepared folder whose users it means.")
     if options.history is None:
-        if options.output is None:
-            raise ValueError("Many users need --output, the Parquet file to write.")
-        if Path(options.output).exists() and not options.overwrite:
+        if (options.output is None) != options.json:
+            raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
+        if options.output is not None and Path(options.output).exists() and not options.overwrite:
             raise ValueError(f"{options.output} exists already; choose another file, or set --overwrite.")
     if options.users is not None and not Path(options.users).exists():
         raise ValueError(f"The file of --users, {options.users}, does not exist.")
@@ -91,11 +104,19 @@ def run(arguments: list[str]) -> None:
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
     if options.history is not None:
         found = recommender.recommend(options.history, options.k, num_beams=options.num_beams, exact=options.exact)
+        if options.json:
+            print(as_json({"history": options.history}, found, recommender.score))
+            return
+        kind = "mean log-prob per token" if recommender.score == "mean" else "log-prob"
         for rank, one in enumerate(found, start=1):
-            print(f"{rank:>3}. {one.title}  ({one.item}, log-prob {one.score:.2f})")
+            print(f"{rank:>3}. {one.title}  ({one.item}, {kind} {one.score:.2f})")
+        return
+    users = _users_of(options.data, options.split) if options.users is None else _read_users(options.users)
+    if options.json:
+        _print_json(recommender, users, options)
         return
     count = recommender.recommend_all(
-        _users_of(options.data, options.split) if options.users is None else _read_users(options.users),
+        users,
         options.output,
         options.k,
         num_beams=options.num_beams,
@@ -103,6 +124,20 @@ def run(arguments: list[str]) -> None:
         batch_size=options.batch_size,
     )
     print(f"Recommendations for {count:,} users are in {options.output}.")
+
+
+def _print_json(recommender: Recommender, users: Iterator[UserHistory], options: RecommendArguments) -> None:
+    """Print a line for each user as soon as their batch is done."""
+    while batch := list(islice(users, options.batch_size)):
+        found = recommender.recommend_batch(
+            [one.history for one in batch],
+            options.k,
+            exclude=[one.seen for one in batch],
+            num_beams=options.num_beams,
+            exact=options.exact,
+        )
+        for user, items in zip(batch, found, strict=True):
+            print(as_json({"user": user.user}, items, recommender.score), flush=True)
 
 
 def _users_of(data: str, split: str) -> Iterator[UserHistory]:
