@@ -44,11 +44,10 @@ class TimeLeft(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say how long the steps that are left will take."""
         if state.global_step == 5 < state.max_steps:
-            seconds = (perf_counter() - self.start) / 5
-            left = seconds * (state.max_steps - 5)
+            seconds, left = (perf_counter() - self.start) / 5, state.max_steps - 5
+            # On a line of its own, below the progress bar
             print(
-                f"{seconds:.1f} s per step, {state.max_steps - 5} steps left: about {left / 60:.1f} minutes",
-                flush=True,
+                f"\n{seconds:.1f} s per step, steps left: {left}, about {seconds * left / 60:.1f} minutes", flush=True
             )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -259,6 +260,48 @@ def test_recommend_prints_items_for_one_history(folders, prepared, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all("Film" in line and "Film 10 " not in line and "Film 13 " not in line for line in lines)
+
+
+def test_recommend_prints_json_for_one_user_and_lines_of_it_for_many(folders, prepared, capsys):
+    model = ["recommend", "--model", str(folders / "model"), "--data", str(prepared), "--k", "2"]
+    main([*model, "--history", "10", "11"])
+    plain = capsys.readouterr().out.splitlines()
+    main([*model, "--history", "10", "11", "--json"])
+    one = json.loads(capsys.readouterr().out)
+    assert (one["history"], one["score"]) == (["10", "11"], "sum")
+    for line, found in zip(plain, one["recommendations"], strict=True):
+        assert line.split(". ", 1)[1] == f"{found['title']}  ({found['item']}, log-prob {found['score']:.2f})"
+    users = folders / "json.jsonl"
+    users.write_text(
+        '{"user": "a", "history": ["10", "11"]}\n{"user": "b", "history": ["12"], "seen": ["13"]}\n'
+        '{"user": "c", "history": ["10", "11"]}\n'
+    )
+    main([*model, "--users", str(users), "--json", "--batch_size", "2"])
+    many = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["user"] for row in many] == ["a", "b", "c"]
+    for row in (many[0], many[2]):
+        assert [own["item"] for own in row["recommendations"]] == [own["item"] for own in one["recommendations"]]
+    assert not {"12", "13"} & {own["item"] for own in many[1]["recommendations"]}
+
+
+@pytest.mark.parametrize("options", [[], ["--json", "--output", "out.parquet"]], ids=str)
+def test_recommend_to_many_users_needs_one_place_for_the_outcome(options, prepared):
+    arguments = ["--model", "no such model", "--data", str(prepared), "--split", "test"]
+    with pytest.raises(SystemExit, match="need one of --output, the Parquet file to write, and --json"):
+        main(["recommend", *arguments, *options])
+
+
+def test_recommend_names_the_score_that_is_saved_with_the_model(folders, prepared, capsys):
+    saved = folders / "by-mean"
+    shutil.copytree(folders / "model", saved, dirs_exist_ok=True)
+    made = Prepared.load(prepared)
+    (saved / "recommender.json").write_text(json.dumps({"template": made.template.to_dict(), "score": "mean"}))
+    made.items.write_parquet(saved / "items.parquet")
+    main(["recommend", "--model", str(saved), "--history", "10", "--k", "1"])
+    found = re.search(r"\((\d+), mean log-prob per token (-\d+\.\d\d)\)", capsys.readouterr().out)
+    main(["explain", "--model", str(saved), "--history", "10", "--max_new_tokens", "0"])
+    explained = capsys.readouterr().out
+    assert f"(score {found[2]}, mean per token)" in explained  # of the same item, by the same score
 
 
 def test_recommend_writes_a_file_for_many_users_and_replaces_none(folders, prepared):

@@ -178,7 +178,7 @@ def test_what_it_prints_fits_a_terminal_and_says_what_it_means(finished):
             words = f"{name} is {'better' if found['mean'] > 0 else 'worse'} than {other}"
         assert f"- {words}: ndcg@5 {found['mean']:+.3f} [" in printed
     # How long each training takes, once
-    assert len(re.findall(r"s per step, \d+ steps left: about \d+\.\d minutes", printed)) == 2
+    assert len(re.findall(r"^\d+\.\d s per step, steps left: \d+, about \d+\.\d minutes$", printed, re.M)) == 2
 
 
 def test_the_command_that_it_ends_with_recommends(finished):

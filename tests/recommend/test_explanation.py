@@ -1,4 +1,3 @@
-import re
 import sys
 
 import numpy as np
@@ -27,7 +26,7 @@ def naive_score(case, titles, title):
 
 
 def test_effects_are_scores_with_less_scores_without(case):
-    explanation = case.recommender.explain(HISTORY, "Heidi", max_new_tokens=0)
+    explanation = case.recommender.explain(HISTORY, "Heidi")  # no words unless asked for
     full = naive_score(case, TITLES, "Heidi")
     expected = [full - naive_score(case, [t for t in TITLES if t != removed], "Heidi") for removed in TITLES]
     np.testing.assert_allclose(explanation.effects, expected, atol=5e-5)
@@ -66,15 +65,31 @@ def make_explanation():
 
 
 def test_text_names_items_from_the_strongest_on():
-    first, *bars, words = str(make_explanation()).splitlines()
-    assert first.startswith("Heidi (score -3.50, sum of the tokens).")
-    assert [re.sub(r"\s+", " ", bar.rstrip("█").strip()) for bar in bars] == [
-        "Alien 3 +2.000",
-        "Babe +0.500",
-        "$ick -1.000",
+    assert str(make_explanation()).splitlines() == [
+        "Heidi (score -3.50, sum of the tokens). What each item of the history adds to the score, in nats:",
+        "  Alien 3   +2.000              |████████████",
+        "  Babe      +0.500              |███",
+        "  $ick      -1.000        ██████|",
+        "  (a full bar is 2; bars to the left speak against the recommendation)",
+        "In the model's words (generated, no evidence of the cause): So!",
     ]
-    assert [bar.count("█") for bar in bars] == [24, 6, 12]
-    assert words.endswith("no evidence of the cause): So!")
+
+
+@pytest.mark.parametrize(("largest", "little"), [(0.0, True), (-0.0499, True), (0.05, False), (-0.05, False)])
+def test_text_says_so_where_no_item_matters_much(largest, little):
+    explanation = Explanation("7", "Heidi", -3.5, ("1", "2"), ("Alien", "Babe"), np.array([0.01, largest]), "")
+    text = str(explanation)
+    assert ("No item matters much: without any one of them the score changes by less than 0.05." in text) == little
+    assert text.count("█") <= 1 + 6  # effects as small as these have no full bar
+
+
+@pytest.mark.parametrize(
+    ("largest", "full"), [(0.02, "0.1"), (0.1, "0.1"), (0.101, "0.2"), (0.3, "0.5"), (0.51, "1"), (1, "1"), (6, "10")]
+)
+def test_the_scale_of_the_bars_is_a_round_number_and_written_below(largest, full):
+    text = str(Explanation("7", "Heidi", -3.5, ("1",), ("Alien",), np.array([largest]), ""))
+    assert f"(a full bar is {full}; " in text
+    assert text.count("█") == round(12 * largest / float(full))
 
 
 def test_text_says_which_score_it_is(case, items):

@@ -131,6 +131,32 @@ def test_the_exact_search_finds_what_ranking_the_catalogue_finds(case):
     assert_same(case.recommender.recommend(HISTORY, 4, num_beams=1, exact=True), ranked[:4])
 
 
+def mean_scores(case, items):
+    return {item: score / length for item, (score, length) in naive_scores(case, HISTORY, items).items()}
+
+
+def test_with_the_mean_it_recommends_what_ranking_by_the_mean_would(case, items):
+    """As many beams as there are titles find all of them; what `rank` says of them is the outcome, its score too."""
+    recommender = Recommender(case.model, case.tokenizer, items, case.template, score="mean")
+    scores = mean_scores(case, items)
+    left = sorted((item for item in scores if item not in SEEN), key=lambda item: -scores[item])
+    sums = {item: score for item, (score, _) in naive_scores(case, HISTORY, items).items()}
+    assert left != sorted(left, key=lambda item: -sums[item])  # or the test would show nothing
+    for options in ({"num_beams": 50}, {"num_beams": 1, "exact": True}):
+        found = recommender.recommend(HISTORY, 5, **options)
+        assert [one.item for one in found] == left[:5]
+        assert [one.score for one in found] == pytest.approx([scores[one.item] for one in found], abs=2e-5)
+    assert recommender.recommend(items["item"].to_list(), 5) == []
+
+
+def test_with_the_mean_few_beams_give_the_best_of_what_they_found(case, items):
+    recommender = Recommender(case.model, case.tokenizer, items, case.template, score="mean")
+    by_sum = {one.item for one in case.recommender.recommend(HISTORY, 4, num_beams=4)}
+    scores = mean_scores(case, items)
+    found = [one.item for one in recommender.recommend(HISTORY, 2, num_beams=4)]
+    assert found == sorted(by_sum, key=lambda item: -scores[item])[:2]
+
+
 def test_many_users_are_streamed_to_parquet(case, tmp_path):
     users = [(f"u{number}", [str(100 + number)]) for number in range(5)]
     path = tmp_path / "all.parquet"
@@ -183,10 +209,11 @@ def test_another_model_catalogue_or_template_is_another_run(case, items):
 
 
 def test_saved_and_loaded_it_recommends_the_same(case, items, tmp_path):
-    Recommender(case.model, case.tokenizer, items, case.template, score="mean").save_pretrained(tmp_path / "model")
+    recommender = Recommender(case.model, case.tokenizer, items, case.template, score="mean")
+    recommender.save_pretrained(tmp_path / "model")
     loaded = Recommender.from_pretrained(tmp_path / "model")
     assert (loaded.score, loaded.template) == ("mean", case.template)
-    assert_same(loaded.recommend(HISTORY, 3), case.recommender.recommend(HISTORY, 3))
+    assert_same(loaded.recommend(HISTORY, 3), recommender.recommend(HISTORY, 3))
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")  # plain transformers can load it
 
     other = replace(case.template, question="And then?")

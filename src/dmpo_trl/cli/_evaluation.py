@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -91,7 +92,8 @@ class EvaluationReport:
         )
         return {
             "table.md": "\n\n".join(self._parts(markdown_table)) + "\n",
-            "metrics.json": json.dumps({**self.settings, **figures}, indent=2, ensure_ascii=False) + "\n",
+            "metrics.json": json.dumps({**self.settings, **figures}, indent=2, ensure_ascii=False, allow_nan=False)
+            + "\n",
             "metrics.csv": frame.write_csv(),
         }
 
@@ -123,5 +125,7 @@ class EvaluationReport:
         return [*parts, "\n".join(sentences)] if sentences else parts
 
 
-def _plain(figure: Interval | float) -> dict[str, float] | float:
-    return asdict(figure) if isinstance(figure, Interval) else figure
+def _plain(figure: Interval | float) -> dict[str, float] | float | None:
+    if isinstance(figure, Interval):
+        return asdict(figure)
+    return None if math.isnan(figure) else figure  # JSON has no NaN

@@ -30,7 +30,11 @@ class ExplainArguments:
     picture: str | None = field(default=None, metadata={"help": "Also draw it to this file (.png, .svg, .pdf)."})
     overwrite: bool = field(default=False, metadata={"help": "Replace --picture where it exists."})
     max_new_tokens: int = field(
-        default=60, metadata={"help": "Most tokens of the explanation in the model's own words; 0 for none."}
+        default=0,
+        metadata={
+            "help": "Also let the model explain itself in so many tokens at most, for instance 60. What it says is "
+            "generated, and no evidence of the cause."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
 
+from ..recommend import UserHistory
+from ..recommend.recommendation import as_json
 from ..writing import real_path
 from ._users import users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
+
+if TYPE_CHECKING:
+    from ..recommend import Recommender
 
 
 @dataclass
@@ -45,6 +53,13 @@ class RecommendArguments:
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace --output where it exists."})
+    json: bool = field(
+        default=False,
+        metadata={
+            "help": "Print one JSON object per user, each on a line. With --users and --split it takes the place of "
+            "--output."
+        },
+    )
     k: int = field(default=10, metadata={"help": "Number of items per user."})
     num_beams: int = field(
         default=100, metadata={"help": "Number of title prefixes that the search follows at a time."}
@@ -83,18 +98,26 @@ def run(arguments: list[str]) -> None:
         raise ValueError("--split needs --data, the prepared folder whose users it means.")
     users = None
     if options.history is None:  # what can be wrong with them is found before the model is loaded
-        if options.output is None:
-            raise ValueError("Many users need --output, the Parquet file to write.")
-        check_output(options.output, overwrite=options.overwrite)
-        if options.users is not None and real_path(options.users) == real_path(options.output):
-            raise ValueError(f"--output {options.output} is the file of --users; name another.")
+        if (options.output is None) != options.json:
+            raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
+        if options.output is not None:
+            check_output(options.output, overwrite=options.overwrite)
+            if options.users is not None and real_path(options.users) == real_path(options.output):
+                raise ValueError(f"--output {options.output} is the file of --users; name another.")
         users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)
 
     recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
     if users is None:
         found = recommender.recommend(options.history, options.k, num_beams=options.num_beams, exact=options.exact)
+        if options.json:
+            print(as_json({"history": options.history}, found, recommender.score))
+            return
+        kind = "mean log-prob per token" if recommender.score == "mean" else "log-prob"
         for rank, one in enumerate(found, start=1):
-            print(f"{rank:>3}. {one.title}  ({one.item}, log-prob {one.score:.2f})")
+            print(f"{rank:>3}. {one.title}  ({one.item}, {kind} {one.score:.2f})")
+        return
+    if options.json:
+        _print_json(recommender, users, options)
         return
     count = recommender.recommend_all(
         users,
@@ -106,3 +129,18 @@ def run(arguments: list[str]) -> None:
         overwrite=options.overwrite,
     )
     print(f"Recommendations for {count:,} users are in {options.output}.")
+
+
+def _print_json(recommender: Recommender, users: Iterable[UserHistory], options: RecommendArguments) -> None:
+    """Print a line for each user as soon as their batch is done."""
+    waiting = iter(users)
+    while batch := list(islice(waiting, options.batch_size)):
+        found = recommender.recommend_batch(
+            [one.history for one in batch],
+            options.k,
+            exclude=[one.seen for one in batch],
+            num_beams=options.num_beams,
+            exact=options.exact,
+        )
+        for user, items in zip(batch, found, strict=True):
+            print(as_json({"user": user.user}, items, recommender.score), flush=True)

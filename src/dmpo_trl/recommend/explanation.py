@@ -15,7 +15,8 @@ from ..modeling.generation import generate_greedily, stop_tokens
 from ..modeling.limits import Limits
 from ..preprocessing.tokenize import tokenize_completions
 
-_BAR_WIDTH = 24
+_HALF = 12  # width of the bars to either side, in characters
+_LITTLE = 0.05  # nats; what changes the score by less does not matter much
 _WHY = "Why do you recommend {title}? Answer in one sentence."
 _WORDS = "The model's own words"
 
@@ -42,9 +43,10 @@ class Explanation:
     Example:
         >>> effects = np.array([0.25, -0.5])
         >>> print(Explanation("7", "Aliens", -3.5, ("1", "2"), ("Alien", "Heidi"), effects, words=""))
-        Aliens (score -3.50, sum of the tokens). What each item of the history adds to the score:
-          Alien   +0.250  ████████████
-          Heidi   -0.500  ████████████████████████
+        Aliens (score -3.50, sum of the tokens). What each item of the history adds to the score, in nats:
+          Alien   +0.250              |██████
+          Heidi   -0.500  ████████████|
+          (a full bar is 0.5; bars to the left speak against the recommendation)
     """
 
     item: str
@@ -57,14 +59,22 @@ class Explanation:
     kind: Literal["sum", "mean"] = "sum"
 
     def __str__(self) -> str:
-        """Return the effects as bars, from the most positive on, and the words."""
+        """Return the effects as bars to either side of zero, from the most positive on, with their scale."""
         width = max(map(len, self.titles))
-        largest = max(float(np.abs(self.effects).max()), 1e-9)
+        largest = float(np.abs(self.effects).max())
+        full = _round_up(max(largest, 2 * _LITTLE))
         kind = "mean per token" if self.kind == "mean" else "sum of the tokens"
-        lines = [f"{self.title} (score {self.score:.2f}, {kind}). What each item of the history adds to the score:"]
+        lines = [
+            f"{self.title} (score {self.score:.2f}, {kind}). What each item of the history adds to the score, in nats:"
+        ]
         for index in np.argsort(-self.effects, kind="stable"):
-            bar = "█" * round(abs(self.effects[index]) / largest * _BAR_WIDTH)
-            lines.append(f"  {self.titles[index]:<{width}}  {self.effects[index]:+7.3f}  {bar}".rstrip())
+            effect = self.effects[index]
+            bar = "█" * round(abs(effect) / full * _HALF)
+            left, right = (bar, "") if effect < 0 else ("", bar)
+            lines.append(f"  {self.titles[index]:<{width}}  {effect:+7.3f}  {left:>{_HALF}}|{right}")
+        lines.append(f"  (a full bar is {full:g}; bars to the left speak against the recommendation)")
+        if largest < _LITTLE:
+            lines.append(f"No item matters much: without any one of them the score changes by less than {_LITTLE:g}.")
         if self.words:
             lines.append(f"In the model's words (generated, no evidence of the cause): {self.words}")
         return "\n".join(lines)
@@ -88,6 +98,12 @@ class Explanation:
         axes.set_xlabel("score lost when the item is removed (nats)")
         axes.set_title(f"Why {self.title}?".replace("$", r"\$"))
         figure.savefig(path)
+
+
+def _round_up(value: float) -> float:
+    """Return the next of ..., 0.1, 0.2, 0.5, 1, 2, 5, ..."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next(power * step for step in (1, 2, 5, 10) if value <= power * step * (1 + 1e-9)))
 
 
 def import_figure() -> Any:

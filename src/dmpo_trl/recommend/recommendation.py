@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 
 class UserHistory(NamedTuple):
@@ -32,7 +33,8 @@ class Recommendation:
     Attributes:
         item: Its id.
         title: Its title.
-        score: Log-prob of the title given the prompt, in nats, or the mean per token; the higher the better.
+        score: Log-prob of the title given the prompt, in nats, or the mean per token, as the recommender's `score`
+            says; the higher the better.
 
     Example:
         >>> Recommendation("7", "Heidi", -3.5).title
@@ -42,3 +44,22 @@ class Recommendation:
     item: str
     title: str
     score: float
+
+
+def as_json(user: Mapping[str, Any], found: Sequence[Recommendation], score: str) -> str:
+    """Return what was recommended to a user as one line of JSON.
+
+    Args:
+        user: Who it is, or the history.
+        found: The items, from best to worst.
+        score: The kind of their score, `"sum"` or `"mean"`.
+
+    Returns:
+        An object with what `user` holds, `score`, and a list `recommendations` of `rank`, `item`, `title` and `score`.
+
+    Example:
+        >>> print(as_json({"user": "u1"}, [Recommendation("7", "Heidi", -3.5)], "sum"))
+        {"user": "u1", "score": "sum", "recommendations": [{"rank": 1, "item": "7", "title": "Heidi", "score": -3.5}]}
+    """
+    items = [{"rank": rank, **asdict(one)} for rank, one in enumerate(found, start=1)]
+    return json.dumps({**user, "score": score, "recommendations": items}, ensure_ascii=False)

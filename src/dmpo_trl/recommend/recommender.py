@@ -20,7 +20,7 @@ from ..scoring import score_completions
 from ._run import describe_run
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
-from .decoding.beam_search import NAN, Search, beam_search, check_found, exact_search
+from .decoding.beam_search import NAN, Search, beam_search, check_found, every_item, exact_search
 from .explanation import Explanation, generate_words, question_why
 from .recommendation import Recommendation, UserHistory
 
@@ -39,8 +39,7 @@ class Recommender:
         items: The catalogue: columns `item` and `title`. Items may share a title; the model cannot tell them apart,
             so they have the same score and come out together.
         template: Makes the prompts, as in training.
-        score: `"sum"` ranks by the log-prob of the whole title, `"mean"` by its mean per token. It applies to `rank`
-            and `explain`; `recommend` always uses the sum, which is what a beam search can bound.
+        score: `"sum"` ranks by the log-prob of the whole title, `"mean"` by its mean per token.
 
     Raises:
         ValueError: `score` is neither, or the catalogue is faulty (see `Catalogue`).
@@ -64,7 +63,7 @@ class Recommender:
         ['Aliens', 'Heidi']
         >>> sorted(one.item for one in recommender.rank(["Alien"], candidates=["Aliens", "3"]))
         ['2', '3']
-        >>> recommender.explain(["Alien"], "Heidi", max_new_tokens=0).titles
+        >>> recommender.explain(["Alien"], "Heidi").titles
         ('Alien',)
     """
 
@@ -216,10 +215,11 @@ class Recommender:
             exclude: Further items that must not be recommended.
             num_beams: Number of title beginnings followed at a time, raised to `k` where it is less. The more, the
                 closer to scoring the whole catalogue, and the slower.
-            exact: Search on, with more beams, until the result is proven to be the best `k` of the whole catalogue.
+            exact: Search on until the result is proven to be the best `k` of all; with `"mean"`, score every title.
 
         Returns:
-            The items, from best to worst. The score is the log-prob that `rank` gives with `score="sum"`.
+            The items, from best to worst, with the score that `rank` gives. Beams follow the sum; with `score="mean"`
+            these are the best by the mean of as many items, best by the sum, as there are beams.
 
         Raises:
             ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, the template lists
@@ -265,16 +265,21 @@ class Recommender:
             )
         if exclude is not None and len(exclude) != len(histories):
             raise ValueError(f"exclude: {len(histories)} histories need one entry each, there are {len(exclude)}.")
+        by_mean = self.score == "mean"
         searches = [
-            self._search(history, own_exclude, k)
+            self._search(history, own_exclude, max(k, num_beams) if by_mean else k)
             for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True)
         ]
         with evaluation_mode(self.model):
             has_items = [len(search.nodes) > 0 for search in searches]
-            (exact_search if exact else beam_search)(self.model, searches, max(k, num_beams))
+            search_for = every_item if exact and by_mean else exact_search if exact else beam_search
+            search_for(self.model, searches, max(k, num_beams))
         if any(has_any and not search.found for search, has_any in zip(searches, has_items, strict=True)):
             raise ValueError(NAN)
         check_found(searches, k)
+        if by_mean:
+            found = [[self.catalogue.items[row] for _, row in search.found] for search in searches]
+            return [self.rank(had, own)[:k] if own else [] for had, own in zip(histories, found, strict=True)]
         return [[self._recommendation(row, score) for score, row in search.found] for search in searches]
 
     def recommend_all(
@@ -328,16 +333,16 @@ class Recommender:
         }
         return write_recommendations(users, Path(path), batch_size, **how)
 
-    def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 60) -> Explanation:
+    def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 0) -> Explanation:
         """Measure how much each item of a history contributes to a recommendation; see `Explanation`.
 
         Args:
             history: Items from old to new, at least one.
             item: The recommended item.
-            max_new_tokens: Length of the model's own words, in tokens; 0 for none.
+            max_new_tokens: Length of the model's own words, in tokens; by default none.
 
         Returns:
-            The effects, and the model's own words.
+            The effects, and the model's own words where asked for.
 
         Raises:
             ValueError: The history is empty, an entry is not in the catalogue, the template lists candidates in the

@@ -147,6 +147,18 @@ def exact_search(model: Any, searches: Sequence[Search], num_beams: int) -> None
             search.restart()
 
 
+def every_item(model: Any, searches: Sequence[Search], num_beams: int) -> None:
+    """Find every item that may come out, in the order of the catalogue: for a score that no beginning bounds.
+
+    Args:
+        model: Not needed.
+        searches: One search per user; what they find has no score yet.
+        num_beams: Not needed.
+    """
+    for search in searches:
+        search.found = [(0.0, row) for row in range(search.trie.count[0]) if row not in search.excluded]
+
+
 def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Search]:
     """Add a token to the beams of all searches; return the searches that have beams left."""
     proposals = [search.children() for search in searches]
