@@ -607,7 +607,7 @@ def test_templates_by_name_by_dataset_and_from_files(tmp_path):
         template(template="films")
     with pytest.raises(ValueError, match=r"nor a file with one\. Did you mean movies\?$"):
         template(template="movie")
-    deep = "[" * 50_000, "nests too deeply"
+    deep = "[" * 50_000, "is nested too deeply"
     broken = ("a: [", "neither YAML nor JSON"), ("- a", "must hold the fields"), ("a: b", "has no")
     for text, message in [deep, *broken]:
         file.write_text(text, encoding="utf-8")
