@@ -200,7 +200,7 @@ class DMPOTrainer(ResumableTrainer):
     @_precompute_model_hash.setter
     def _precompute_model_hash(self, reference_hash: str | None) -> None:
         self._reference_hash = reference_hash
-        if self.accelerator.is_main_process:  # the models are complete, and not yet sharded
+        if self.args.should_save:  # the models are complete, and not yet sharded
             self._models = describe_models(self.model, self.ref_model, self.optimizer)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:

@@ -17,7 +17,7 @@ from .run_record import check_record, describe_rows, describe_run, write_record
 class ResumableTrainer(DPOTrainer):
     """`DPOTrainer` that resumes from whole checkpoints of the same run.
 
-    A subclass sets `_models`, in the main process, to what [`describe_models`] returns for the initial models.
+    A subclass sets `_models`, where `args.should_save`, to what [`describe_models`] returns for the initial models.
     """
 
     args: Any
