@@ -370,3 +370,13 @@ def test_real_movielens_is_clean(shared, seed):
     every = split_users(next_items(data, min_rating=4, per_user=20), {"train": 700, "test": 200}, seed=seed)
     parts = {part: sample_negatives(rows, data, 9, seed=seed) for part, rows in every.items()}
     assert found(parts["train"], parts["test"]) == set()
+
+
+@pytest.mark.parametrize(
+    "row", ['{"prompt": null, "chosen": null, "rejected": null}', '{"prompt": {"a": 1}, "chosen": 2}']
+)
+def test_columns_of_another_type_are_refused_with_the_file(row, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{row}\n")
+    with pytest.raises(ValueError, match=rf"{file} has columns of another type than the report reads \("):
+        leak_report_of_files(file, file)

@@ -134,7 +134,7 @@ def leak_report_of_files(train: str | Path, test: str | Path | None = None) -> L
 
     Raises:
         FileNotFoundError: Where a file is missing.
-        ValueError: As in [`leak_report`].
+        ValueError: As in [`leak_report`], and where a column is of another type.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -151,7 +151,13 @@ def leak_report_of_files(train: str | Path, test: str | Path | None = None) -> L
         train = train / "preference" / "train.parquet"
     if test.is_dir():
         test = test / "ranking" / "test.parquet"
-    return leak_report(read_rows(train), read_rows(test))
+    try:
+        return leak_report(read_rows(train), read_rows(test))
+    except pl.exceptions.PolarsError as error:
+        files = dict.fromkeys(map(str, (train, test)))
+        raise ValueError(
+            f"{' or '.join(files)} has columns of another type than the report reads ({error})."
+        ) from error
 
 
 def _repeated(train: pl.DataFrame, test: pl.DataFrame) -> Check:
