@@ -24,6 +24,7 @@ def test_conversational_rows():
         "prompt": [system, {"role": "user", "content": "Liked:\nBabe\nCasino\nNext?"}],
         "chosen": [{"role": "assistant", "content": "Diva"}],
         "rejected": [[{"role": "assistant", "content": "Alien"}]],
+        "user": "u2",
     }
     assert len(rows[0]["rejected"]) == 2
 
@@ -34,7 +35,10 @@ def test_plain_rows():
         "prompt": "You recommend.\nLiked:\nAlien\nNext?\n",
         "chosen": "Babe",
         "rejected": ["Casino", "Diva"],
+        "user": "u1",
     }
+    without = preference_dataset(EXAMPLES.drop("user"), DATA, TEMPLATE.plain())
+    assert without.column_names == ["prompt", "chosen", "rejected"]
 
 
 def test_a_template_without_a_system_message():
@@ -108,7 +112,8 @@ def test_every_row_is_what_the_template_says(rows, template, rows_a_step, seed):
         }
         for prompt, row in zip(prompts, rows, strict=True)
     ]
-    assert preference.to_list() == expected
+    assert preference.remove_columns("user").to_list() == expected
+    assert preference["user"][:] == [row["user"] for row in rows]
     assert pairs.to_list() == [row | {"rejected": one} for row in expected for one in row["rejected"]]
     assert sft.to_list() == [{"prompt": row["prompt"], "completion": row["chosen"]} for row in expected]
 

@@ -34,7 +34,8 @@ def preference_dataset(
             example among the user's, never from the target.
 
     Returns:
-        Columns `prompt`, `chosen` (the target) and `rejected` (a list, the negatives).
+        Columns `prompt`, `chosen` (the target) and `rejected` (a list, the negatives), and `user` where `examples` has
+        it, which trainers leave alone.
 
     Raises:
         ValueError: For a missing column, or an item that `data` has no title of. So do the other functions here.
@@ -48,7 +49,7 @@ def preference_dataset(
         ... )
         >>> template = PromptTemplate("Liked:", "Next:", conversational=False)
         >>> preference_dataset(examples, data, template)[0]
-        {'prompt': 'Liked:\\nAlien\\nNext:\\n', 'chosen': 'Babe', 'rejected': ['Fargo']}
+        {'prompt': 'Liked:\\nAlien\\nNext:\\n', 'chosen': 'Babe', 'rejected': ['Fargo'], 'user': 'ann'}
     """
     return _dataset("preference", examples, data, template, seed)
 
@@ -150,7 +151,7 @@ def text_tables(
     ordered = kind == "ranking" or template.candidates is not None
     needed = ["history", "target"]
     needed += ["negatives"] if ordered or kind in ("preference", "pairs") else []
-    needed += ["user"] if ordered else []
+    needed += ["user"] if ordered or (kind == "preference" and "user" in examples.columns) else []
     if missing := [name for name in needed if name not in examples.columns]:
         raise ValueError(
             f"examples: the columns {missing} are missing for a {kind} dataset; it has {examples.columns}."
@@ -177,8 +178,9 @@ def _columns(kind: str, text: pl.DataFrame) -> pl.DataFrame:
         return text.select("prompt", completion="chosen")
     if kind == "ranking":
         return text.select("user", "history", "items", "positive", "prompt", "candidates", "seen")
-    rows = text.select("prompt", "chosen", "rejected")
-    return rows.explode("rejected", empty_as_null=False) if kind == "pairs" else rows
+    if kind == "pairs":
+        return text.select("prompt", "chosen", "rejected").explode("rejected", empty_as_null=False)
+    return text.select("prompt", "chosen", "rejected", *(name for name in ("user",) if name in text.columns))
 
 
 def _first_draw(examples: pl.DataFrame) -> pl.Series:

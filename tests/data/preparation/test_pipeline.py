@@ -103,6 +103,8 @@ def test_users_are_divided_and_the_last_liked_item_is_the_target(raw, tmp_path):
 
     expected = {json.dumps(texts(liked[user][-5:-1], liked[user][-1])) for user in train}
     assert rows_of(made.preference["train"], "prompt", "chosen") == expected
+    by_user = {json.dumps([user, *texts(liked[user][-5:-1], liked[user][-1])]) for user in train}
+    assert rows_of(made.preference["train"], "user", "prompt", "chosen") == by_user
     earlier = {json.dumps(texts(liked[user][-6:-2], liked[user][-2])) for user in train}
     assert rows_of(made.sft["train"], "prompt", "completion") == earlier
     validation = {json.dumps(texts(liked[user][-5:-1], liked[user][-1])) for user in groups["validation"]}
@@ -256,7 +258,8 @@ def test_variants_of_the_text(raw, tmp_path):
         assert len(history.split("\n")) >= 2
         assert sorted(shown.split("\n")) == sorted([row["chosen"], *row["rejected"]])
     assert rows_of(made.sft["train"], "prompt", "completion") == rows_of(made.preference["train"], "prompt", "chosen")
-    expected = [row | {"rejected": one} for row in made.preference["train"] for one in row["rejected"]]
+    texts_only = made.preference["train"].remove_columns("user")
+    expected = [row | {"rejected": one} for row in texts_only for one in row["rejected"]]
     assert made.pairs["train"].to_list() == expected
     for row in made.ranking["test"]:
         assert "\nC:\n" + "\n".join(row["candidates"]) + "\nQ?" in row["prompt"]
