@@ -70,7 +70,9 @@ def run(arguments: list[str]) -> None:
 
     # The machine that estimates need not be one that could train
     arguments = [*arguments, "--use_cpu", "True"]
-    script, config, model, *_, options = make_parser().parse(arguments, accelerate_options())
+    parser = make_parser()
+    parsed = parser.parse_values(arguments, accelerate_options())
+    script, config, model, *_, options = parser.instances(parsed)
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:
@@ -85,7 +87,8 @@ def run(arguments: list[str]) -> None:
     weight_bytes = 2 if str(dtype).removeprefix("torch.") in ("bfloat16", "float16") else 4
     training = TrainingOptions(
         weight_bytes=weight_bytes,
-        half_precision=weight_bytes == 2 or config.bf16 or config.fp16,
+        # Where bf16 is not given, the machine that trains uses it
+        half_precision=weight_bytes == 2 or parsed.values.bf16 is not False or config.fp16,
         gradient_checkpointing=config.gradient_checkpointing or getattr(config, "activation_checkpointing", False),
         precomputed_reference=config.precompute_ref_log_probs,
         load_in_4bit=model.load_in_4bit,
