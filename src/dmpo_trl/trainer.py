@@ -100,7 +100,9 @@ class DMPOTrainer(ResumableTrainer):
             check_rows(dataset, name)
         check_sampling(args, train_dataset)
         self._has_reference = needs_reference(args, ref_model)
-        if ref_model is None and self._has_reference:
+        if not self._has_reference:
+            ref_model = None
+        elif ref_model is None:
             ref_model = initial_policy(model, args, kwargs.get("peft_config"))
         self._given_collator = data_collator
         self._ref_table_width = 0  # while reference log-probs are precomputed, the largest N of the dataset

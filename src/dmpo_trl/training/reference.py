@@ -57,14 +57,14 @@ def initial_policy(model: Any, args: DPOConfig, peft_config: Any = None) -> Any:
 
 
 def needs_reference(args: DPOConfig, ref_model: Any) -> bool:
-    """Return whether a loss of the run uses the reference's log-probs, and refuse options that would ask for them.
+    """Return whether a loss of the run uses the reference's log-probs.
 
     Args:
         args: The training arguments.
-        ref_model: The reference that the trainer was given.
+        ref_model: The reference that the trainer was given. A warning says where it is not used.
 
     Raises:
-        ValueError: A loss is unknown, or an option, or a reference, belongs to no loss of the run.
+        ValueError: A loss is unknown, or `sync_ref_model` has nothing to synchronise.
 
     Example:
         >>> from dmpo_trl import DMPOConfig
@@ -73,16 +73,11 @@ def needs_reference(args: DPOConfig, ref_model: Any) -> bool:
     """
     if any(loss.reference for loss in registered(args.loss_type)):
         return True
-    unused = {
-        "ref_model": ref_model is not None,
-        "sync_ref_model": args.sync_ref_model,
-        "f_divergence_type": args.f_divergence_type != "reverse_kl",
-    }
-    if given := [name for name, is_given in unused.items() if is_given]:
-        raise ValueError(
-            f"`{given[0]}` says something of the reference, and loss_type={args.loss_type} has none: leave it out, or "
-            "choose a loss that uses a reference, such as 'dmpo'."
-        )
+    without = f"loss_type={args.loss_type} has no reference"
+    if args.sync_ref_model:
+        raise ValueError(f"`sync_ref_model=True`, but {without}: leave it out, or choose a loss such as 'dmpo'.")
+    if ref_model is not None:
+        logger.warning("`ref_model` has no effect: %s.", without)
     return False
 
 

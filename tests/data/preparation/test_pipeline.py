@@ -606,7 +606,10 @@ def test_templates_by_name_by_dataset_and_from_files(tmp_path):
     file.write_text(json.dumps(TEMPLATES["products"].plain().to_dict()), encoding="utf-8")
     assert template(template=str(file)) == TEMPLATES["products"].plain()
     assert template(dataset="recbole") == template(dataset="table") == TEMPLATES["general"]
-    with pytest.raises(ValueError, match=r"films is neither a template \(movies, .*\) nor a file with one\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"films is neither a template \(movies, .*\) nor a file .* take general",
+    ):
         template(template="films")
     with pytest.raises(ValueError, match=r"nor a file with one\. Did you mean movies\?$"):
         template(template="movie")
@@ -738,18 +741,3 @@ def test_real_files(name, tmp_path):
         assert not set(made.ranking["validation"]["user"]) & set(made.ranking["test"]["user"])
     assert len(made.preference["train"][0]["rejected"]) == 7
     assert Prepared.load(tmp_path / "out").manifest == made.manifest
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("movie", "neither a template .* did you mean movies?"),
-        ("books", "neither a template .* for other items take products or write a file"),
-        ("deep.json", "deep.json is nested too deeply to be a template"),
-    ],
-)
-def test_a_template_that_is_none_is_refused_with_a_remedy(name, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "deep.json").write_text("[" * 50_000)
-    with pytest.raises(ValueError, match=message):
-        PrepareConfig("movielens", "out", path="raw", template=name).prompt_template()

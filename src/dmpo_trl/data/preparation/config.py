@@ -201,7 +201,7 @@ class PrepareConfig:
 
 def _read_template(path: Path) -> PromptTemplate:
     if not path.is_file():
-        closest = _did_you_mean(str(path), list(TEMPLATES))
+        closest = _did_you_mean(str(path), list(TEMPLATES)) or " For any items take general, or write a file."
         raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one.{closest}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
