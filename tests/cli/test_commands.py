@@ -132,6 +132,53 @@ def test_evaluate_computes_the_metrics_that_are_chosen(folders, prepared, capsys
     assert "told apart" not in capsys.readouterr().out
 
 
+def write_scores(prepared, path):
+    """Somebody's scores: the target of each test and validation user is first."""
+    rows = [
+        (row["user"], item, float(place == row["positive"]) + 0.1 * (place % 2))
+        for split in ("validation", "test")
+        for row in Prepared.load(prepared).ranking[split]
+        for place, item in enumerate(row["items"])
+    ]
+    pl.DataFrame(rows, schema=["user", "item", "score"], orient="row").write_parquet(path)
+
+
+def test_evaluate_ranks_by_counts_and_by_anybodys_scores_and_with_them(folders, prepared, capsys):
+    write_scores(prepared, folders / "scores.parquet")
+    out = folders / "fused"
+    arguments = ["--model", str(folders / "model"), "--data", str(prepared), "--output_dir", str(out)]
+    main(["evaluate", *arguments, "--scores", f"mine={folders / 'scores.parquet'}", "--fuse", "mine"])
+    capsys.readouterr()
+    found = json.loads((out / "metrics.json").read_text())["ranking"]
+    assert {"popularity", "popularity_shown", "item_knn", "item_knn_shown", "mine"} <= found.keys()
+    assert found["mine"]["hr@1"]["mean"] == 1.0
+    (fused,) = (name for name in found if name.startswith("sum + "))
+    assert re.fullmatch(r"sum \+ [\d.]+ mine", fused)
+    assert found[fused]["ndcg@5" if "ndcg@5" in found[fused] else "mrr"]["mean"] > found["model (sum)"]["mrr"]["mean"]
+    differences = json.loads((out / "metrics.json").read_text())["differences"]
+    assert {f"{fused} - mine", f"{fused} - model (sum)", "model (sum) - mine"} <= differences.keys()
+    # Counts of what is shown are those of the training examples
+    knn = RankingResult.from_parquet(out / "item_knn_shown.parquet")
+    assert knn.users == RankingResult.from_parquet(out / "sum.parquet").users
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scores", "mine"], "--scores takes NAME=FILE"),
+        (["--scores", "../up=file"], "--scores takes NAME=FILE"),
+        (["--scores", "item_knn=file"], "--scores takes NAME=FILE"),
+        (["--scores", "mine=none.parquet"], "none.parquet is not a file"),
+        (["--fuse", "mine"], "--fuse must be one of popularity, popularity_shown, item_knn, item_knn_shown"),
+        (["--fuse", "item_knn", "--split", "validation"], "rank those of --split test with it"),
+    ],
+    ids=str,
+)
+def test_evaluate_refuses_rankers_that_there_are_not_before_it_loads_the_model(prepared, options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["evaluate", "--model", "no such model", "--data", str(prepared), *options])
+
+
 def test_evaluate_refuses_a_metric_that_is_none_before_it_reads_anything():
     with pytest.raises(SystemExit, match=r"Unknown metric 'map@5'; there are hr@k, recall@k"):
         main(["evaluate", "--model", "no such model", "--data", "none", "--metrics", "map@5"])

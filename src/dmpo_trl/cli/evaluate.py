@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from ..data import Prepared
 
+COUNTS = ("popularity", "popularity_shown", "item_knn", "item_knn_shown")
+RESERVED = (*COUNTS, "random", "sum", "mean")
 EVALUATION = Kind("dmpo-trl evaluation, version 1", command="evaluate", holds="an evaluation")
 
 
@@ -34,6 +37,20 @@ class EvaluateArguments:
     whole_catalogue: bool = field(
         default=False,
         metadata={"help": "Rank all items that the user has not had, instead of the sampled candidates."},
+    )
+    scores: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Rankers of anybody's, as NAME=FILE: Parquet files of user, item and score (of RecBole, RecTools, "
+            "LensKit, a script), with the identifiers of the raw data."
+        },
+    )
+    fuse: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also rank by the model and one other ranker together: item_knn, item_knn_shown, popularity, "
+            "popularity_shown or a NAME of --scores. Its weight is the best one on the validation users."
+        },
     )
     generate: bool = field(
         default=False, metadata={"help": "Also let the model generate freely, and count how much of it is an item."}
@@ -68,6 +85,17 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_at_least(self, top_k=1, tokens_per_batch=1)
+        for entry in self.scores or []:
+            name, _, file = entry.partition("=")
+            if not re.fullmatch(r"[\w.-]+", name) or not file or name in RESERVED:
+                raise ValueError(
+                    f"--scores takes NAME=FILE, with a name of your own of letters, digits, ., - and _, not {entry!r}."
+                )
+        known = [*COUNTS, *(entry.partition("=")[0] for entry in self.scores or [])]
+        if self.fuse is not None and self.fuse not in known:
+            raise ValueError(f"--fuse must be one of {', '.join(known)}, it is {self.fuse!r}.")
+        if self.fuse is not None and self.split != "test":
+            raise ValueError("--fuse chooses its weight on the validation users: rank those of --split test with it.")
 
 
 def make_parser() -> Parser:
@@ -95,6 +123,7 @@ def run(arguments: list[str]) -> None:
     from ..evaluation.metrics import POOLED_AUC, check_metrics
     from ..modeling.loading import check_found
     from ._evaluation import EvaluationReport, default_metrics
+    from ._rankers import other_rankers, rank_fused, validation_users
 
     model, options = make_parser().parse(arguments)
     check_metrics(options.metrics or [])
@@ -107,12 +136,21 @@ def run(arguments: list[str]) -> None:
     if options.whole_catalogue:
         users = full_catalogue(users, titles, prepared.template)
 
+    rankers = other_rankers(prepared, options.scores or [])
+    others = {
+        name: rank(users) for name, rank in rankers.items() if name != "popularity"
+    }  # before the model is loaded
+
     loading = replace(model, revision=None).from_pretrained()  # of the baseline: the revision is that of --model
     if options.baseline is not None:
         check_found(options.baseline, **loading)  # before the work, not after it
     loaded, tokenizer = load_for_ranking(model.model, **model.from_pretrained())
     ranking: Any = {"tokens_per_batch": options.tokens_per_batch, "special_tokens_in_text": False}
     results = rank_beside_baselines(loaded, tokenizer, users, popularity, **ranking)
+    results |= others
+    if options.fuse is not None:
+        held_out = validation_users(prepared, options.whole_catalogue, titles)
+        results |= rank_fused(loaded, tokenizer, held_out, results, rankers[options.fuse], ranking)
     generated = (
         generate_items(loaded, tokenizer, users, titles.values(), name="generation", special_tokens_in_text=False)
         if options.generate
@@ -126,8 +164,13 @@ def run(arguments: list[str]) -> None:
     if not PartialState().is_main_process:
         return
     metrics = options.metrics or default_metrics(max(map(len, results["random"].scores)))
-    labels = _labels(model.model, options.baseline)
-    compared = [(score, other) for score in ("sum", "mean") for other in ("popularity", f"baseline {score}")]
+    labels = {name: name for name in results} | _labels(model.model, options.baseline)
+    compared = [
+        (score, other)
+        for score in ("sum", "mean")
+        for other in ("popularity", "item_knn", f"baseline {score}", *(own for own in others if own not in COUNTS))
+    ]
+    compared += [(name, alone) for name in results if " + " in name for alone in ("sum", str(options.fuse))]
     per_user = [metric for metric in metrics if metric != POOLED_AUC]
     candidates = "the whole catalogue" if options.whole_catalogue else "candidates"
     report = EvaluationReport(

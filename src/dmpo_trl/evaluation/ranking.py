@@ -171,13 +171,16 @@ def rank_at_random(dataset: Dataset) -> RankingResult:
     return _result("random", dataset, [np.zeros(len(items)) for items in dataset["items"]])
 
 
-def rank_by_popularity(dataset: Dataset, popularity: Mapping[str, float]) -> RankingResult:
+def rank_by_popularity(
+    dataset: Dataset, popularity: Mapping[str, float], *, name: str = "popularity"
+) -> RankingResult:
     """Rank by popularity, the same for every user.
 
     Args:
         dataset: Columns of [`ranking_dataset`].
         popularity: Count by item; an item without one counts 0. Count other users' interactions: a user's own would
             include the held-out item.
+        name: Name of the result.
 
     Returns:
         The ranking.
@@ -188,7 +191,7 @@ def rank_by_popularity(dataset: Dataset, popularity: Mapping[str, float]) -> Ran
         {'hr@1': 1.0}
     """
     scores = [np.array([popularity.get(item, 0) for item in items], dtype=float) for items in dataset["items"]]
-    return _result("popularity", dataset, scores)
+    return _result(name, dataset, scores)
 
 
 def full_catalogue(

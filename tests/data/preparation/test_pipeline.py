@@ -302,6 +302,29 @@ def test_popular_candidates(raw, tmp_path):
     assert made.preference["train"].to_list() == plain.preference["train"].to_list()  # whose negatives stay uniform
 
 
+@pytest.mark.parametrize("split", ["users", "leave_one_out", "time"])
+def test_interactions_are_those_of_the_training_users_before_what_is_evaluated(raw, tmp_path, split):
+    prepared = prepare(config(raw, tmp_path / "out", split=split, examples_per_user=0, min_rating=4, history_length=3))
+    found = prepared.interactions
+    assert dict(found.group_by("item").len().iter_rows()) == {
+        item: count for item, count in prepared.items.select("item", "popularity").iter_rows() if count
+    }
+    trained = {row["user"]: row["chosen"] for row in prepared.preference["train"]}  # the last one of each
+    had = {user: [item for _, item in rows] for user, rows in liked_by(raw, 0).items()}
+    for user, last in trained.items():
+        items = had[user]
+        if split != "users":
+            target = next(place for place, item in enumerate(items) if MOVIES.completion(title(item)) == last)
+            items = items[: target + 1]
+        own = found.filter(user=user)
+        assert sorted(own["item"]) == sorted(items)
+        assert set(own.filter("shown")["item"]) <= {item for _, item in liked_by(raw, 4)[user]}
+    assert set(found["user"]) == set(trained)
+    shown = {title(item) for item in found.filter("shown")["item"]}
+    texts = json.dumps([prepared.preference["train"]["prompt"][:], prepared.preference["train"]["chosen"][:]])
+    assert all(name in texts for name in shown)
+
+
 def test_datasets_loads_the_folder(raw, tmp_path):
     """Without this library, and without a network (the environment variable that the tests run with)."""
     folder = prepare(config(raw, tmp_path / "out", pairs=True)).folder
@@ -323,7 +346,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_same_seed_gives_the_same_bytes(raw, tmp_path):
     first = contents(prepare(config(raw, tmp_path / "a", pairs=True)).folder)
     assert set(first) == {
-        *("README.md", "manifest.json", "items.parquet"),
+        *("README.md", "manifest.json", "items.parquet", "interactions.parquet"),
         *(f"{kind}/{split}.parquet" for kind in ("preference", "sft", "pairs") for split in ("train", "validation")),
         *(f"ranking/{split}.parquet" for split in ("validation", "test")),
     }

@@ -20,6 +20,7 @@ from .summary import examples_in_words
 FORMAT = "dmpo-trl prepared data, version 1"
 PREPARED = Kind(FORMAT, command="prepare", holds="prepared data")
 CARD = "README.md"
+INTERACTIONS = "interactions.parquet"
 _AGAIN = "prepare the data again"
 
 
@@ -30,8 +31,8 @@ class Prepared:
     Here the manifest says which files they are; `datasets` goes by the card, `README.md`.
 
     Args:
-        folder: Holds `README.md` (a dataset card), `manifest.json`, `items.parquet`, and for each dataset a folder
-            with one Parquet file per split.
+        folder: Holds `README.md` (a dataset card), `manifest.json`, `items.parquet`, `interactions.parquet`, and for
+            each dataset a folder with one Parquet file per split.
         manifest: Sizes, options, seed, template, rows read and dropped, and checksums of the files read and written.
 
     Example:
@@ -103,6 +104,22 @@ class Prepared:
     def items(self) -> pl.DataFrame:
         """`item`, `title`, and `popularity`: how many training users had the item, before what is evaluated."""
         return pl.read_parquet(self.folder / "items.parquet", glob=False)
+
+    @property
+    def has_interactions(self) -> bool:
+        """Whether there are `interactions`, which folders of earlier versions do not have."""
+        return INTERACTIONS in self.manifest["files"]
+
+    @property
+    def interactions(self) -> pl.DataFrame:
+        """`user`, `item` and `shown` (in a training example) of the training users, for rankers that count.
+
+        Raises:
+            ValueError: An earlier version wrote the folder, and no interactions.
+        """
+        if not self.has_interactions:
+            raise ValueError(f"{self.folder} holds no {INTERACTIONS}: an earlier version wrote it; {_AGAIN}.")
+        return pl.read_parquet(self.folder / INTERACTIONS, glob=False)
 
     @property
     def template(self) -> PromptTemplate:
@@ -219,6 +236,7 @@ The terms of the raw data hold for this folder too.
 - `pairs`, where it was asked for: prompt, chosen and one rejected completion, for TRL's `DPOTrainer`.
 - `ranking`: a prompt and candidates of which one is what the user had next.
 - `items.parquet`: item, title, and popularity, the number of training users that had it (not what is evaluated on).
+- `interactions.parquet`: what the training users had, and whether it is shown in a training example.
 
 {examples_in_words(manifest)}
 

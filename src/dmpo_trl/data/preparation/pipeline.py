@@ -26,7 +26,7 @@ from ..prompts import PromptTemplate
 from ..readers import read_amazon, read_lastfm, read_movielens, read_recbole, read_table
 from ..splits import few_shot, split_by_time, split_leave_one_out, split_users
 from .config import PrepareConfig
-from .folder import CARD, PREPARED, Prepared, card
+from .folder import CARD, INTERACTIONS, PREPARED, Prepared, card
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepa
     if config.k_core_users > 1 or config.k_core_items > 1:
         data = k_core(data, users=config.k_core_users, items=config.k_core_items)
     examples = _split(data, config)
-    items = _with_popularity(data, examples["train"], whole_users=config.split == "users")
+    interactions = _training_interactions(data, examples["train"], whole_users=config.split == "users")
+    items = _with_popularity(data.items, interactions)
     tables = _tables(examples, data, items, config)
     with new_folder(output, PREPARED, overwrite=config.overwrite) as folder:
         rows: dict[str, dict[str, int]] = {}
@@ -102,6 +103,7 @@ def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepa
             path = folder / kind / f"{split}.parquet"
             rows.setdefault(kind, {})[split] = _write(path, kind, part, data, template, seed)
         items.write_parquet(folder / "items.parquet")
+        interactions.write_parquet(folder / INTERACTIONS)
         manifest: dict[str, Any] = {
             "format": PREPARED.format,
             "versions": {name: version(name) for name in ("dmpo-trl", "datasets", "numpy", "polars", "pyarrow")},
@@ -292,13 +294,16 @@ def _write(
     return rows
 
 
-def _with_popularity(data: Interactions, train: pl.DataFrame, *, whole_users: bool) -> pl.DataFrame:
-    """Count how many of the training users have had each item, liked or not; nothing that is evaluated on is counted.
+def _training_interactions(data: Interactions, train: pl.DataFrame, *, whole_users: bool) -> pl.DataFrame:
+    """Select what counts may know: the interactions of the training users, and nothing that is evaluated on.
 
     Args:
         data: The interactions.
         train: The training examples, those of a user from old to new.
         whole_users: Whether all interactions of these users count; else those up to a user's last training target.
+
+    Returns:
+        Columns `user`, `item` and `shown`: whether it is in a training example, so that the model sees it.
     """
     last = train.unique("user", keep="last", maintain_order=True)
     rank = positions(data.interactions["user"], last["user"])
@@ -309,14 +314,22 @@ def _with_popularity(data: Interactions, train: pl.DataFrame, *, whole_users: bo
         place = np.zeros(last.height, np.int64)
         place[rank[is_target]] = np.flatnonzero(is_target)
         counted &= np.arange(len(rank)) <= place[rank]
-    popularity = (
-        data.interactions.select(pl.col("item").filter(pl.Series(counted)))
-        .group_by("item")
-        .agg(popularity=pl.len().cast(pl.Int64))
-        .cast({"item": pl.String})
+    shown = pl.concat(
+        part.select("user", item=pl.concat_list("history", "target")).explode("item").unique()
+        for part in train.iter_slices(1_000_000)
     )
+    pairs = data.interactions.select(pl.col("user", "item").filter(pl.Series(counted)).cast(pl.String))
+    shown = shown.unique().with_columns(shown=True)
+    return pairs.join(shown, on=["user", "item"], how="left", maintain_order="left").with_columns(
+        pl.col("shown").fill_null(False)
+    )
+
+
+def _with_popularity(items: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
+    """Count how many of the training users have had each item, liked or not."""
+    popularity = interactions.group_by("item").agg(popularity=pl.len().cast(pl.Int64))
     return (
-        data.items.select("item", "title")
+        items.select("item", "title")
         .join(popularity, on="item", how="left", maintain_order="left")
         .with_columns(pl.col("popularity").fill_null(0))
     )

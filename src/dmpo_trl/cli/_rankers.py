@@ -1,0 +1,107 @@
+"""Rankers beside the model: what others liked, and anybody's scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+
+from ..data import Prepared
+from ..evaluation import (
+    ItemKNN,
+    RankingResult,
+    choose_weight,
+    full_catalogue,
+    fuse,
+    rank_by_file,
+    rank_by_item_knn,
+    rank_by_log_prob,
+    rank_by_popularity,
+    score_candidates,
+)
+
+logger = logging.getLogger(__name__)
+
+Ranker = Callable[[Dataset], RankingResult]
+
+
+def other_rankers(prepared: Prepared, files: Sequence[str]) -> dict[str, Ranker]:
+    """Return the rankers that need no model, by name.
+
+    Args:
+        prepared: The folder whose users are ranked. Of an earlier version's nothing but popularity is known.
+        files: Anybody's scores, as `NAME=FILE`.
+
+    Returns:
+        `popularity` and `item_knn` count all interactions of the training users, `popularity_shown` and
+        `item_knn_shown` those in a training example, which are all that a model sees.
+
+    Example:
+        >>> rankers = other_rankers(Prepared.load("data"), ["mine=scores.parquet"])  # doctest: +SKIP
+        >>> rankers["item_knn"](users).metrics(["hr@1"])  # doctest: +SKIP
+    """
+    rankers: dict[str, Ranker] = {}
+    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    rankers["popularity"] = partial(rank_by_popularity, popularity=popularity)
+    if prepared.has_interactions:
+        had = prepared.interactions
+        shown = had.filter("shown")
+        counts = dict(shown.group_by("item").len().iter_rows())
+        rankers["popularity_shown"] = partial(rank_by_popularity, popularity=counts, name="popularity_shown")
+        for name, interactions in (("item_knn", had), ("item_knn_shown", shown)):
+            rankers[name] = partial(rank_by_item_knn, knn=ItemKNN(interactions), name=name)
+    else:
+        logger.warning("%s is of an earlier version: there is no ranking by ItemKNN.", prepared.folder)
+    for entry in files:
+        name, _, path = entry.partition("=")
+        rankers[name] = partial(rank_by_file, path=path, name=name)
+    return rankers
+
+
+def validation_users(prepared: Prepared, whole_catalogue: bool, titles: Mapping[str, str]) -> Dataset:
+    """Return the validation users, with the same kind of candidates as the test users.
+
+    Args:
+        prepared: The folder.
+        whole_catalogue: Whether all items are candidates.
+        titles: Of all items.
+
+    Example:
+        >>> users = validation_users(Prepared.load("data"), False, {})  # doctest: +SKIP
+    """
+    users = prepared.ranking["validation"]
+    return full_catalogue(users, titles, prepared.template) if whole_catalogue else users
+
+
+def rank_fused(
+    model: Any,
+    tokenizer: Any,
+    validation: Dataset,
+    results: Mapping[str, RankingResult],
+    ranker: Ranker,
+    ranking: Mapping[str, Any],
+) -> dict[str, RankingResult]:
+    """Rank by the model's sum of log-probs and another ranker together.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        validation: The users on whom the weight is chosen.
+        results: The rankings of the test users.
+        ranker: The other one.
+        ranking: Further options of `score_candidates`.
+
+    Returns:
+        The ranking, by its name: `sum + WEIGHT NAME`.
+
+    Example:
+        >>> fused = rank_fused(model, tokenizer, validation, results, rankers["item_knn"], {})  # doctest: +SKIP
+    """
+    scored = score_candidates(model, tokenizer, validation, progress="ranking the validation users", **ranking)
+    own, other = rank_by_log_prob(validation, scored, score="sum", name="sum"), ranker(validation)
+    weight = choose_weight(own, other)
+    name = f"sum + {weight:g} {other.name}"
+    return {name: fuse(results["sum"], results[other.name], weight, name=name)}
