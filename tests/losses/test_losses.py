@@ -301,6 +301,16 @@ def test_a_loss_registered_again_is_the_new_one(registries, register):
     assert preference_loss("mine", make_batch([2, 1]), ARGS).tolist() == [2.0, 2.0]
 
 
+def test_code_that_was_run_as_a_text_has_no_module_and_registers_all_the_same(registries):
+    code = "@multi_negative('mine')\ndef mine(batch, args):\n    return batch.chosen_logps"
+    for _ in range(2):
+        scope = {"multi_negative": multi_negative, "__name__": None}
+        exec(code, scope)
+        assert scope["mine"].__module__ is None
+    with pytest.raises(ValueError, match="There is a loss 'dmpo' already"):
+        exec(code.replace("mine", "dmpo"), {"multi_negative": multi_negative, "__name__": None})
+
+
 @pytest.mark.parametrize(
     ("register", "name"), [(multi_negative, "dmpo"), (pairwise, "sigmoid"), (multi_negative, "ipo")]
 )

@@ -26,8 +26,12 @@ class RankingArguments:
     ranking_users: int | None = field(
         default=None, metadata={"help": "Rank only this many of them, the first ones. Default: all."}
     )
-    ranking_score: Literal["sum", "mean"] = field(
-        default="mean", metadata={"help": "Rank by log-prob: its sum or its mean per token."}
+    ranking_score: Literal["sum", "mean"] | None = field(
+        default=None,
+        metadata={
+            "help": "Rank by log-prob, its sum or its mean per token; saved with the model. Default: what the loss "
+            "trains, the sum but for losses of means."
+        },
     )
 
     def __post_init__(self) -> None:

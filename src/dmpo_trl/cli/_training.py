@@ -20,6 +20,7 @@ from ..config import DMPOConfig
 from ..data import Prepared
 from ..data.preparation.folder import PREPARED, check_before_loading, is_prepared, read_manifest
 from ..evaluation import RankingCallback
+from ..losses import trained_score
 from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
@@ -59,9 +60,10 @@ def train(
     if script.ignore_bias_buffers:
         config.ddp_broadcast_buffers = False  # boolean masks cannot be broadcast
     trainer = _make_trainer(config, model, train_data, eval_data)
+    score = ranking.ranking_score or trained_score(config.loss_type)
     if ranking.ranking_data is not None:
-        trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, trainer))
-    _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, ranking.ranking_score)
+        trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, score, trainer))
+    _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, score)
 
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir)
@@ -161,11 +163,13 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
     )
 
 
-def _ranking_callback(data: str, ranking: RankingArguments, trainer: DMPOTrainer) -> RankingCallback:
+def _ranking_callback(
+    data: str, ranking: RankingArguments, score: Literal["sum", "mean"], trainer: DMPOTrainer
+) -> RankingCallback:
     users = choose_split(Prepared.load(data).ranking, ranking.ranking_split, "--ranking_split")
     if ranking.ranking_users is not None:
         users = users.select(range(min(ranking.ranking_users, len(users))))
-    return RankingCallback(users, score=ranking.ranking_score, trainer=trainer, special_tokens_in_text=False)
+    return RankingCallback(users, score=score, trainer=trainer, special_tokens_in_text=False)
 
 
 def _save_catalogue(trainer: Any, data: str | None, score: Literal["sum", "mean"]) -> None:

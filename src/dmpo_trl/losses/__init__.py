@@ -7,7 +7,7 @@
 from . import listwise_losses, pairwise_losses  # noqa: F401  (they register themselves)
 from .batch import ScoredBatch
 from .negatives import SELECTIONS, boundary, wpo_weights
-from .registry import LOSSES, multi_negative, pairwise, preference_loss, registered, weighted_loss
+from .registry import LOSSES, multi_negative, pairwise, preference_loss, registered, trained_score, weighted_loss
 
 __all__ = [
     "LOSSES",
@@ -18,6 +18,7 @@ __all__ = [
     "pairwise",
     "preference_loss",
     "registered",
+    "trained_score",
     "weighted_loss",
     "wpo_weights",
 ]

@@ -6,6 +6,7 @@ A loss of your own is one function: `@multi_negative("name")` for one that retur
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from trl import DPOConfig
@@ -86,8 +87,7 @@ def _register(name: str, loss: RegisteredLoss) -> Loss:
         raise ValueError(f"The score of the loss {name!r} must be 'sum' or 'mean', it is {loss.score!r}.")
     if previous is not None:
         other_kind = previous.pairwise != loss.pairwise
-        of_package = previous.function.__module__.startswith(__package__)
-        if other_kind or (of_package and not loss.function.__module__.startswith(__package__)):
+        if other_kind or (_is_ours(previous.function) and not _is_ours(loss.function)):
             raise ValueError(
                 f"There is a loss {name!r} already, from {previous.function.__module__}, of "
                 f"{'the other kind (pairwise or multi-negative)' if other_kind else 'the package'}: register yours "
@@ -95,6 +95,10 @@ def _register(name: str, loss: RegisteredLoss) -> Loss:
             )
     LOSSES[name] = loss
     return loss.function
+
+
+def _is_ours(function: Loss) -> bool:
+    return (function.__module__ or "").startswith(f"{__package__}.")  # code that was run as a text has no module
 
 
 def registered(names: Iterable[str]) -> list[RegisteredLoss]:
@@ -109,6 +113,22 @@ def registered(names: Iterable[str]) -> list[RegisteredLoss]:
     if unknown := [name for name in names if name not in LOSSES]:
         raise ValueError(f"Unknown loss_type {unknown[0]!r}: choose among {sorted(LOSSES)}.")
     return [LOSSES[name] for name in names]
+
+
+def trained_score(names: Iterable[str]) -> Literal["sum", "mean"]:
+    """Return the score of a completion that losses train, and that a model trained with them should rank by.
+
+    Args:
+        names: Of `loss_type`.
+
+    Returns:
+        `"mean"` where all of them train the mean log-prob per token, else `"sum"`.
+
+    Example:
+        >>> trained_score(["dmpo", "sft"]), trained_score(["sigmoid_norm"])
+        ('sum', 'mean')
+    """
+    return "mean" if {loss.score for loss in registered(names)} == {"mean"} else "sum"
 
 
 def preference_loss(name: str, batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
