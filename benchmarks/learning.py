@@ -82,6 +82,7 @@ STAGES: dict[str, tuple[dict[str, Any], int]] = {
         3,
     ),
 }
+METRICS = ("hr@1", "hr@5", "ndcg@5", "auc")
 METHODS = ("counts", "zero-shot", "sft", "sft more", *STAGES)
 
 
@@ -205,6 +206,7 @@ def arguments(settings: Settings, seed: int, **options: Any) -> dict[str, Any]:
         "gradient_checkpointing": False,
         "max_length": None,
         "logging_steps": 5,
+        "logging_first_step": True,
         "save_strategy": "no",
         "report_to": "none",
         "lr_scheduler_type": "constant_with_warmup",
@@ -286,20 +288,20 @@ def rank(settings: Settings, users: Users, model: Any, name: str) -> dict[str, R
 
 
 def as_cell(results: dict[str, RankingResult]) -> dict[str, Any]:
-    """Return each user's rank of the target (the mean of its places where it is tied), and what it is ahead of."""
+    """Return metrics, each test user's rank of the target (the mean of its places where it is tied), and the gap."""
     cell: dict[str, Any] = {}
     for name, result in results.items():
-        ranks = [
-            1 + int((own > own[positive]).sum()) + (int((own == own[positive]).sum()) - 1) / 2
-            for own, positive in zip(result.scores, result.positives, strict=True)
-        ]
-        hardest = [
-            float(own[positive] - np.delete(own, positive).max())
-            for own, positive in zip(result.scores, result.positives, strict=True)
-        ]
-        metrics = {metric: float(result.per_user(metric).mean()) for metric in ("hr@1", "hr@5", "ndcg@5", "auc")}
-        cell[name] = {"ranker": result.name, **metrics, "ndcg@5 per user": result.per_user("ndcg@5").round(4).tolist()}
-        cell[name] |= {"ranks": ranks, "mean gap to the hardest": float(np.mean(hardest))}
+        pairs = list(zip(result.scores, result.positives, strict=True))
+        cell[name] = {"ranker": result.name}
+        cell[name] |= {metric: float(result.per_user(metric).mean()) for metric in METRICS}
+        gaps = [float(own[positive] - np.delete(own, positive).max()) for own, positive in pairs]
+        cell[name]["mean gap to the hardest"] = float(np.mean(gaps))
+        if not name.startswith("validation"):
+            cell[name]["ndcg@5 per user"] = result.per_user("ndcg@5").round(4).tolist()
+            cell[name]["ranks"] = [
+                1 + int((own > own[positive]).sum()) + (int((own == own[positive]).sum()) - 1) / 2
+                for own, positive in pairs
+            ]
     return cell
 
 
@@ -367,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
         for name in ("work", "output", "data", "model", "methods"):
             plain.pop(name)
-        text = json.dumps(head | {"settings": plain} | about | {"seconds": seconds} | cell, indent=1)
+        text = json.dumps(head | {"settings": plain} | about | {"seconds": seconds} | cell)
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(text + "\n", encoding="utf-8")
         unfinished.replace(file)
