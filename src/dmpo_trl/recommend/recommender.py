@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from ..data.prompts import PromptTemplate
 from ..modeling.limits import Limits
 from ..modeling.loading import evaluation_mode, hub_options, load_model_and_tokenizer
-from ..scoring import score_completions
+from ..scoring import check_score, score_completions
 from ._run import describe_run
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
@@ -76,8 +76,7 @@ class Recommender:
         *,
         score: Literal["sum", "mean"] = "sum",
     ) -> None:
-        if score not in ("sum", "mean"):
-            raise ValueError(f"score must be 'sum' or 'mean', not {score!r}.")
+        check_score(score)
         self.model = model
         self.tokenizer = tokenizer
         self.catalogue = Catalogue(items)
@@ -315,7 +314,6 @@ class Recommender:
             >>> users = [("u1", ["Alien"]), ("u2", ["Heidi"])]  # doctest: +SKIP
             >>> recommender.recommend_all(users, "recommendations.parquet", k=10)  # doctest: +SKIP
         """
-
         search: dict[str, Any] = {"k": k, "num_beams": num_beams, "exact": exact}
 
         def recommend(batch: list[UserHistory]) -> list[list[Recommendation]]:
@@ -325,13 +323,15 @@ class Recommender:
             self.catalogue.rows(user.seen, "seen")
             self._search(user.history, user.seen, k)
 
-        how: Any = {
-            "run": describe_run(self, **search),
-            "recommend": recommend,
-            "check": check,
-            "overwrite": overwrite,
-        }
-        return write_recommendations(users, Path(path), batch_size, **how)
+        return write_recommendations(
+            users,
+            Path(path),
+            batch_size,
+            run=describe_run(self, **search),
+            recommend=recommend,
+            check=check,
+            overwrite=overwrite,
+        )
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 0) -> Explanation:
         """Measure how much each item of a history contributes to a recommendation; see `Explanation`.
@@ -388,7 +388,7 @@ class Recommender:
         scored = score_completions(self.model, self.tokenizer, prompts, completions, special_tokens_in_text=False)
         if any(np.isnan(one.logps).any() for one in scored):
             raise ValueError(NAN)
-        return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
+        return [one.by(self.score) for one in scored]
 
     def _titles(self, entries: Iterable[str], what: str) -> list[str]:
         return [self.catalogue.titles[row] for row in self.catalogue.rows(entries, what)]
