@@ -82,7 +82,7 @@ def needs_reference(args: DPOConfig, ref_model: Any) -> bool:
 
 @contextmanager
 def options_of_parent(args: DPOConfig, has_reference: bool) -> Iterator[None]:
-    """Show the parent's constructor options that it knows, in the place of those that only we have.
+    """Give the parent's constructor options that it knows in place of those that only exist here.
 
     Args:
         args: The training arguments; they are as before when the constructor has ended.
