@@ -11,6 +11,7 @@ PACKAGE = Path(dmpo_trl.__file__).parent
 # The rooms, lowest first: each imports only what stands before it
 ORDER = [
     "_common_prefix",
+    "_closest",
     "writing",
     "preprocessing",
     "config",
@@ -27,7 +28,7 @@ ORDER = [
 ]
 # Raw files become rows without a model: `data` stands beside the trainer's rooms and shares with them the row format
 # and how outputs are written
-ONLY = {"data": {"_common_prefix", "writing", "preprocessing/format.py"}}
+ONLY = {"data": {"_common_prefix", "_closest", "writing", "preprocessing/format.py"}}
 MAX_ROOMS = 17
 MAX_LINES = 400
 # Where TRL's methods are overridden is where everything meets, and grows unless watched

@@ -28,9 +28,10 @@ class DMPOConfig(DPOConfig):
         special_tokens_in_text (`bool`, *optional*):
             Whether a special token may be written as text in the data. By default it may in plain-text rows, which
             can have been rendered with a chat template, as in TRL, and may not in messages: whatever their content
-            is, only the chat template writes special tokens. `False` takes plain text for text too, and in both kinds
-            of rows what the chat template names of the tokenizer's other added tokens; `dmpo-trl train` sets it for a
-            folder that `dmpo-trl prepare` wrote, where titles can be anybody's. `True` is TRL's way for both.
+            is, only the chat template writes special tokens. With `False` special tokens stay text in
+            plain-text rows too, and so do, in both kinds of rows, other added tokens that the chat template names;
+            `dmpo-trl train` sets it for a folder that `dmpo-trl prepare` wrote, where anybody may have written the
+            titles. `True` is TRL's way for both.
 
         > Parameters that control the training
 
@@ -53,10 +54,10 @@ class DMPOConfig(DPOConfig):
             are in random order. In the one run that was made (`docs/cost.md`, "What grouping does to learning") the
             held-out accuracy was 0.067 +/- 0.035 lower with it than in random order, after as many steps.
         min_groups_per_step (`int`, *optional*, defaults to `4`):
-            With `"group_by_prompt"`: an optimizer step has room for at least so many histories. A long history's
-            examples alone would fill batches, and gradients that all point the same way make training unsteady.
+            With `"group_by_prompt"`: an optimizer step has room for at least this many histories. The examples of
+            one long history would fill batches alone, and gradients that point the same way make training unsteady.
         max_tokens_per_batch (`int`, *optional*):
-            Form batches of at most so many tokens (as laid out, padding counted) and at most
+            Form batches of at most this many tokens (as laid out, padding counted) and at most
             `per_device_train_batch_size` examples. An example that alone has more is a batch of its own. The batches
             are formed once, in the order of `train_sampling_strategy` (`"random"`, `"sequential"` or
             `"group_by_prompt"`), and come in another order each epoch. A batch's loss is the mean over its examples,
@@ -114,15 +115,15 @@ class DMPOConfig(DPOConfig):
     min_groups_per_step: int = field(
         default=4,
         metadata={
-            "help": "With train_sampling_strategy 'group_by_prompt': an optimizer step has room for at least so many "
-            "histories."
+            "help": "With train_sampling_strategy 'group_by_prompt': an optimizer step has room for at least this "
+            "many histories."
         },
     )
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Form batches of at most so many tokens, padding counted, and at most per_device_train_batch_size "
-            "examples."
+            "help": "Form batches of at most this many tokens, padding counted, and at most "
+            "per_device_train_batch_size examples."
         },
     )
     allow_changed_run: bool = field(
@@ -183,12 +184,12 @@ class DMPOConfig(DPOConfig):
             )
 
     def _check_numbers(self) -> None:
-        """Refuse numbers that end in an error without a name somewhere in the training."""
+        """Refuse numbers that would fail later, with an error that does not name the option."""
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name, value in vars(self).items():
-            # Of an infinite norm no gradient is clipped
+            # An infinite norm is allowed: it clips no gradient
             if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
                 raise ValueError(f"`{name}` must be a finite number, got {value}.")
         for name in ("seed", "data_seed"):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from .preprocessing.tokenize import tokenize_completions
 Text = str | list[dict[str, Any]]
 Example = tuple[list[int], list[list[int]]]  # a prompt and its completions
 
+SCORES: tuple[Literal["sum", "mean"], ...] = ("sum", "mean")
+"""What completions can be ranked by: their log-prob, or its mean per token."""
+
 # Prompts are tokenised and sorted by length a window at a time, a window about so many batches
 _WINDOW_BATCHES = 32
 
@@ -38,12 +41,16 @@ class CompletionScores:
 
     Example:
         >>> scores = CompletionScores(logps=np.array([-6.0, -4.0]), lengths=np.array([3, 1]))
-        >>> (scores.logps / scores.lengths).tolist()  # mean per token
-        [-2.0, -4.0]
+        >>> scores.by("sum").tolist(), scores.by("mean").tolist()
+        ([-6.0, -4.0], [-2.0, -4.0])
     """
 
     logps: np.ndarray
     lengths: np.ndarray
+
+    def by(self, score: Literal["sum", "mean"]) -> np.ndarray:
+        """Return the log-prob of each completion, or its mean per token, (N,)."""
+        return self.logps / self.lengths if score == "mean" else self.logps
 
 
 def score_completions(
@@ -178,6 +185,22 @@ def stream_scores(
                 window, tokens = [], 0
         yield from scorer.score(window, bar)
     warn_of_equal_tokens(ties)
+
+
+def check_score(score: str) -> None:
+    """Check the kind of score to rank by.
+
+    Raises:
+        ValueError: It is neither `"sum"` nor `"mean"`.
+
+    Example:
+        >>> check_score("median")
+        Traceback (most recent call last):
+        ...
+        ValueError: score must be 'sum' or 'mean', not 'median'.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score must be 'sum' or 'mean', not {score!r}.")
 
 
 def check_tokens_per_batch(tokens_per_batch: int) -> None:

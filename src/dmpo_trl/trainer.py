@@ -152,14 +152,14 @@ class DMPOTrainer(ResumableTrainer):
                 special_tokens_in_text=getattr(args, "special_tokens_in_text", None),
                 num_proc=args.dataset_num_proc,
             )
-        # The parent's constructor prepares its datasets before there is a model to hold them against, and the
+        # The parent's constructor prepares its datasets before there is a model to check them against, and the
         # precomputation of reference log-probs checks its own
         if not hasattr(self, "model") or self.precompute_ref_logps:
             return dataset
         return self._within_limits(dataset, shown_name(dataset_name))
 
     def _within_limits(self, dataset: Any, name: str) -> Any:
-        """Hold token ids and lengths of a dataset, or of a dictionary of them, against the model's embeddings."""
+        """Check token ids and lengths of a dataset, or of a dictionary of them, against the limits of the models."""
         if isinstance(dataset, dict):
             return {key: self._within_limits(own, f"{name}_{key}") for key, own in dataset.items()}
         return dataset and check_limits(dataset, f"tokenised {name}", self.model, self.ref_model, self.args.max_length)

@@ -6,6 +6,7 @@ import json
 import logging
 import lzma
 import pickle
+import sys
 import warnings
 import zipfile
 import zlib
@@ -103,6 +104,12 @@ def recursion():
 def test_a_mistake_in_the_program_keeps_its_traceback(fail, kind, monkeypatch):
     monkeypatch.setattr("dmpo_trl.cli.leaks.run", lambda arguments: fail())
     with pytest.raises(kind):
+        main(["leaks", "--train", "data"])
+
+
+def test_a_command_whose_packages_cannot_be_imported_ends_in_a_message(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dmpo_trl.cli.leaks", None)  # as where a package below it is broken
+    with pytest.raises(SystemExit, match=r"^dmpo-trl leaks: import of dmpo_trl\.cli\.leaks halted"):
         main(["leaks", "--train", "data"])
 
 

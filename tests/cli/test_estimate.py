@@ -108,7 +108,8 @@ def test_lengths_are_measured_on_a_dataset(capsys, config_folder, tmp_path):
     [
         ([], "Give one of --prompt_tokens"),
         (["--prompt_tokens", "5"], "needs --completion_tokens"),
-        (["--prompt_tokens", "5", "--completion_tokens", "0"], "must be at least 1"),
+        (["--prompt_tokens", "0", "--completion_tokens", "5"], "--prompt_tokens must be at least 1, it is 0"),
+        (["--prompt_tokens", "5", "--completion_tokens", "0"], "--completion_tokens must be at least 1, it is 0"),
         (["--prompt_tokens", "2000", "--completion_tokens", "5"], "exceed --max_length 1024"),
         ([*LENGTHS, "--load_in_4bit"], "add --use_peft"),
         ([*LENGTHS, "--load_in_8bit"], "no estimate for --load_in_8bit"),

@@ -43,18 +43,18 @@ def data(table, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _without_the_work(request, monkeypatch):
-    """Tests named for what is refused fail where a model is loaded."""
-    if "refuse" in request.node.name:
-        for name in ("evaluation.load_for_ranking", "recommend.Recommender.from_pretrained"):
-            monkeypatch.setattr(f"dmpo_trl.{name}", lambda *_, **__: pytest.fail("a model was loaded"))
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fail where a model is loaded: what is refused is refused before."""
+    for name in ("evaluation.load_for_ranking", "recommend.Recommender.from_pretrained"):
+        monkeypatch.setattr(f"dmpo_trl.{name}", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("no_model")
 def test_evaluate_refuses_what_it_did_not_write(model, data, tmp_path, capsys):
     arguments = ["evaluate", "--model", model, "--data", str(data)]
     (tmp_path / "notes").mkdir()
@@ -88,6 +88,7 @@ def test_evaluate_replaces_an_earlier_evaluation_where_it_may(model, data, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.usefixtures("no_model")
 def test_explain_refuses_to_draw_over_a_picture(model, data, tmp_path):
     picture = tmp_path / "mine.png"
     picture.write_text("mine")
@@ -108,6 +109,7 @@ def test_explain_replaces_a_picture_where_it_may(model, data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["why.png"]
 
 
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_recommend_refuses_a_folder_a_missing_folder_and_the_file_of_users(model, data, tmp_path, overwrite):
     users = tmp_path / "users.jsonl"
@@ -123,6 +125,7 @@ def test_recommend_refuses_a_folder_a_missing_folder_and_the_file_of_users(model
     assert list(contents(tmp_path)) == ["users.jsonl"]
 
 
+@pytest.mark.usefixtures("no_model")
 def test_recommend_refuses_a_faulty_line_before_the_work(model, data, tmp_path):
     users = tmp_path / "users.jsonl"
     users.write_text(f"{json.dumps({'user': 1, 'history': ['1']})}\n\n{{")
@@ -153,7 +156,7 @@ def train(model, data, out, *options):
 
 @pytest.mark.usefixtures("no_training")
 def test_training_into_prepared_data_is_refused(model, table, tmp_path):
-    """D2: the model's card would replace theirs, and the remedy would then delete the model."""
+    """The model's card would replace theirs, and the remedy would then delete the model."""
     prepare(table, tmp_path / "same")
     (tmp_path / "link").symlink_to(tmp_path / "same")
     before = contents(tmp_path / "same")
@@ -186,7 +189,7 @@ def test_training_among_other_files_replaces_only_its_own_card(model, data, tmp_
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("mixture", [False, True])
 def test_training_on_data_with_a_forged_card_is_refused(model, table, tmp_path, mixture):
-    """X1: `datasets` loads what the card says."""
+    """`datasets` loads what the card says."""
     data = tmp_path / "data"
     prepare(table, data)
     pl.read_parquet(data / "preference" / "train.parquet").write_parquet(tmp_path / "evil.parquet")

@@ -43,6 +43,12 @@ def test_a_file_holds_the_whole_result(tmp_path_factory, users):
         assert frame[metric].to_list() == result.per_user(metric).tolist()
 
 
+def test_a_path_is_no_pattern(tmp_path):
+    result = RankingResult("model", ["u1"], [np.array([1.0, 2.0])], [0], [["a", "b"]])
+    result.to_parquet(tmp_path / "run [1]" / "model.parquet")
+    assert RankingResult.from_parquet(tmp_path / "run [1]" / "model.parquet").users == ["u1"]
+
+
 def test_other_files_are_refused(tmp_path):
     pl.DataFrame({"user": ["u"], "scores": [[1.0]]}).write_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"no column \['items', 'positive', 'ranker'\]"):

@@ -35,12 +35,19 @@ def test_candidates_without_a_score_rank_last_and_are_counted(tmp_path, caplog):
     assert "3 of 5 candidates have no score" in caplog.text
 
 
+def test_a_path_is_no_pattern(tmp_path):
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    result = rank_by_file(USERS, write(folder, [(1, 11, 0.5), (2, 10, 7.0)]), name="theirs")
+    assert result.per_user("hr@1").tolist() == [1.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([(1, 10, 0.1), (2, 10, None)], "row 1: the score is None"),
         ([(1, 10, float("nan")), (2, 10, 1.0)], "row 0: the score is nan"),
-        ([(1, 10, 0.1), (2, 10, 1.0), (1, 10, 0.2)], "user '1' and item '10' stand there more than once"),
+        ([(1, 10, 0.1), (2, 10, 1.0), (1, 10, 0.2)], "user '1' and item '10' are listed more than once"),
         ([(1, 10, 0.1)], "1 of the 2 users to rank have no score, for example '2'"),
     ],
 )

@@ -84,7 +84,7 @@ def test_an_adapters_tokenizer_is_its_base_models_in_the_base_models_revision(ca
 def test_a_recommender_passes_them_on_too(calls, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "dmpo_trl.recommend.recommender.cached_file", lambda path, name, **kwargs: asked.append((path, kwargs))
+        "dmpo_trl.recommend._saved.cached_file", lambda path, name, **kwargs: asked.append((path, kwargs))
     )
     with pytest.raises(ValueError, match=r"holds no recommender\.json"):
         Recommender.from_pretrained("model", **OPTIONS)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .. import __version__
 from ._commands import COMMANDS, suggestion
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     # Before torch is loaded: threads that wait sleep. Where they spin, other work on the machine makes a command take
     # several times as long; on an idle machine there is no difference
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command: Any = None
     try:
         with _quiet_libraries():
             command = importlib.import_module(f"{__name__}.{options.command}")

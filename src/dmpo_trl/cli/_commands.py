@@ -1,10 +1,10 @@
-"""Names of the subcommands, and what is said to a name that is not known."""
+"""Names of the subcommands, and suggestions for names that are not known."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
-from difflib import get_close_matches
+
+from .._closest import closest
 
 COMMANDS = {
     "prepare": "turn raw files into a folder of datasets for training and evaluation",
@@ -22,21 +22,16 @@ COMMANDS = {
 def suggestion(unknown: str, known: Collection[str], dashes: str = "") -> str:
     """Return the end of an error message about an unknown name: the closest that are known, or nothing.
 
+    Args:
+        unknown: The name.
+        known: The names that there are.
+        dashes: What stands before each name on the command line.
+
     Example:
         >>> suggestion("modle", ["model", "data"], "--")
         '; did you mean --model?'
-        >>> suggestion("ml-100k", ["amazon", "movielens"])
-        '; did you mean movielens?'
+        >>> suggestion("xyzzy", ["model", "data"])
+        ''
     """
-    unknown = unknown.lower()
-    begin_alike = sorted(name for name in known if unknown and name.startswith(unknown))
-    found = (begin_alike + get_close_matches(unknown, sorted(known)))[:3] or _abbreviated(unknown, known)
-    return f"; did you mean {' or '.join(dashes + name for name in dict.fromkeys(found))}?" if found else ""
-
-
-def _abbreviated(unknown: str, known: Collection[str]) -> list[str]:
-    """Return the names that the first letters of the unknown one may be short for, if they are few."""
-    letters = re.match("[a-z]{2,}", unknown)
-    short = re.compile("" if letters is None else ".*".join(letters[0]))
-    found = [name for name in sorted(known) if letters is not None and short.match(name)]
-    return found if len(found) <= 3 else []
+    found = closest(unknown, known)
+    return f"; did you mean {' or '.join(dashes + name for name in found)}?" if found else ""

@@ -1,4 +1,4 @@
-"""Error messages of the command line: which errors are the user's, and how they speak."""
+"""Error messages of the command line: which errors a user can cause, and what is said about them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Collection
 from pickle import UnpicklingError
 
-# Errors that speak to the user: ValueError of a check, OSError of files and downloads, ImportError of a package that
-# an option needs, FloatingPointError of training
+# Errors whose message is meant for the user: ValueError of a check, OSError of files and downloads, ImportError of a
+# package that an option needs, FloatingPointError of training
 _SPEAK = (ValueError, OSError, ImportError, FloatingPointError)
 # What a damaged archive or compressed file raises
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
-# What starts RuntimeErrors of torch that are about a file, not about a program
+# How RuntimeErrors of torch begin that are about a file, not about the program
 _OF_FILES = ("PytorchStreamReader", "Error(s) in loading state_dict")
 
 

@@ -35,7 +35,7 @@ class EstimateArguments:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_at_least(self, prompt_tokens=0, completion_tokens=1, negatives=1, sample_rows=1)
+        check_at_least(self, prompt_tokens=1, completion_tokens=1, negatives=1, sample_rows=1)
 
 
 @dataclass
@@ -132,8 +132,6 @@ def _measure(
     if options.prompt_tokens is not None:
         if options.completion_tokens is None:
             raise ValueError("--prompt_tokens needs --completion_tokens.")
-        if min(options.prompt_tokens, options.completion_tokens, options.negatives) < 1:
-            raise ValueError("--prompt_tokens, --completion_tokens and --negatives must be at least 1.")
         prompt, completion, negatives = options.prompt_tokens, options.completion_tokens, options.negatives
         if config.max_length is not None and prompt + completion > config.max_length:
             raise ValueError(

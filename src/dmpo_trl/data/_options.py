@@ -1,4 +1,4 @@
-"""Mistakes whose remedy is an option, named as whoever made the mistake can set it."""
+"""Option errors: messages that name options, each spelled as the caller can set it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def over_processes(compute: Callable[[Sequence[int]], Sequence[T]], count: int, 
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Tell whether a process holds only parts of the model's parameters."""
+    """Return whether a process holds only parts of the model's parameters."""
     # By the modules too: between forwards FSDP may hold some of its parameters whole, as plain ones
     return any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in model.modules()) or any(
         isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")  # DeepSpeed ZeRO-3 numbers what it shards

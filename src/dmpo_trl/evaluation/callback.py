@@ -17,9 +17,9 @@ from transformers import (
 
 from ..modeling.attention import attention_restored
 from ..modeling.loading import base_model_of
-from ..scoring import check_tokens_per_batch
+from ..scoring import check_score, check_tokens_per_batch
 from .metrics import METRICS, check_metrics
-from .ranking import check_score, rank_by_log_prob, score_candidates
+from .ranking import rank_by_log_prob, score_candidates
 from .result import RankingResult
 from .tables import markdown_table
 

@@ -1,4 +1,4 @@
-"""Fusion: a model's scores and counts, ranked together."""
+"""Fusion: ranking by two rankers' scores together, such as a model's and counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fuse(model: RankingResult, other: RankingResult, weight: float, *, name: str
     Args:
         model: One ranker's scores.
         other: Another's, of the same users and candidates.
-        weight: Of the other; 0 leaves the model alone.
+        weight: Weight of the other; 0 ranks by the model alone.
         name: Name of the result; by default both names.
 
     Returns:
@@ -46,7 +46,7 @@ def fuse(model: RankingResult, other: RankingResult, weight: float, *, name: str
 def choose_weight(
     model: RankingResult, other: RankingResult, *, metric: str = "ndcg@5", weights: Sequence[float] = WEIGHTS
 ) -> float:
-    """Choose the weight of `fuse` that ranks best. Choose it on validation users.
+    """Choose the weight of `fuse` that ranks best; to be called with validation users, not with test users.
 
     Args:
         model: One ranker's scores.

@@ -126,7 +126,7 @@ def generate_items(
     catalogue = {title.strip() for title in titles}
     among_candidates, hits = [], []
     for output, row in zip(outputs, dataset.select_columns(["candidates", "positive"]), strict=True):
-        candidates = [_text(candidate) for candidate in row["candidates"]]  # of one user: they may be the catalogue
+        candidates = [_text(candidate) for candidate in row["candidates"]]  # one user at a time: may be the catalogue
         among_candidates.append(output in candidates)
         hits.append(output == candidates[row["positive"]])
     return GenerationResult(

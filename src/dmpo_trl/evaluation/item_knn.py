@@ -1,4 +1,4 @@
-"""ItemKNN: items that the same users had."""
+"""ItemKNN: ranking by items that the same users had."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 from datasets import Dataset
 from scipy import sparse
 
-from .result import RankingResult, interned
+from .result import RankingResult
 
 
 class ItemKNN:
@@ -21,7 +21,7 @@ class ItemKNN:
 
     Args:
         interactions: Columns `user` and `item` of the users who are counted. Leave out whom you evaluate.
-        shrinkage: How many users' worth of doubt.
+        shrinkage: Added to the denominator; the larger, the less a pair counts that few users had.
 
     Raises:
         ValueError: There are no interactions, a column is missing, or `shrinkage` is negative.
@@ -88,4 +88,4 @@ def rank_by_item_knn(dataset: Dataset, knn: ItemKNN, *, name: str = "item_knn") 
         {'hr@1': 1.0}
     """
     scores = [knn.score(history, items) for history, items in zip(dataset["history"], dataset["items"], strict=True)]
-    return RankingResult(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))
+    return RankingResult.of(name, dataset, scores)

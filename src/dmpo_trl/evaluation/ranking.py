@@ -10,11 +10,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.prompts import PromptTemplate
-from ..scoring import CompletionScores, stream_scores
+from ..scoring import CompletionScores, check_score, stream_scores
 from ._processes import on_main_process, over_processes
-from .result import RankingResult, interned
-
-SCORES: tuple[Literal["sum", "mean"], ...] = ("sum", "mean")
+from .result import RankingResult
 
 
 def rank_with_model(
@@ -151,7 +149,7 @@ def rank_by_log_prob(
         {'hr@1': 1.0}
     """
     check_score(score)
-    return _result(name, dataset, [one.logps / one.lengths if score == "mean" else one.logps for one in scored])
+    return RankingResult.of(name, dataset, [one.by(score) for one in scored])
 
 
 def rank_at_random(dataset: Dataset) -> RankingResult:
@@ -168,7 +166,7 @@ def rank_at_random(dataset: Dataset) -> RankingResult:
         >>> rank_at_random(dataset).metrics(["hr@1", "auc"])
         {'hr@1': 0.25, 'auc': 0.5}
     """
-    return _result("random", dataset, [np.zeros(len(items)) for items in dataset["items"]])
+    return RankingResult.of("random", dataset, [np.zeros(len(items)) for items in dataset["items"]])
 
 
 def rank_by_popularity(
@@ -191,7 +189,7 @@ def rank_by_popularity(
         {'hr@1': 1.0}
     """
     scores = [np.array([popularity.get(item, 0) for item in items], dtype=float) for items in dataset["items"]]
-    return _result(name, dataset, scores)
+    return RankingResult.of(name, dataset, scores)
 
 
 def full_catalogue(
@@ -256,17 +254,3 @@ def full_catalogue(
         }
 
     return dataset.map(widen, writer_batch_size=100)  # rows are thousands of candidates long
-
-
-def check_score(score: str) -> None:
-    """Check the kind of score.
-
-    Raises:
-        ValueError: It is neither `"sum"` nor `"mean"`.
-    """
-    if score not in SCORES:
-        raise ValueError(f"score must be 'sum' or 'mean', not {score!r}.")
-
-
-def _result(name: str, dataset: Dataset, scores: list[np.ndarray]) -> RankingResult:
-    return RankingResult(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))

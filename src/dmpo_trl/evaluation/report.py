@@ -10,8 +10,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import load_model_and_tokenizer
-from ..scoring import check_tokens_per_batch
-from .ranking import SCORES, rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
+from ..scoring import SCORES, check_tokens_per_batch
+from .ranking import rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
 from .result import RankingResult
 
 

@@ -10,6 +10,7 @@ from sys import intern
 
 import numpy as np
 import polars as pl
+from datasets import Dataset
 
 from .intervals import Difference, Interval, bootstrap_mean, bootstrap_pooled_auc, paired_difference
 from .metrics import METRICS, POOLED_AUC, Ranks, check_scores, per_user, pooled_auc
@@ -72,6 +73,17 @@ class RankingResult:
         for user, values, own in zip(self.users, self.scores, self.items, strict=True):
             if len(values) != len(own):
                 raise ValueError(f"User {user!r}: there are {len(values)} scores, but {len(own)} items.")
+
+    @classmethod
+    def of(cls, name: str, dataset: Dataset, scores: list[np.ndarray]) -> RankingResult:
+        """Return the result of a ranker that scored the candidates of a dataset.
+
+        Args:
+            name: Name of the ranker.
+            dataset: Columns of [`ranking_dataset`].
+            scores: One score per candidate, (candidates,) for each row.
+        """
+        return cls(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))
 
     @cached_property
     def ranks(self) -> Ranks:
@@ -190,7 +202,7 @@ class RankingResult:
         Raises:
             ValueError: The file holds something else.
         """
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
         if missing := {"ranker", "user", "positive", "items", "scores"} - set(frame.columns):
             raise ValueError(f"{path} is not a ranking: it has no column {sorted(missing)}.")
         if frame["ranker"].n_unique() != 1:

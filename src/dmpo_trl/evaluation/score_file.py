@@ -1,4 +1,4 @@
-"""Score files: anybody's scores of users' candidates, as a ranker."""
+"""Score files: ranking by scores that another program wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from datasets import Dataset
 
-from .result import RankingResult, interned
+from .result import RankingResult
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingResult:
     """Rank by the scores in a Parquet file, whatever wrote them: RecBole, RecTools, LensKit, a script.
 
-    A candidate without a score ranks last, tied with the others of its kind; how many there are is logged.
+    A candidate without a score ranks last, tied with the others that have none; their number is logged.
 
     Args:
         dataset: Columns of [`ranking_dataset`].
@@ -28,7 +28,7 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
         The ranking.
 
     Raises:
-        ValueError: A column is missing, a score is not a finite number, a pair stands there twice, or a user of the
+        ValueError: A column is missing, a score is not a finite number, a pair is listed twice, or a user of the
             dataset has no score at all.
 
     Example:
@@ -64,14 +64,14 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
             missing,
             total,
         )
-    return RankingResult(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))
+    return RankingResult.of(name, dataset, scores)
 
 
 def _read(path: Path) -> pl.DataFrame:
     if not path.is_file():
-        raise ValueError(f"{path} is not a file.")
+        raise ValueError(f"{path} is not a file. Name the Parquet file with the scores.")
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path} is not a Parquet file: {error}.") from error
     if missing := sorted({"user", "item", "score"} - set(frame.columns)):
@@ -90,5 +90,5 @@ def _read(path: Path) -> pl.DataFrame:
     if doubled.any():
         row = int(doubled.arg_max())  # type: ignore[arg-type]
         user, item = frame["user"][row], frame["item"][row]
-        raise ValueError(f"{path}: user {user!r} and item {item!r} stand there more than once.")
+        raise ValueError(f"{path}: user {user!r} and item {item!r} are listed more than once. Keep one row.")
     return frame

@@ -84,7 +84,7 @@ class ScoredBatch:
             pair_logps: Policy, log-probs of the scored pairs of a position and its next token, (S,).
             ref_logps: Reference, log-probs of the completions, (C,); None where no loss needs them: they are 0.
             ld_alpha: See `Completions.logps`.
-            **further: Other attributes. Values of rejected completions of further examples are left out.
+            **further: Other attributes. Values of rejected completions beyond those of `completions` are left out.
         """
         logps = completions.logps(pair_logps, ld_alpha)
         chosen, rejected = completions.split(logps)

@@ -10,18 +10,18 @@ from ..batching.completions import Completions
 from .batch import ScoredBatch
 
 CLUSTERS = 3
-"""DynamicPO sorts an example's negatives into hard, middling and easy ones where all rank below the chosen one."""
+"""Number of clusters into which DynamicPO sorts negatives that all rank below the chosen completion."""
 
 
 @torch.no_grad()
 def boundary(batch: ScoredBatch) -> ScoredBatch:
     """Keep the negatives at the decision boundary, each with a beta of its own (DynamicPO, arXiv 2605.00327).
 
-    With `l = log pi(y|x)`, those negatives are kept that rank above the chosen completion, `l_i >= l+`. Where there is
-    none it is the topmost of three clusters of the `l_i` (k-means in one dimension, solved exactly; fewer than four
-    negatives are their own clusters). Kept negative i is given
-    `beta_i = beta * (1 + tanh((m1 - m2 - 2) / (|m1| + |m2|)) / 2)`, where `m1 = l+ - l_i`, and `m2` is `l_i` less the
-    mean of the negatives that are not kept, or of all where all are.
+    With `l = log pi(y|x)`, the negatives that rank above the chosen completion are kept, `l_i >= l+`. Where there are
+    none, those of the topmost of three clusters of the `l_i` are (k-means in one dimension, solved exactly; with fewer
+    than four negatives each is a cluster). Kept negative i is given
+    `beta_i = beta * (1 + tanh((m1 - m2 - 2) / (|m1| + |m2|)) / 2)`, where `m1 = l+ - l_i`, and `m2` is `l_i` minus
+    the mean over the negatives that are not kept, or over all where all are kept.
 
     It goes with any loss: the kept negatives are all that the loss sees. `beta_i` acts through `deltas` and
     `logp_deltas`; losses that are not made of them keep the one `beta`.
@@ -95,6 +95,14 @@ def wpo_weights(outputs: Any, completions: Completions) -> torch.Tensor:
     Args:
         outputs: Of the scoring head: `log_probs` and `log_sum_sq_probs`, (S,) each.
         completions: The completions of the batch.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> pairs = torch.arange(2)  # a chosen and a rejected completion of one token each
+        >>> completions = Completions(torch.tensor([1]), torch.tensor([True, False]), pairs, pairs)
+        >>> probs, sums = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.5])
+        >>> wpo_weights(SimpleNamespace(log_probs=probs.log(), log_sum_sq_probs=sums.log()), completions)
+        tensor([0.5000])
     """
     logps = completions.sum(completions.per_token(outputs.log_probs - outputs.log_sum_sq_probs))
     chosen, rejected = completions.split(torch.exp(logps / completions.lengths.clamp(min=1)))

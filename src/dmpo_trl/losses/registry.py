@@ -109,6 +109,11 @@ def registered(names: Iterable[str]) -> list[RegisteredLoss]:
 
     Raises:
         ValueError: A name is not registered.
+
+    Example:
+        >>> from dmpo_trl.losses import registered
+        >>> [loss.reference for loss in registered(["dmpo", "sft"])]
+        [True, False]
     """
     if unknown := [name for name in names if name not in LOSSES]:
         raise ValueError(f"Unknown loss_type {unknown[0]!r}: choose among {sorted(LOSSES)}.")
@@ -173,6 +178,15 @@ def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredB
 
     Raises:
         ValueError: A name is not registered, or the batch has margins and no loss uses them.
+
+    Example:
+        >>> one, two = torch.tensor([-1.0]), torch.tensor([-2.0, -4.0])
+        >>> zeros, lengths = torch.zeros_like, torch.ones_like
+        >>> batch = ScoredBatch(
+        ...     one, two, zeros(one), zeros(two), torch.tensor([2]), lengths(one), lengths(two), torch.tensor(1.0)
+        ... )
+        >>> weighted_loss(["hinge", "sft"], [1.0, 0.5], batch, args=None)  # 0.8 and 1
+        tensor(1.3000)
     """
     parts = [preference_loss(name, batch, args).mean() for name in names]
     if batch.margins is not None and not vars(batch).keys() & {"deltas", "logp_deltas"}:

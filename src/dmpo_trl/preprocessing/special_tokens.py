@@ -1,8 +1,8 @@
-"""Special tokens in text that is data: a title "X</s>" is text, whoever wrote it.
+"""Special tokens in data: a title "X</s>" stays text.
 
-A tokenizer finds a special token wherever its text stands. So the texts are broken inside of every one that they hold,
-with a character that occurs nowhere else, and what stands between two breaks is encoded on its own. This needs nothing
-of the tokenizer, and a chat template does not see the token either, so that it cannot cut the text there.
+A tokenizer finds a special token wherever its text stands. So a character that occurs nowhere else is put into each
+special token that a text holds, and what stands between two such characters is encoded on its own. This works with any
+tokenizer, and the chat template does not see the token either, so it cannot cut the text there.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Completions that a model cannot tell apart: other texts, the same tokens."""
+"""Token ties: completions of different texts that have the same tokens, which a model cannot tell apart."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Pair = tuple[str, str]
 
 
 def pairs_of_equal_tokens(completions: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[Pair]:
-    """Return the texts of completions that differ and have the same tokens, each with the first of its tokens.
+    """Return pairs of different texts that have the same tokens: each completion with the first that has its tokens.
 
     Args:
         completions: Texts or lists of messages.

@@ -160,25 +160,6 @@ def tokenize_completions(
     return prompt_ids[:prompt_length], [whole[prompt_length:] for whole in wholes]
 
 
-def tokenize_prompt(
-    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
-    prompt: Any,
-    *,
-    special_tokens_in_text: bool | None = None,
-) -> list[int]:
-    """Tokenise a prompt that the model shall answer in its own words.
-
-    Args:
-        processing_class: Tokenizer or processor.
-        prompt: Text, or a list of messages.
-        special_tokens_in_text: See `DMPOConfig`.
-    """
-    if isinstance(prompt, str):
-        return _encode(processing_class, [prompt], [""], special_tokens_in_text)[0]
-    options = {"special_tokens_in_text": special_tokens_in_text}
-    return _render(processing_class, [prompt], add_generation_prompt=True, **options)[0]
-
-
 def _encode(
     processing_class: Any, texts: list[str], ends: list[str], special_tokens_in_text: bool | None
 ) -> list[list[int]]:

@@ -1,18 +1,20 @@
-"""Fingerprint of a run over many users: what the recommendations of a user depend on."""
+"""Fingerprint of a run over many users: what their recommendations depend on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import torch
 from datasets.fingerprint import Hasher
 
+from ..modeling.fingerprint import config_of, weight_buffers
+
 
 def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
-    """Describe a run, so that one that was interrupted goes on with nothing else.
+    """Describe a run, so that an interrupted one is continued with the same model, data and options only.
 
     Args:
         recommender: The `Recommender`.
@@ -28,7 +30,7 @@ def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
     return {
         **options,
         "score": recommender.score,
-        "model": Hasher.hash_bytes(_weights(recommender.model)),
+        "model": _hash_of_model(recommender.model),
         "tokenizer": _hash([tokenizer.get_vocab(), tokenizer.chat_template]),
         "catalogue": _hash([catalogue.items, catalogue.titles]),
         "template": _hash(recommender.template.to_dict()),
@@ -40,11 +42,7 @@ def _hash(value: Any) -> str:
     return Hasher.hash_bytes([json.dumps(value, sort_keys=True).encode()])
 
 
-def _weights(model: Any) -> Iterator[Any]:
-    """Yield the bytes of a model's config and weights; of weights that are not in memory the names alone."""
-    yield model.config.to_json_string().encode()
-    for name, weight in sorted(model.state_dict().items()):
-        if isinstance(weight, torch.Tensor):
-            yield f"{name} {weight.dtype} {tuple(weight.shape)}".encode()
-            if not weight.is_meta:
-                yield weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+def _hash_of_model(model: Any) -> str:
+    weights = {name: weight for name, weight in model.state_dict().items() if isinstance(weight, torch.Tensor)}
+    config = json.dumps(config_of(model), sort_keys=True, default=str).encode()
+    return Hasher.hash_bytes(chain([config], weight_buffers(weights)))

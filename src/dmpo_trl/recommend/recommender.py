@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,20 +10,18 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from ..data.prompts import PromptTemplate
 from ..modeling.limits import Limits
-from ..modeling.loading import evaluation_mode, hub_options, load_model_and_tokenizer
-from ..scoring import score_completions
+from ..modeling.loading import evaluation_mode, load_model_and_tokenizer
+from ..scoring import check_score, score_completions
 from ._run import describe_run
+from ._saved import ITEMS, SETTINGS, find_beside, save_beside
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
 from .decoding.beam_search import NAN, Search, beam_search, check_found, every_item, exact_search
 from .explanation import Explanation, generate_words, question_why
 from .recommendation import Recommendation, UserHistory
-
-_SETTINGS, _ITEMS = "recommender.json", "items.parquet"
 
 
 class Recommender:
@@ -76,8 +73,7 @@ class Recommender:
         *,
         score: Literal["sum", "mean"] = "sum",
     ) -> None:
-        if score not in ("sum", "mean"):
-            raise ValueError(f"score must be 'sum' or 'mean', not {score!r}.")
+        check_score(score)
         self.model = model
         self.tokenizer = tokenizer
         self.catalogue = Catalogue(items)
@@ -120,11 +116,7 @@ class Recommender:
             >>> Recommender.from_pretrained("outputs/dmpo", data="data", dtype="bfloat16")  # doctest: +SKIP
         """
         path = str(path)
-        settings, stored = (
-            cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_options(model_options))
-            for name in (_SETTINGS, _ITEMS)
-        )
-        saved = {} if settings is None else json.loads(Path(settings).read_text(encoding="utf-8"))
+        saved, stored = find_beside(path, model_options)
         if data is not None:
             from ..data.preparation.folder import Prepared
 
@@ -132,9 +124,9 @@ class Recommender:
             items = prepared.items if items is None else items
             template = template or prepared.template
         elif items is None or template is None:
-            if settings is None or stored is None:
+            if stored is None:
                 raise ValueError(
-                    f"{path} holds no {_SETTINGS} and {_ITEMS}: name the prepared folder with `data`, or in Python "
+                    f"{path} holds no {SETTINGS} and {ITEMS}: name the prepared folder with `data`, or in Python "
                     "give items and template. `Recommender.save_pretrained` stores them beside the model."
                 )
             items = pl.read_parquet(stored, glob=False) if items is None else items
@@ -165,11 +157,7 @@ class Recommender:
         Example:
             >>> recommender.save_catalogue("outputs/dmpo")  # doctest: +SKIP
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.catalogue.frame.write_parquet(folder / _ITEMS)
-        settings = {"template": self.template.to_dict(), "score": self.score}
-        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_beside(folder, self.catalogue.frame, self.template, self.score)
 
     def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[Recommendation]:
         """Score candidates after a history and sort them.
@@ -315,7 +303,6 @@ class Recommender:
             >>> users = [("u1", ["Alien"]), ("u2", ["Heidi"])]  # doctest: +SKIP
             >>> recommender.recommend_all(users, "recommendations.parquet", k=10)  # doctest: +SKIP
         """
-
         search: dict[str, Any] = {"k": k, "num_beams": num_beams, "exact": exact}
 
         def recommend(batch: list[UserHistory]) -> list[list[Recommendation]]:
@@ -325,13 +312,15 @@ class Recommender:
             self.catalogue.rows(user.seen, "seen")
             self._search(user.history, user.seen, k)
 
-        how: Any = {
-            "run": describe_run(self, **search),
-            "recommend": recommend,
-            "check": check,
-            "overwrite": overwrite,
-        }
-        return write_recommendations(users, Path(path), batch_size, **how)
+        return write_recommendations(
+            users,
+            Path(path),
+            batch_size,
+            run=describe_run(self, **search),
+            recommend=recommend,
+            check=check,
+            overwrite=overwrite,
+        )
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 0) -> Explanation:
         """Measure how much each item of a history contributes to a recommendation; see `Explanation`.
@@ -388,7 +377,7 @@ class Recommender:
         scored = score_completions(self.model, self.tokenizer, prompts, completions, special_tokens_in_text=False)
         if any(np.isnan(one.logps).any() for one in scored):
             raise ValueError(NAN)
-        return [one.logps / one.lengths if self.score == "mean" else one.logps for one in scored]
+        return [one.by(self.score) for one in scored]
 
     def _titles(self, entries: Iterable[str], what: str) -> list[str]:
         return [self.catalogue.titles[row] for row in self.catalogue.rows(entries, what)]

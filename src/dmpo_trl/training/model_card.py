@@ -117,8 +117,7 @@ def hub_dataset(dataset: Any) -> str | None:
 
 
 def is_own_card(path: Path) -> bool:
-    """Tell whether a run may write its card to a file: there is none, or training wrote what is there.
-
+    """Return whether a run may write its card to a file: there is none, or training wrote what is there.
 
     Args:
         path: `README.md` of the run's folder.
@@ -129,7 +128,7 @@ def is_own_card(path: Path) -> bool:
 
 
 def may_write_card(trainer: Any) -> bool:
-    """Tell whether this process writes the card of a run; a warning says so where somebody else's is in the way."""
+    """Return whether this process writes the card of a run; a warning says so where somebody else's is in the way."""
     path = Path(str(trainer.args.output_dir)) / "README.md"
     if not trainer.is_world_process_zero():
         return False

@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from trl import DPOConfig
 
 from ..losses import registered
+from ..modeling.fingerprint import config_of
 from ..modeling.loading import base_model_of
 from .layout import remove_fused_lm_head
 
@@ -50,9 +51,7 @@ def initial_policy(model: Any, args: DPOConfig, peft_config: Any = None) -> Any:
             model.config.name_or_path,
         )
         return None
-    remove_fused_lm_head(
-        base_model_of(model)
-    )  # which another trainer of TRL left: a copy would compute with its model
+    remove_fused_lm_head(base_model_of(model))  # left by another trainer of TRL: a copy would compute with its model
     return copy.deepcopy(model).eval()
 
 
@@ -83,7 +82,7 @@ def needs_reference(args: DPOConfig, ref_model: Any) -> bool:
 
 @contextmanager
 def options_of_parent(args: DPOConfig, has_reference: bool) -> Iterator[None]:
-    """Show the parent's constructor options that it knows, in the place of those that only we have.
+    """Give the parent's constructor options that it knows in place of those that only exist here.
 
     Args:
         args: The training arguments; they are as before when the constructor has ended.
@@ -118,25 +117,3 @@ def cache_key(
     head = (type(base_model).__qualname__, getattr(base_model, "scores_own_logits", False))
     options = (args.ld_alpha, args.max_length, args.truncation_mode, accelerator.mixed_precision, layout)
     return Hasher.hash((reference_hash, config, head, *options))
-
-
-def config_of(model: Any) -> dict[str, Any]:
-    """Return the part of a model's config that its numbers depend on: a copy elsewhere computes the same.
-
-    Args:
-        model: A transformers model, or a wrapper around one.
-    """
-    config = base_model_of(model).config.to_dict()
-    return {name: value for name, value in config.items() if name not in _NOT_IN_THE_NUMBERS}
-
-
-# Where a model comes from, and what trainers set
-_NOT_IN_THE_NUMBERS = {
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "transformers_version",
-    "use_cache",
-}

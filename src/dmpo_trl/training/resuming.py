@@ -1,4 +1,4 @@
-"""Resuming: a trainer whose interrupted runs go on at the same row, and only as the run that they were."""
+"""Resuming: a trainer that continues an interrupted run at the same row, and refuses to continue another run."""
 
 import json
 import math
@@ -41,7 +41,7 @@ class ResumableTrainer(DPOTrainer):
 
     @property
     def _run_record(self) -> dict[str, Any]:
-        """What makes this run."""
+        """Return what makes this run."""
         return describe_run(self.args, self._models, self._rows, self.get_total_train_batch_size(self.args))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Run records: what makes a run, beside each of its checkpoints, so that none goes on as another run unnoticed."""
+"""Run records: what makes a run, written beside each checkpoint and compared with the run that resumes from it."""
 
 import json
 import logging
@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
@@ -17,10 +16,10 @@ from datasets.fingerprint import Hasher
 from transformers import TrainingArguments
 from trl import DPOConfig
 
+from ..modeling.fingerprint import config_of, weight_buffers
 from ..modeling.loading import base_model_of
 from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS, TOKEN_COLUMNS
 from .checkpoints import FILE_LIST, has_optimizer
-from .reference import config_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ _WITHOUT_EFFECT = {
     "prefix_sharing",
     "trust_remote_code",
 }
-# Those of transformers that do
+# Options of transformers that change something, by what they change
 _OF_TRANSFORMERS = {
     "objective": ("label_smoothing_factor", "neftune_noise_alpha"),
     "data": ("dataloader_drop_last", "train_sampling_strategy"),
@@ -50,8 +49,12 @@ _OF_TRANSFORMERS = {
     "optimizer": ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     "other": ("bf16", "fp16", "gradient_checkpointing", "lr_scheduler_type", "max_grad_norm", "warmup_steps"),
 }
+# Options of an adapter that say where it comes from
+_PLACES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
 _PACKAGES = ("dmpo-trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
 _BATCH = 1_000  # rows, of which each may hold images
+_HASH = "hash "
+_UNKNOWN = "hash of sharded weights"
 
 
 def describe_models(model: Any, ref_model: Any, optimizer: Any = None) -> dict[str, dict[str, Any]]:
@@ -90,10 +93,6 @@ def describe_models(model: Any, ref_model: Any, optimizer: Any = None) -> dict[s
     return {"objective": objective, "form": form}
 
 
-# Where an adapter's config comes from
-_PLACES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
-
-
 def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else str(value)
 
@@ -106,21 +105,15 @@ def _hash(buffers: Iterable[Any]) -> str:
     return f"{_HASH}{Hasher.hash_bytes(buffers)}"
 
 
-_HASH = "hash "
-_UNKNOWN = "hash of sharded weights"
-
-
 def _weights_hash(model: Any, weights: Mapping[str, Any]) -> str:
-    """Hash a model's config and these of its weights."""
-    # FSDP's, DeepSpeed's and those of a model that is not loaded
+    """Hash a model's config and some of its weights."""
+    # Weights of FSDP, of DeepSpeed and of a model that is not loaded
     if any(hasattr(weight, "to_local") or hasattr(weight, "ds_id") or weight.is_meta for weight in weights.values()):
         return _UNKNOWN
 
     def parts() -> Iterator[Any]:
         yield _hash_of(config_of(model)).encode()
-        for name, weight in sorted(weights.items()):
-            yield f"{name} {weight.dtype} {tuple(weight.shape)}".encode()
-            yield weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        yield from weight_buffers(weights)
 
     return _hash(parts())
 
@@ -154,7 +147,7 @@ def describe_run(
 
 
 def _order(args: DPOConfig, examples_per_step: int) -> dict[str, Any]:
-    """What decides which rows make a step."""
+    """Return what decides which rows make a step."""
     max_tokens = getattr(args, "max_tokens_per_batch", None)
     found = {
         "seed of the data": args.seed if args.data_seed is None else args.data_seed,
@@ -215,7 +208,7 @@ def write_record(record: dict[str, Any], checkpoint: str) -> None:
 def check_record(
     record: dict[str, Any] | None, checkpoint: str, accelerator: Accelerator, *, allow_changed: bool
 ) -> None:
-    """Hold a run against the record beside a checkpoint, in the main process, for all.
+    """Compare a run with the record beside a checkpoint, in the main process, for all processes.
 
     Args:
         record: Of this run; read in the main process only.

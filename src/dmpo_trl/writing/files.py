@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from .scratch import real_path, remove_leftovers, scratch
+from .scratch import real_path, remove_leftovers, scratch, scratch_of
 
 
 def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
@@ -36,7 +36,7 @@ def check_file(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         raise FileNotFoundError(f"{path} cannot be written: the folder {target.parent} does not exist. Make it first.")
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(f"{path} cannot be written: the folder {target.parent} is not writable.")
-    remove_leftovers(_scratch_of(target), target)
+    remove_leftovers(scratch_of(target), target)
     if target.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write.")
     if target.exists() and not target.is_file():
@@ -66,7 +66,7 @@ def new_file(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]
         'done'
     """
     target = real_path(path)
-    with scratch(_scratch_of(target), target) as folder:
+    with scratch(scratch_of(target), target) as folder:
         yield folder / target.name
         place_file(folder / target.name, target, overwrite=overwrite)
 
@@ -113,7 +113,3 @@ def _name(file: Path, free: Path) -> None:
     except OSError:  # a disk without links: the name is claimed first
         open(free, "xb").close()
         os.replace(file, free)
-
-
-def _scratch_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.unfinished")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import free_names
-from .scratch import is_scratch, real_path, remove_leftovers, scratch
+from .scratch import is_scratch, real_path, remove_leftovers, scratch, scratch_of
 
 MANIFEST = "manifest.json"
 _UNFINISHED = "unfinished.json"  # stands in for the manifest while files are exchanged one by one
@@ -100,7 +100,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def is_inside(name: str) -> bool:
-    """Tell whether a name in a manifest is that of a file in its folder, and leads nowhere else.
+    """Return whether a name in a manifest is that of a file in its folder, and leads nowhere else.
 
     Example:
         >>> is_inside("sft/train.parquet"), is_inside("../train.parquet"), is_inside("/train.parquet")
@@ -110,7 +110,16 @@ def is_inside(name: str) -> bool:
 
 
 def is_unfinished(folder: Path, kind: Kind) -> bool:
-    """Tell whether a run was killed while it put its files into this folder."""
+    """Return whether a run was killed while it put its files into this folder.
+
+    Args:
+        folder: The folder.
+        kind: What was to be written there.
+
+    Example:
+        >>> is_unfinished(Path("no such folder"), Kind("notes, version 1", "note", "notes"))
+        False
+    """
     return not (folder / MANIFEST).exists() and read_json(folder / _UNFINISHED, kind.format) is not None
 
 
@@ -136,7 +145,7 @@ def check_folder(path: str | os.PathLike[str], kind: Kind, *, overwrite: bool) -
         'out'
     """
     target = real_path(path)
-    remove_leftovers(_beside(target), target)
+    remove_leftovers(scratch_of(target), target)
     remove_leftovers(target / _INSIDE, target)
     if read_json(target / MANIFEST, kind.format) is not None and read_json(target / _UNFINISHED, kind.format):
         (target / _UNFINISHED).unlink()  # killed before its first or after its last step
@@ -179,7 +188,7 @@ def new_folder(path: str | os.PathLike[str], kind: Kind, *, overwrite: bool) -> 
     """
     target = real_path(path)
     inside = _stays(target)
-    place = target / _INSIDE if inside else _beside(target)
+    place = target / _INSIDE if inside else scratch_of(target)
     place.parent.mkdir(parents=True, exist_ok=True)
     with scratch(place, target) as work:
         new = work / "new"
@@ -264,14 +273,10 @@ def _foreign(folder: Path, known: Mapping[str, set[str]]) -> Iterator[str]:
 
 
 def _stays(target: Path) -> bool:
-    """Tell whether a folder must keep its place: it is mounted, a process of ours is in it, or its parent is fixed."""
+    """Return whether a folder must keep its place: a mount point, where this process is, or below a read-only one."""
     return target.is_dir() and (
         os.path.ismount(target) or Path.cwd().is_relative_to(target) or not os.access(target.parent, os.W_OK)
     )
-
-
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.unfinished")
 
 
 def _put(new: Path, target: Path, kind: Kind) -> None:

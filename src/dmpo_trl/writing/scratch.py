@@ -89,6 +89,9 @@ def remove_leftovers(folder: Path, output: Path) -> None:
 
     Raises:
         BlockingIOError: A living process holds it.
+
+    Example:
+        >>> remove_leftovers(Path("no such folder"), Path("out"))
     """
     if not folder.is_symlink() and folder.is_dir() and is_scratch(folder):
         with scratch(folder, output):
@@ -114,6 +117,11 @@ def check_scratch(folder: Path, output: Path) -> None:
         _lock(folder, output).release()
 
 
+def scratch_of(output: Path) -> Path:
+    """Return the folder for unfinished work on an output: hidden, beside it."""
+    return output.with_name(f".{output.name}.unfinished")
+
+
 def _check_ours(folder: Path, output: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not is_scratch(folder)):
         raise FileExistsError(f"{folder} is in the way: work on {output} would go there. Move it away.")
@@ -131,12 +139,12 @@ def _lock(folder: Path, output: Path) -> BaseFileLock:
 
 
 def is_scratch(folder: Path) -> bool:
-    """Tell whether a folder was made by [`scratch`]; an empty one may have been."""
+    """Return whether a folder was made by [`scratch`]; an empty one may have been."""
     return folder.is_dir() and ((folder / _LOCK).exists() or not any(folder.iterdir()))
 
 
 def _is_full(error: BaseException) -> bool:
-    """Tell whether a disk is full; polars' errors have the number in their text alone."""
+    """Return whether a disk is full; polars' errors have the number in their text alone."""
     return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 

@@ -498,7 +498,7 @@ def test_a_folder_may_have_any_name(raw, tmp_path):
 
 
 def test_overwriting_keeps_what_prepare_did_not_write(raw, tmp_path):
-    """D1: notes, models and edited files beside the data are refused by their names, and nothing is lost."""
+    """Notes, models and edited files beside the data are refused by their names, and nothing is lost."""
     out = prepare(config(raw, tmp_path / "out")).folder
     (out / "my_notes.txt").write_text("precious", encoding="utf-8")
     (out / "model").mkdir()
@@ -512,7 +512,7 @@ def test_overwriting_keeps_what_prepare_did_not_write(raw, tmp_path):
 
 
 def test_the_manifest_decides_which_files_are_read(raw, tmp_path):
-    """X1: a card that points elsewhere changes nothing here, and `datasets`, which goes by it, is not asked."""
+    """A card that points elsewhere changes nothing here, and `datasets`, which goes by it, is not asked."""
     folder = prepare(config(raw, tmp_path / "out")).folder
     rows = Prepared.load(folder).ranking["test"].to_list()
     pl.DataFrame({"evil": [1]}).write_parquet(tmp_path / "evil.parquet")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..._closest import closest
 from ..prompts import TEMPLATES, PromptTemplate
 
 # The template where none is named
@@ -163,10 +163,8 @@ class PrepareConfig:
         for name, spec in PrepareConfig.__dataclass_fields__.items():
             choices = spec.metadata.get("choices")
             if choices and getattr(self, name) not in choices:
-                closest = _did_you_mean(getattr(self, name), choices)
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}.{closest}"
-                )
+                hint = _did_you_mean(getattr(self, name), choices)
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}.{hint}")
             value = getattr(self, name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, it is {value}.")
@@ -201,8 +199,8 @@ class PrepareConfig:
 
 def _read_template(path: Path) -> PromptTemplate:
     if not path.is_file():
-        closest = _did_you_mean(str(path), list(TEMPLATES)) or " For any items take general, or write a file."
-        raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one.{closest}")
+        hint = _did_you_mean(str(path), list(TEMPLATES)) or " For any items take general, or write a file."
+        raise ValueError(f"{path} is neither a template ({', '.join(TEMPLATES)}) nor a file with one.{hint}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
     except (yaml.YAMLError, ValueError) as error:
@@ -215,5 +213,5 @@ def _read_template(path: Path) -> PromptTemplate:
 
 
 def _did_you_mean(name: Any, known: list[str]) -> str:
-    found = get_close_matches(str(name).lower(), known, n=1)
-    return f" Did you mean {found[0]}?" if found else ""
+    found = closest(str(name), known)
+    return f" Did you mean {' or '.join(found)}?" if found else ""

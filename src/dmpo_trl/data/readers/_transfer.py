@@ -200,7 +200,7 @@ def _length(response: Any, name: str, continued: bool) -> int | None:
 
 
 def damage(path: Path, name: str, whole: bool) -> str | None:
-    """Tell what keeps a file from being what its name says, where no checksum does; None for nothing.
+    """Return what keeps a file from being what its name says, where no checksum does; None for nothing.
 
     Args:
         path: The file.

@@ -1,0 +1,45 @@
+"""Fingerprints of models: what their numbers depend on, as bytes to hash."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from .loading import base_model_of
+
+# Where a model comes from, and what trainers set
+_NOT_IN_THE_NUMBERS = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """Return the part of a model's config that its numbers depend on: a copy elsewhere computes the same.
+
+    Args:
+        model: A transformers model, or a wrapper around one.
+    """
+    config = base_model_of(model).config.to_dict()
+    return {name: value for name, value in config.items() if name not in _NOT_IN_THE_NUMBERS}
+
+
+def weight_buffers(weights: Mapping[str, torch.Tensor]) -> Iterator[Any]:
+    """Yield name, type, shape and bytes of each weight, by name; of weights that are not in memory no bytes.
+
+    Args:
+        weights: The weights by name. None of them is sharded.
+
+    Example:
+        >>> [bytes(part) for part in weight_buffers({"bias": torch.tensor([1], dtype=torch.uint8)})]
+        [b'bias torch.uint8 (1,)', b'\\x01']
+    """
+    for name, weight in sorted(weights.items()):
+        yield f"{name} {weight.dtype} {tuple(weight.shape)}".encode()
+        if not weight.is_meta:
+            yield weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
