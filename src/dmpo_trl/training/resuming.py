@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from . import checkpoints
-from .distributed import check_checkpoint_kind
+from .distributed import check_checkpoint_kind, forget_evaluation
 from .run_record import check_record, describe_rows, describe_run, write_record
 
 
@@ -37,6 +37,7 @@ class ResumableTrainer(DPOTrainer):
         if self.args.should_save:
             checkpoints.set_incomplete_aside(output_dir)
         self.accelerator.wait_for_everyone()
+        forget_evaluation(self.model, self.accelerator)
         return super().train(checkpoint, *args, **kwargs)
 
     @property
