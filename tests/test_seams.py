@@ -17,6 +17,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from support import dpo_and_dmpo, make_model
 from transformers.utils.hub import cached_files
@@ -105,12 +107,19 @@ TRAINERS = {
     "_tp_size",
     "_train_batch_size",
 }
+
+
+def _evaluated_by_accelerate() -> torch.nn.Module:
+    return Accelerator(cpu=True).prepare_model(make_model(), evaluation_mode=True)
+
+
 # Other attributes with a leading underscore, and the real object that has to have each
 OTHERS: dict[str, Callable[[], Any]] = {
     "_actions": argparse.ArgumentParser,
     "_attn_implementation": lambda: make_model().config,
     "_fingerprint": lambda: Dataset.from_list([{"a": 1}]),
     "_get_cache_file_path": lambda: Dataset.from_list([{"a": 1}]),
+    "_is_accelerate_prepared": _evaluated_by_accelerate,
 }
 # Keywords with a leading underscore, and the function that has to take each
 KEYWORDS = {"_raise_exceptions_for_missing_entries": cached_files}

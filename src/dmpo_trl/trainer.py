@@ -104,6 +104,8 @@ class DMPOTrainer(ResumableTrainer):
             ref_model = None
         elif ref_model is None:
             ref_model = initial_policy(model, args, kwargs.get("peft_config"))
+        given_columns = getattr(train_dataset, "column_names", None) or ()
+        self._reference_is_given = self._has_reference and set(REFERENCE_COLUMNS) <= set(given_columns)
         self._given_collator = data_collator
         self._ref_table_width = 0  # while reference log-probs are precomputed, the largest N of the dataset
         with options_of_parent(args, self._has_reference):

@@ -68,6 +68,18 @@ def test_other_users_or_candidates_are_refused():
             fuse(model, model, weight)
 
 
+@pytest.mark.parametrize("scores", [[0.1 + 0.2, 0.3, 0.3], [-11.3, -11.3 * (1 + 1e-15), -11.3]])
+def test_scores_that_differ_by_rounding_are_one_score(scores):
+    counts = result("counts", [[0, 1, 0]])
+    assert fuse(result("model", [scores]), counts, 0.1).per_user("hr@1").tolist() == [0.0]
+    assert fuse(result("model", [[0.3 + 1e-9, 0.3, 0.3]]), counts, 0.1).per_user("hr@1").tolist() == [1.0]
+
+
+def test_no_weights_to_choose_among_are_refused():
+    with pytest.raises(ValueError, match="no weights to choose among"):
+        choose_weight(result("model", [[1, 2]]), result("counts", [[1, 2]]), weights=[])
+
+
 def test_the_best_weight_is_chosen_and_nothing_is_taken_that_does_not_help():
     model, counts = result("model", [[1, 3, 2]]), result("counts", [[9, 0, 0]])
     assert choose_weight(model, counts, metric="hr@1") == min(

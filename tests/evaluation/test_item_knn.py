@@ -50,8 +50,11 @@ def test_ranks_by_the_history_of_the_prompt():
     [
         (pl.DataFrame({"user": ["u"]}), 1, r"no column \['item'\]"),
         (pl.DataFrame({"user": [], "item": []}), 1, "no interactions to count"),
-        (frame([("u", "a")]), -1, "shrinkage must be at least 0, it is -1"),
-        (frame([("u", "a")]), math.nan, "shrinkage must be at least 0, it is nan"),
+        (frame([("u", "a")]), -1, "shrinkage must be a number of at least 0, it is -1"),
+        (frame([("u", "a")]), math.nan, "shrinkage must be a number of at least 0, it is nan"),
+        (frame([("u", "a")]), math.inf, "shrinkage must be a number of at least 0, it is inf"),
+        (frame([("u", "a"), (None, "a"), (None, "b")]), 1, "2 interactions have no user"),
+        (frame([("u", "a"), ("u", None)]), 1, "1 interactions have no item"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(table, shrinkage, message):

@@ -42,13 +42,21 @@ def test_a_path_is_no_pattern(tmp_path):
     assert result.per_user("hr@1").tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("score", [-1e300, -1e16, 1e17])
+def test_candidates_without_a_score_rank_behind_those_of_any_size(tmp_path, score):
+    result = rank_by_file(USERS, write(tmp_path, [(1, 11, score), (2, 12, score)]), name="theirs")
+    assert result.per_user("hr@1").tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([(1, 10, 0.1), (2, 10, None)], "row 1: the score is None"),
         ([(1, 10, float("nan")), (2, 10, 1.0)], "row 0: the score is nan"),
         ([(1, 10, 0.1), (2, 10, 1.0), (1, 10, 0.2)], "user '1' and item '10' are listed more than once"),
-        ([(1, 10, 0.1)], "1 of the 2 users to rank have no score, for example '2'"),
+        ([(1, 10, 0.1)], "1 of the 2 users to rank have no score of a candidate, for example '2'"),
+        # Items numbered by another program: all candidates would tie
+        ([(1, 0, 0.1), (1, 1, 0.3), (2, 10, 0.2)], "have no score of a candidate, for example '1'"),
     ],
 )
 def test_scores_that_rank_nothing_are_refused(tmp_path, rows, message):

@@ -198,9 +198,20 @@ def test_boundary_selection_reaches_the_loss(tmp_path):
     ids=str,
 )
 def test_numbers_that_fit_no_completion_are_refused_by_row(tmp_path, columns, problem):
-    good = {"margins": [0.0, 0.0], "rejected_logq": [0.0, 0.0], "ref_rejected_logps": [0.0, 0.0]}
-    good |= {"ref_chosen_logps": 0.0}
-    rows = [row | {name: good[name] for name in columns} for row in make_rows((2, 2, 2))]
+    reference = {"ref_rejected_logps": [0.0, 0.0], "ref_chosen_logps": 0.0}
+    good = reference if reference.keys() & columns else {name: [0.0, 0.0] for name in columns}
+    rows = [row | good for row in make_rows((2, 2, 2))]
     rows[1] |= columns
     with pytest.raises(ValueError, match="Row 1 of the train dataset, " + problem):
         make_trainer(tmp_path, Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("column", "value", "missing"),
+    [("ref_chosen_logps", 0.0, "ref_rejected_logps"), ("ref_rejected_logps", [0.0, 0.0], "ref_chosen_logps")],
+)
+def test_one_column_of_reference_log_probs_without_the_other_is_refused(tmp_path, column, value, missing, stream):
+    rows = Dataset.from_list([row | {column: value} for row in make_rows((2, 2))])
+    with pytest.raises(ValueError, match=f"column `{missing}`: there is no such column, and there is `{column}`"):
+        make_trainer(tmp_path, rows.to_iterable_dataset() if stream else rows, max_steps=1)

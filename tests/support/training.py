@@ -48,6 +48,7 @@ def train(
     lora: bool = False,
     eval_rows: int = len(EVAL_COUNTS),
     stream_eval: bool = False,
+    evaluate_first: bool = False,
     resume_from: str | bool | None = None,
     kill: list | None = None,
     **options: Any,
@@ -58,6 +59,7 @@ def train(
         batch_size: Rows that each process takes at a time.
         eval_rows: Size of the evaluation.
         stream_eval: Whether the evaluation is a stream.
+        evaluate_first: Whether the model is evaluated before it is trained, too.
         resume_from: A checkpoint, by its path in `folder`; `True` for the last whole one of this run.
         kill: Of [`MortalTrainer`].
 
@@ -88,6 +90,8 @@ def train(
         eval_dataset=evaluation.to_iterable_dataset() if stream_eval else evaluation,
         peft_config=adapter if lora else None,
     )
+    if evaluate_first:
+        trainer.evaluate()
     trainer.train(resume_from_checkpoint=str(folder / resume_from) if isinstance(resume_from, str) else resume_from)
     metrics = trainer.evaluate()
     trainer.save_model()

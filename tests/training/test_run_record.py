@@ -17,6 +17,12 @@ ROWS = [
     {"prompt": f"Watched: {i}. Next:", "chosen": " Alien", "rejected": [" Babe", " Heidi"][: 1 + i % 2]}
     for i in range(6)
 ]
+
+
+def with_reference(chosen):
+    return [row | {"ref_chosen_logps": chosen, "ref_rejected_logps": [-9.0] * len(row["rejected"])} for row in ROWS]
+
+
 LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.0}
 
 
@@ -48,6 +54,8 @@ BEGUN = {
     "reference is the initial model": {"ref": None},
     "adapter": {"ref": None, "lora": LORA},
     "precomputed": {"ref": None, "precompute_ref_log_probs": True},
+    "reference in the rows": {"ref": None, "rows": with_reference(-8.0)},
+    "grouped": {"train_sampling_strategy": "group_by_prompt"},
 }
 
 
@@ -103,6 +111,14 @@ def test_the_same_run_goes_on_without_a_word(resume, name):
         ("reference given", {"train_sampling_strategy": "sequential"}, 'train_sampling_strategy: "random" then'),
         ("reference is the initial model", {"model": 1}, "weights of the reference: not the same"),
         ("precomputed", {"model": 1}, "weights of the reference: not the same"),
+        ("reference in the rows", {"rows": with_reference(-1.0)}, "reference's log-probs in the rows: not the same"),
+        (
+            "reference in the rows",
+            {"rows": with_reference(-1.0), "precompute_ref_log_probs": True},
+            "reference's log-probs in the rows: not the same",
+        ),
+        ("reference in the rows", {"rows": ROWS}, "reference's log-probs in the rows: not the same"),
+        ("grouped", {"min_groups_per_step": 1}, "min_groups_per_step: 4 then, 1 now"),
         ("adapter", {"model": 1}, "weights of the base model: not the same"),
         ("adapter", {"lora": LORA | {"lora_alpha": 32}}, "adapter's lora_alpha: 8 then, 32 now"),
     ],
@@ -129,6 +145,7 @@ def test_all_that_differs_stands_in_one_message(resume):
         {"seed": 1, "data_seed": 42},
         {"model": 1},  # of which the checkpoint holds all weights, and the reference is another
         {"prefix_sharing": False},
+        {"min_groups_per_step": 1},  # of "group_by_prompt"
     ],
 )
 def test_what_does_not_change_the_run_is_accepted(resume, changes):

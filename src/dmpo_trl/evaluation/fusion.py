@@ -9,6 +9,8 @@ import numpy as np
 from .result import RankingResult
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+ROUNDING = 1e-12
+"""A user's scores that differ by less than this share of the largest are equal."""
 
 
 def fuse(model: RankingResult, other: RankingResult, weight: float, *, name: str | None = None) -> RankingResult:
@@ -58,7 +60,7 @@ def choose_weight(
         The weight.
 
     Raises:
-        ValueError: See [`fuse`].
+        ValueError: There are no weights; see also [`fuse`].
 
     Example:
         >>> users, items = ["u1"], [["a", "b", "c"]]
@@ -67,6 +69,8 @@ def choose_weight(
         >>> choose_weight(model, counts, metric="hr@1")
         1.0
     """
+    if len(weights) == 0:
+        raise ValueError("There are no weights to choose among.")
     values = [fuse(model, other, weight).per_user(metric).mean() for weight in weights]
     return float(weights[int(np.argmax(values))])
 
@@ -98,4 +102,6 @@ def aligned(result: RankingResult, like: RankingResult) -> RankingResult:
 
 def _standardised(scores: np.ndarray) -> np.ndarray:
     spread = scores.std()
-    return (scores - scores.mean()) / spread if spread > 0 else np.zeros(len(scores))
+    if spread <= ROUNDING * np.abs(scores).max():  # 0.1 + 0.2 and 0.3 are one score
+        return np.zeros(len(scores))
+    return (scores - scores.mean()) / spread

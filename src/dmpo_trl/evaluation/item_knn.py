@@ -24,7 +24,8 @@ class ItemKNN:
         shrinkage: Added to the denominator; the larger, the less a pair counts that few users had.
 
     Raises:
-        ValueError: There are no interactions, a column is missing, or `shrinkage` is negative.
+        ValueError: There are no interactions, a column is missing or has empty fields, or `shrinkage` is no
+            number of at least 0.
 
     Example:
         >>> rows = [("u1", "alien"), ("u1", "aliens"), ("u2", "alien"), ("u2", "aliens"), ("u3", "babe")]
@@ -38,8 +39,11 @@ class ItemKNN:
             raise ValueError(f"The interactions have no column {sorted(missing)}; they have {interactions.columns}.")
         if interactions.is_empty():
             raise ValueError("There are no interactions to count.")
-        if not shrinkage >= 0:
-            raise ValueError(f"shrinkage must be at least 0, it is {shrinkage}.")
+        if not 0 <= shrinkage < np.inf:
+            raise ValueError(f"shrinkage must be a number of at least 0, it is {shrinkage}.")
+        for column in ("user", "item"):
+            if empty := interactions[column].null_count():
+                raise ValueError(f"{empty} interactions have no {column}. Drop them with `drop_nulls`.")
         pairs = interactions.select(pl.col("user").cast(pl.String), pl.col("item").cast(pl.String)).unique()
         items = pairs["item"].unique().sort()
         self._number = {item: place for place, item in enumerate(items)}

@@ -29,7 +29,7 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
 
     Raises:
         ValueError: A column is missing, a score is not a finite number, a pair is listed twice, or a user of the
-            dataset has no score at all.
+            dataset has no score of any candidate.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -45,15 +45,21 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
         user: dict(zip(items, scores, strict=True))
         for user, items, scores in frame.group_by("user").agg("item", "score").iter_rows()
     }
-    if without := [user for user in dataset["user"] if user not in by_user]:
+    without = [
+        user
+        for user, items in zip(dataset["user"], dataset["items"], strict=True)
+        if by_user.get(user, {}).keys().isdisjoint(items)
+    ]
+    if without:
         raise ValueError(
-            f"{path}: {len(without)} of the {len(dataset)} users to rank have no score, for example {without[0]!r}. "
-            "Identifiers must be those of the raw data."
+            f"{path}: {len(without)} of the {len(dataset)} users to rank have no score of a candidate, for example "
+            f"{without[0]!r}. Identifiers of users and items must be those of the raw data."
         )
     scores, missing, total = [], 0, 0
     for user, items in zip(dataset["user"], dataset["items"], strict=True):
         own = by_user[user]
-        last = min(own.values()) - 1.0
+        lowest = min(own.values())
+        last = min(lowest - 1.0, np.nextafter(lowest, -np.inf))  # of 1e17 and more, 1 less is the same number
         scores.append(np.array([own.get(item, last) for item in items], dtype=float))
         missing += sum(item not in own for item in items)
         total += len(items)

@@ -152,6 +152,9 @@ def check_values(example: dict[str, Any], num_rejected: int, error: Any) -> None
             f"expected a finite number, got {shown(example[REFERENCE_COLUMNS[0]])}",
             "Fix the row, or remove the column",
         )
+    one, other = REFERENCE_COLUMNS if REFERENCE_COLUMNS[0] in example else REFERENCE_COLUMNS[::-1]
+    if one in example and other not in example:
+        raise error(other, f"there is no such column, and there is `{one}`", f"Add it, or remove `{one}`")
 
 
 def _is_number(value: Any) -> bool:

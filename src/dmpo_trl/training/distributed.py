@@ -31,6 +31,22 @@ def num_own_rows(rows: int, accelerator: Accelerator) -> int:
     return min(max(state.remainder - accelerator.process_index * rows, 0), rows)
 
 
+def forget_evaluation(model: Any, accelerator: Accelerator) -> None:
+    """Let a model that was evaluated before its training be wrapped for training.
+
+    Transformers prepares a model that is evaluated first for evaluation, and accelerate then takes it for prepared:
+    without `DistributedDataParallel` each process would train a model of its own, and no word would say so.
+
+    Args:
+        model: The policy, unwrapped.
+        accelerator: The one that prepares it.
+    """
+    replicated = accelerator.distributed_type.name.startswith("MULTI_")
+    if replicated and getattr(model, "_is_accelerate_prepared", False):
+        del model._is_accelerate_prepared
+        accelerator._models.remove(model)
+
+
 def readable_by_all(dataset: Dataset, name: str, accelerator: Accelerator) -> Dataset:
     """Return `dataset` in a file that all processes can read, where it is in memory and there are several of them.
 

@@ -10,19 +10,21 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from . import checkpoints
-from .distributed import check_checkpoint_kind
+from .distributed import check_checkpoint_kind, forget_evaluation
 from .run_record import check_record, describe_rows, describe_run, write_record
 
 
 class ResumableTrainer(DPOTrainer):
     """`DPOTrainer` that resumes from whole checkpoints of the same run.
 
-    A subclass sets `_models`, where `args.should_save`, to what [`describe_models`] returns for the initial models.
+    A subclass sets `_models`, where `args.should_save`, to what [`describe_models`] returns for the initial models,
+    and `_reference_is_given` to whether the reference's log-probs came with the training dataset, and are used.
     """
 
     args: Any
     state: Any
     _models: dict[str, dict[str, Any]]
+    _reference_is_given: bool
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as [`~transformers.Trainer.train`] does; `True` resumes from the last whole checkpoint."""
@@ -37,6 +39,7 @@ class ResumableTrainer(DPOTrainer):
         if self.args.should_save:
             checkpoints.set_incomplete_aside(output_dir)
         self.accelerator.wait_for_everyone()
+        forget_evaluation(self.model, self.accelerator)
         return super().train(checkpoint, *args, **kwargs)
 
     @property
@@ -46,7 +49,7 @@ class ResumableTrainer(DPOTrainer):
 
     @cached_property
     def _rows(self) -> dict[str, Any]:
-        return describe_rows(self.train_dataset)
+        return describe_rows(self.train_dataset, has_reference=self._reference_is_given)
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, *args: Any

@@ -32,6 +32,7 @@ _WITHOUT_EFFECT = {
     "allow_changed_run",
     "dataset_num_proc",
     "max_tokens_per_batch",  # of the data
+    "min_groups_per_step",  # of the data
     "model_init_kwargs",
     "pad_to_multiple_of",
     "pad_token",
@@ -153,6 +154,8 @@ def _order(args: DPOConfig, examples_per_step: int) -> dict[str, Any]:
         "seed of the data": args.seed if args.data_seed is None else args.data_seed,
         "max_tokens_per_batch": max_tokens,
     }
+    if args.train_sampling_strategy == "group_by_prompt" and max_tokens is None:
+        found["min_groups_per_step"] = getattr(args, "min_groups_per_step", None)
     if not args.auto_find_batch_size:
         found["examples per step"] = examples_per_step
         if max_tokens is not None or args.train_sampling_strategy == "group_by_prompt":
@@ -161,7 +164,7 @@ def _order(args: DPOConfig, examples_per_step: int) -> dict[str, Any]:
     return found
 
 
-def describe_rows(dataset: Any) -> dict[str, Any]:
+def describe_rows(dataset: Any, *, has_reference: bool = False) -> dict[str, Any]:
     """Describe the training dataset: the number of its rows, and a hash of their tokens, in their order.
 
     datasets' own fingerprint is random for a dataset in memory, and that of a file changes with its path. Of rows
@@ -169,6 +172,8 @@ def describe_rows(dataset: Any) -> dict[str, Any]:
 
     Args:
         dataset: Tokenised examples.
+        has_reference: Whether the reference's log-probs came with the dataset. Those that the trainer computed are not
+            hashed: another device rounds in another way.
 
     Returns:
         Entries of a record's part "data", the same in every process and wherever the rows are stored.
@@ -185,12 +190,17 @@ def describe_rows(dataset: Any) -> dict[str, Any]:
         names &= {*TOKEN_COLUMNS, *PAIR_COLUMNS}
     names -= set(REFERENCE_COLUMNS)
 
-    def parts() -> Iterator[Any]:
+    def parts(columns: Iterable[str]) -> Iterator[Any]:
         # As Arrow sends it, a table has the same bytes whatever it was cut out of
-        for table in dataset.select_columns(sorted(names)).with_format("arrow").iter(batch_size=_BATCH):
+        for table in dataset.select_columns(sorted(columns)).with_format("arrow").iter(batch_size=_BATCH):
             yield from (batch.serialize() for batch in table.combine_chunks().to_batches())
 
-    return {"rows": len(dataset), "contents of the rows": _hash(parts())}
+    reference = _hash(parts(REFERENCE_COLUMNS)) if has_reference else None
+    return {
+        "rows": len(dataset),
+        "contents of the rows": _hash(parts(names)),
+        "the reference's log-probs in the rows": reference,
+    }
 
 
 def _version(package: str) -> str | None:
@@ -274,7 +284,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Name what both records know and differ in."""
     return [
         f"{name}: not the same"
-        if str(value).startswith(_HASH)
+        if _HASH in (str(value)[: len(_HASH)], str(old[name])[: len(_HASH)])
         else f"{name}: {json.dumps(old[name])} then, {json.dumps(value)} now"
         for name, value in new.items()
         if name in old and old[name] != value and _UNKNOWN not in (old[name], value)
