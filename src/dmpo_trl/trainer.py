@@ -39,8 +39,8 @@ from .training.run_record import describe_models
 class DMPOTrainer(ResumableTrainer):
     """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions per prompt.
 
-    Takes the place of [`~trl.DPOTrainer`]: the constructor is the parent's, and a dataset is as there, except that
-    `rejected` holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
+    Takes the place of [`~trl.DPOTrainer`]: constructor and datasets are the parent's, except that `rejected`
+    holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
     it (`DMPOConfig.prefix_sharing`), and only the positions that score a completion meet the vocabulary.
 
     Example:

@@ -1,4 +1,4 @@
-"""Validation of datasets: bad rows are found before the tokenisation takes its hour.
+"""Validation of datasets: bad rows are found before the tokenisation, which may take an hour.
 
 Rows are looked at in Arrow's columns, millions in a second, and only those that look suspicious in Python.
 `tokenize_row` has the last word, row by row.

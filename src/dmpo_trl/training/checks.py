@@ -29,7 +29,7 @@ _LOWEST_OF_ADAPTERS = 1e-5  # learning rate; a tenth of what LoRA is usually tra
 
 
 def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: Any) -> None:
-    """Refuse options that cannot work, switch off those that ragged batches do not allow, and name what hardly trains.
+    """Refuse options that cannot work, switch off those that ragged batches rule out, and warn of what hardly trains.
 
     Args:
         args: The trainer's.

@@ -148,7 +148,7 @@ def exact_search(model: Any, searches: Sequence[Search], num_beams: int) -> None
 
 
 def every_item(model: Any, searches: Sequence[Search], num_beams: int) -> None:
-    """Find every item that may come out, in the order of the catalogue: for a score that no beginning bounds.
+    """Find every item that may come out, in the order of the catalogue: for scores that beginnings do not bound.
 
     Args:
         model: Not needed.
