@@ -235,7 +235,7 @@ class DMPOTrainer(ResumableTrainer):
         return chosen, completions.table(rejected, self._ref_table_width) if self._ref_table_width else rejected
 
     def _reference_logps(self, model: Any, inputs: dict[str, torch.Tensor], completions: Completions) -> torch.Tensor:
-        """Log-probs of all completions under the reference policy, (C,), without gradient."""
+        """Return log-probs of all completions under the reference policy, (C,), without gradient."""
         adapter: Any = contextlib.nullcontext()
         if self.ref_model is None and is_peft_model(self.model):
             # A new adapter: the base model is the reference. A trained one: TRL made a copy of it, named "ref"

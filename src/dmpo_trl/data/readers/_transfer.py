@@ -73,7 +73,7 @@ class _Version:
             return None
 
     def is_continued_by(self, headers: http.client.HTTPMessage, start: int) -> bool:
-        """Whether an answer holds the bytes from `start` to the end of this version; some ignore what was asked."""
+        """Return whether an answer has the bytes from `start` to the end of this version, as was asked."""
         content_range = f"bytes {start}-{self.total - 1}/{self.total}"
         return headers["Content-Range"] == content_range and headers[self.header] == self.value
 

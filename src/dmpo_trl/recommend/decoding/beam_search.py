@@ -71,7 +71,7 @@ class Search:
         self._begin()
 
     def _remaining(self, nodes: np.ndarray) -> np.ndarray:
-        """Number of items in and below each node that may come out."""
+        """Return the number of items in and below each node that may come out."""
         remaining = self.trie.count[nodes]
         if len(self._excluded_nodes):
             place = np.searchsorted(self._excluded_nodes, nodes).clip(max=len(self._excluded_nodes) - 1)
