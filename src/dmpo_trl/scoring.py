@@ -223,7 +223,7 @@ def check_tokens_per_batch(tokens_per_batch: int) -> None:
 
 
 def _scored_lengths(prompt: list[int], options: list[list[int]]) -> list[int]:
-    """Number of tokens of each completion that have a predecessor."""
+    """Return the number of tokens of each completion that have a predecessor."""
     return [len(option) - (not prompt) for option in options]
 
 
@@ -299,7 +299,7 @@ class _Scorer:
             start += len(members)
 
     def _batches(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-        """Pieces of similar length, as many as the bound allows when all rows are padded to the longest."""
+        """Yield pieces of similar length, as many as the bound allows when all rows are padded to the longest."""
         batch: list[_Piece] = []
         rows = 0
         for piece in sorted(pieces, key=lambda piece: -piece.length):

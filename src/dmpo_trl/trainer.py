@@ -39,8 +39,8 @@ from .training.run_record import describe_models
 class DMPOTrainer(ResumableTrainer):
     """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions per prompt.
 
-    Takes the place of [`~trl.DPOTrainer`]: the constructor is the parent's, and a dataset is as there, except that
-    `rejected` holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
+    Takes the place of [`~trl.DPOTrainer`]: constructor and datasets are the parent's, except that `rejected`
+    holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
     it (`DMPOConfig.prefix_sharing`), and only the positions that score a completion meet the vocabulary.
 
     Example:
@@ -237,7 +237,7 @@ class DMPOTrainer(ResumableTrainer):
         return chosen, completions.table(rejected, self._ref_table_width) if self._ref_table_width else rejected
 
     def _reference_logps(self, model: Any, inputs: dict[str, torch.Tensor], completions: Completions) -> torch.Tensor:
-        """Log-probs of all completions under the reference policy, (C,), without gradient."""
+        """Return log-probs of all completions under the reference policy, (C,), without gradient."""
         adapter: Any = contextlib.nullcontext()
         if self.ref_model is None and is_peft_model(self.model):
             # A new adapter: the base model is the reference. A trained one: TRL made a copy of it, named "ref"

@@ -1,4 +1,5 @@
 import datetime
+import math
 from decimal import Decimal
 
 import numpy as np
@@ -151,6 +152,14 @@ def test_numbers_far_apart_are_identifiers_too():
     assert data.interactions.rows() == [("-5", "1", 1.5), (str(2**62), "1", 0.5)]
 
 
+def test_infinite_times_and_ratings_are_left_out_and_counted():
+    raw = pl.DataFrame({"user": ["u"] * 4, "item": ["a", "b", "c", "d"], "timestamp": [1.0, math.inf, 2.0, -math.inf]})
+    raw = raw.with_columns(rating=pl.Series([4.0, 4.0, math.nan, 4.0]))
+    data = Interactions.from_raw(raw, pl.DataFrame({"item": ["a", "b", "c", "d"], "title": ["A", "B", "C", "D"]}))
+    assert data.interactions["item"].to_list() == ["a"]
+    assert data.dropped == {"interactions with a time or rating that is not a finite number": 3}
+
+
 SIZES = {
     pl.Int8: (-(2**7), 2**7 - 1),
     pl.Int16: (-(2**15), 2**15 - 1),
@@ -172,7 +181,7 @@ SIZES = {
 EPOCH = datetime.datetime(1970, 1, 1)
 TIMES = {
     **{kind: st.integers(*SIZES[kind]) for kind in SIZES if kind not in (pl.String, pl.Categorical, pl.Float16)},
-    pl.Float64: st.floats(allow_nan=False),
+    pl.Float64: st.floats(allow_nan=False, allow_infinity=False),  # infinite times are left out
     pl.Decimal(38, 0): st.integers(-(2**63), 2**63 - 1).map(Decimal),
     pl.Decimal(38, 2): st.decimals(-(10**12), 10**12, places=2),
     pl.Datetime("ms"): st.datetimes(EPOCH, datetime.datetime(2100, 1, 1)).map(lambda t: t.replace(microsecond=7000)),

@@ -118,7 +118,7 @@ class Completions:
         return self.sum(token_logps)
 
     def _is_past_shared_length(self) -> torch.Tensor:
-        """Whether each token lies past the length of its example's shortest completion, (T,)."""
+        """Return whether each token lies past the length of its example's shortest completion, (T,)."""
         shortest = self.lengths.new_full((len(self.num_rejected),), int(self.lengths.max()))
         shortest = shortest.scatter_reduce(0, self.example, self.lengths, "amin")
         tokens = torch.arange(len(self.token_completions), device=self.token_completions.device)

@@ -76,7 +76,7 @@ def _check_rows(dataset: Dataset | IterableDataset, dataset_name: str) -> None:
 
 
 def _read(row: dict[str, Any], error: Any) -> tuple[Any, list[Any]]:
-    """The prompt of a row and its completions, the chosen one first."""
+    """Return the prompt of a row and its completions, the chosen one first."""
     if "prompt" not in row:
         raise error("prompt", "there is no such column", "Rows with images need their prompt in a column of its own")
     prompt, chosen, rejected = read_row(row, error)
@@ -147,7 +147,7 @@ class DataCollatorForVisionMultiPreference(DataCollatorMixin):
         }
 
     def _render(self, example: dict[str, Any], images: list[Any]) -> tuple[str, list[str]]:
-        """The texts of an example's prompt and of its completions."""
+        """Return the texts of an example's prompt and of its completions."""
         prompt, completions = _read(example, _collation_error)
         if isinstance(prompt, str):
             return prompt, completions

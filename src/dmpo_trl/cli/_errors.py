@@ -38,7 +38,7 @@ def as_flags(message: str, options: Collection[str]) -> str:
     r"""Return a message with options named as flags.
 
     Messages are written for Python and for the command line: an option in them stands in backticks, has an underscore
-    in its name, is set to True or False, or is what must be something. What stands in quotes or is part of a path
+    in its name, is set to True or False, or is followed by "must be". What stands in quotes or is part of a path
     remains.
 
     Args:

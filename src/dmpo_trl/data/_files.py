@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 import polars as pl
 
-# A line of a raw file has kilobytes; what has this many bytes without an end is something else
+# A line of a raw file has kilobytes; this many bytes without a line end are something else
 LINE_LIMIT = 1 << 24
 # Text shrinks to a third or a tenth. A large file that grows this many times was made to fill the memory
 RATIO_LIMIT, RATIO_FROM = 200, 1 << 29
@@ -25,7 +25,7 @@ def require_file(path: Path) -> Path:
 
     Raises:
         FileNotFoundError: Where nothing is there.
-        ValueError: For a folder, and for a pipe or a device, whose end one might wait for without end.
+        ValueError: For a folder, and for a pipe or a device, which may never end.
 
     Example:
         >>> require_file(Path("/"))

@@ -18,10 +18,10 @@ from typing import IO, cast
 
 from ._files import require_file
 
-# `fsspec` would open the members of an archive too, but the readers want paths, so that the copy to a folder of ours
-# stays, and with it what makes that safe: base names only, no links, and errors that name the archive.
+# `fsspec` could open the members of an archive too, but the readers need paths. So members are copied to a folder of
+# ours in any case, and what makes that safe would stay: base names only, no links, and errors that name the archive.
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-# Beside ValueError, RuntimeError and OSError, what the standard library raises for archives that are none
+# Beside ValueError, RuntimeError and OSError, what the standard library raises for files that are not archives
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, OverflowError)
 
 

@@ -55,7 +55,7 @@ def boundary(batch: ScoredBatch) -> ScoredBatch:
 
 
 def _in_top_cluster(batch: ScoredBatch, values: torch.Tensor) -> torch.Tensor:
-    """Whether each value is in the topmost of the clusters of its example's values, (P,)."""
+    """Return whether each value is in the topmost cluster of its example's values, (P,)."""
     counts = batch.num_rejected
     width = int(counts.max())
     slots = torch.arange(width, device=values.device)

@@ -131,7 +131,7 @@ class Limits:
 
 
 def _learned_positions(model: Any) -> int | float:
-    """Positions that the model has an embedding for; infinite where it computes them."""
+    """Return the number of positions that have an embedding; infinite where the model computes them."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tables = {
         module.num_embeddings

@@ -191,7 +191,7 @@ def load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
 
 
 def _base_of_adapter(path: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The base model of an adapter, and the options to load it with: its revision stands in the adapter's config."""
+    """Return the base model of an adapter and the options to load it with; the adapter's config has its revision."""
     adapter = PeftConfig.from_pretrained(path, **hub_options(options))
     own = {name: value for name, value in options.items() if name not in ("revision", "subfolder")}
     return adapter.base_model_name_or_path, own | {"revision": adapter.revision}

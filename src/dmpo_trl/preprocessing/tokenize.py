@@ -163,7 +163,7 @@ def tokenize_completions(
 def _encode(
     processing_class: Any, texts: list[str], ends: list[str], special_tokens_in_text: bool | None
 ) -> list[list[int]]:
-    """Token ids of texts, each with its end, in one call."""
+    """Return the token ids of texts, each with its end, in one call."""
     tokenizer = _tokenizer(processing_class)
     tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=False)
     texts, mark = break_up(texts, tokens)
@@ -177,7 +177,7 @@ def _encode(
 def _render(
     processing_class: Any, conversations: list[Any], *, special_tokens_in_text: bool | None, **template_kwargs: Any
 ) -> list[list[int]]:
-    """Token ids of conversations, in one call."""
+    """Return the token ids of conversations, in one call."""
     tokenizer = _tokenizer(processing_class)
     tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=True)
     conversations, mark = break_up(conversations, tokens)

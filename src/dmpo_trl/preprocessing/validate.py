@@ -1,4 +1,4 @@
-"""Validation of datasets: bad rows are found before the tokenisation takes its hour.
+"""Validation of datasets: bad rows are found before the tokenisation, which may take an hour.
 
 Rows are looked at in Arrow's columns, millions in a second, and only those that look suspicious in Python.
 `tokenize_row` has the last word, row by row.
@@ -80,7 +80,7 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
 
 
 def _suspects(dataset: Dataset) -> Iterator[int]:
-    """Rows with a null, an empty list, a rejected text that is the chosen one, or too few numbers, in their order."""
+    """Yield rows with a null, an empty list, a rejected text equal to the chosen one, or too few numbers, in order."""
     offset = 0
     for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
         columns = {column: table[column].combine_chunks() for column in table.column_names}
@@ -119,7 +119,7 @@ def _is_missing(column: pa.Array) -> np.ndarray:
 
 
 def _are_not_numbers(column: pa.Array, counts: np.ndarray) -> np.ndarray:
-    """Whether a row has not one finite number for each rejected completion, or of the chosen one not one."""
+    """Return whether a row lacks a finite number: for a rejected completion, or for the chosen one."""
     bad = column.is_null().to_numpy(zero_copy_only=False)
     owners = np.arange(len(column))
     if is_list_type(column.type):

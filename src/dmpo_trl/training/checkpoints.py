@@ -230,7 +230,7 @@ def _set_aside(path: Path, name: str) -> Path:
 
 
 def _checkpoints(output_dir: str) -> list[Path]:
-    """The folders `checkpoint-N`, by number."""
+    """Return the folders `checkpoint-N`, by number."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]
     return sorted((path for path in folders if re.fullmatch(r"checkpoint-\d+", path.name)), key=_step)
 

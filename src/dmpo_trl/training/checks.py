@@ -29,7 +29,7 @@ _LOWEST_OF_ADAPTERS = 1e-5  # learning rate; a tenth of what LoRA is usually tra
 
 
 def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: Any) -> None:
-    """Refuse options that cannot work, switch off those that ragged batches do not allow, and name what hardly trains.
+    """Refuse options that cannot work, switch off those that ragged batches rule out, and warn of what hardly trains.
 
     Args:
         args: The trainer's.
@@ -91,7 +91,7 @@ class _Limits:
         )
 
     def exceeded_by(self, length: Any) -> Any:
-        """Whether sequences of so many tokens are too long after truncation."""
+        """Return whether sequences of so many tokens are too long after truncation."""
         return self.own.exceeded_by(np.minimum(length, self.max_length))
 
     def too_long(self, dataset: str, row: int, length: int) -> RowError:
@@ -106,7 +106,7 @@ class _Limits:
 
 
 def _limits_of(model: Any, ref_model: Any, max_length: int | None) -> list[_Limits]:
-    """The limits that all rows must keep: those of the policy, and of the reference where there is one."""
+    """Return the limits that all rows must keep: the policy's, and the reference's where there is one."""
     longest = math.inf if max_length is None else max_length
     models = {"model": model, "reference model": ref_model}
     return [_Limits(role, Limits.of(one), longest) for role, one in models.items() if one is not None]
@@ -169,7 +169,7 @@ def _check_row(row: dict[str, Any], index: int, *, limits: Sequence[_Limits], na
 
 
 def _tokens(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens of a column of lists, or of lists of lists, and the row of each."""
+    """Return all tokens of a column of lists, or of lists of lists, and the row of each."""
     owners = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
     values = pc.list_flatten(column)
     if is_list_type(values.type):

@@ -1,4 +1,4 @@
-"""Model card: TRL's, with a recommender's quick start in the place of a chat, and what the training was."""
+"""Model card: TRL's, with a recommender's quick start instead of a chat's, and a summary of the training."""
 
 from __future__ import annotations
 

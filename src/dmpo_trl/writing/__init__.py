@@ -1,4 +1,4 @@
-"""Output files and folders: written aside, put in place in one step, never over what is not ours."""
+"""Output files and folders: written aside, then put in place in one step, never over what others wrote."""
 
 from .files import check_file, new_file, place_file
 from .folders import (

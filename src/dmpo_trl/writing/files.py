@@ -1,4 +1,4 @@
-"""Output files: they appear when complete, and replace nothing unasked."""
+"""Output files: they appear when complete, and replace an existing file only if asked to."""
 
 from __future__ import annotations
 

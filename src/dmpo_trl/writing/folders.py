@@ -1,4 +1,4 @@
-"""Output folders: they appear when complete, and take the place of earlier ones of ours alone."""
+"""Output folders: they appear when complete, and replace only earlier folders of the same kind."""
 
 from __future__ import annotations
 

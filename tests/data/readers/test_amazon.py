@@ -423,3 +423,12 @@ def test_real_files(name):
     assert_as_plain(data, *rows)
     assert data.interactions.schema["timestamp"] == pl.Int64
     assert set(data.files) == {str(reviews), str(metadata)}
+
+
+def test_white_space_in_titles_is_tidied_and_counted(tmp_path):
+    review = {"reviewerID": "A1", "asin": "B7", "overall": 5.0, "unixReviewTime": 1400000000}
+    (tmp_path / "Games_5.json").write_text(json.dumps(review))
+    (tmp_path / "meta_Games.json").write_text(json.dumps({"asin": "B7", "title": "Chess\n &amp;  Go"}))
+    data = read_amazon(tmp_path)
+    assert data.titles() == {"B7": "Chess & Go"}
+    assert data.changed == {"white space": 1}

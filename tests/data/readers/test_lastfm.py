@@ -244,3 +244,12 @@ def test_real_hetrec():
         favourite[user] = max(favourite[user], count)
     last = {user: count for user, _, count, _ in columns.rows()}  # the rows run from the least to the most played
     assert last == dict(favourite)
+
+
+def test_white_space_in_hetrecs_names_is_tidied_and_counted(tmp_path):
+    (tmp_path / "user_artists.dat").write_text("userID\tartistID\tweight\n2\t51\t3\n2\t52\t4\n")
+    (tmp_path / "artists.dat").write_text("id\tname\n51\tDuran  Duran\n52\t \n")
+    data = read_lastfm(tmp_path)
+    assert data.titles() == {"51": "Duran Duran"}
+    assert data.changed == {"white space": 1}
+    assert data.dropped == {"items without a title": 1, "interactions with an unknown item": 1}

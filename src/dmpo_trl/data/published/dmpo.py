@@ -94,7 +94,7 @@ def read_dmpo(path: str | Path, dataset: str) -> PublishedSplits:
 
 
 def dmpo_pairs(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows `{instruction, input, output}` as `user`, `history`, `target`, `negatives` and `target_first`, one per row.
+    """Return `user`, `history`, `target`, `negatives` and `target_first` of each row `{instruction, input, output}`.
 
     Raises:
         ValueError: For a row whose instruction or output is not in the format.

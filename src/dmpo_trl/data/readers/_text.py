@@ -164,7 +164,7 @@ def _decoded(head: bytes, path: Path, encoding: str) -> str:
 
 
 def no_encoding(path: Path, encoding: str) -> OptionError:
-    """Return the error for the name of an encoding that there is not."""
+    """Return the error for an encoding that Python does not know."""
     return OptionError(
         f"{path}: there is no encoding {encoding!r}. `encoding` is one that Python knows, such as utf-8, cp1252 or "
         "latin-1.",

@@ -1,4 +1,4 @@
-"""Titles as people write them, made of titles as catalogues file them."""
+"""Natural titles: the article that a catalogue moved to the end is put back to the front."""
 
 from __future__ import annotations
 

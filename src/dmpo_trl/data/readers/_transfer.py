@@ -1,8 +1,8 @@
-"""Transfers: bringing a file from a web server to its full length, and telling whether it is one.
+"""Transfers: complete downloads of single files, and checks of what was received.
 
-Written by hand because what does it otherwise does not continue a broken download of the same version: `pooch` (1.9)
-and `datasets.DownloadManager` (5.2) begin anew, `huggingface_hub.file_download.http_get` (2.4) takes whatever follows.
-The archives have up to several gigabytes.
+Written by hand because the alternatives do not continue a broken download of the same version: `pooch` (1.9) and
+`datasets.DownloadManager` (5.2) begin anew, `huggingface_hub.file_download.http_get` (2.4) takes whatever follows. The
+archives have up to several gigabytes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Version:
             return None
 
     def is_continued_by(self, headers: http.client.HTTPMessage, start: int) -> bool:
-        """Whether an answer holds the bytes from `start` to the end of this version; some ignore what was asked."""
+        """Return whether an answer has the bytes from `start` to the end of this version, as was asked."""
         content_range = f"bytes {start}-{self.total - 1}/{self.total}"
         return headers["Content-Range"] == content_range and headers[self.header] == self.value
 
@@ -109,17 +109,17 @@ class _Pace:
 
 
 def download(url: str, part: Path) -> bool:
-    """Bring a file to its full length. What is there of the same version is continued.
+    """Download a file. A part of the same version that is there already is continued.
 
     Args:
         url: Address on the web.
         part: Where the file grows. Beside it stands what tells the version, `<part>.version`, as long as it grows.
 
     Returns:
-        Whether the server said how long the file is, and it is so long.
+        Whether the file is known to be complete: the server said where it ends.
 
     Raises:
-        DownloadError: It could not be brought there.
+        DownloadError: It could not be downloaded.
     """
     try:
         return _download(url, part)
@@ -190,7 +190,7 @@ def _length(response: Any, name: str, continued: bool) -> int | None:
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):  # a login, an error in words
         raise ConnectionError("the server answered with a web page")
     encoding = (response.headers["Content-Encoding"] or "identity").lower()
-    # Some name so what is the file's own compression
+    # Some servers declare the file's own compression here
     if encoding != "identity" and not (name.endswith((".gz", ".tgz")) and encoding in ("gzip", "x-gzip")):
         raise ConnectionError(f"the server sent it in another form, Content-Encoding: {encoding}")
     length = response.headers["Content-Length"]
@@ -200,12 +200,12 @@ def _length(response: Any, name: str, continued: bool) -> int | None:
 
 
 def damage(path: Path, name: str, whole: bool) -> str | None:
-    """Return what keeps a file from being what its name says, where no checksum does; None for nothing.
+    """Return what is wrong with a file for which there is no checksum; None where nothing is.
 
     Args:
         path: The file.
         name: Its name at the publisher's.
-        whole: Whether it is known to be whole.
+        whole: Whether it is known to be complete.
     """
     with path.open("rb") as file:
         head = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()

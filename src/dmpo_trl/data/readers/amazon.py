@@ -180,8 +180,7 @@ def _read(reviews: Path, metadata: Path, used: Iterable[str]) -> Interactions:
     reviewed = rows["item"].unique().cast(pl.String)
     products = keep("items that nobody reviewed", products, pl.col("item").is_in(reviewed.implode()))
     described = products["item"]
-    title = pl.col("title").map_elements(html.unescape, return_dtype=pl.String)
-    title = title.str.replace_all(r"\s+", " ").str.strip_chars()
+    title = pl.col("title").map_elements(html.unescape, return_dtype=pl.String).str.strip_chars()
     products = products.with_columns(title=pl.when(title != "").then(title))
     fragment = pl.col("title").str.contains(_FRAGMENT).fill_null(False)
     products = keep("items whose title is a fragment of HTML", products, ~fragment)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from .._columns import blank_as_null
 from .._files import POLARS_ERRORS, check_packed
 from .._sources import open_source
 from ..interactions import Interactions
@@ -84,7 +85,7 @@ def _read_hetrec(plays: Path, artists: Path, used: tuple[str, ...]) -> Interacti
     names = _read_columns(artists, {"id": pl.UInt32, "name": pl.String})
     return Interactions.from_raw(
         counts.select(user="userID", item="artistID", timestamp="weight", plays="weight"),
-        names.select(item="id", title=_one_line("name")),
+        names.select(item="id", title=blank_as_null(names["name"])),
         order="plays",
         files=used,
     )

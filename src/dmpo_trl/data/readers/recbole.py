@@ -109,15 +109,14 @@ def read_recbole(
 def _names(files: SourceFiles) -> tuple[list[str], str]:
     """Return the names of the .inter file, or of its parts in their order, and of the .item file."""
     inter, item = files.ending(".inter"), files.ending(".item")
-    given = _PART.fullmatch(files.given.name.removesuffix(".gz")) if files.given else None
-    if given:
-        named = {name.removesuffix(".gz") for name in files.names}
-        inter = [name for name in (f"{given['stem']}.{part}.inter" for part in _PARTS) if name in named]
-        item = [name for name in [f"{given['stem']}.item"] if name in named]
-    elif files.given and not inter:  # x.item, beside parts
-        stem = files.given.name.removesuffix(".gz").removesuffix(".item")
-        named = {name.removesuffix(".gz") for name in files.names}
-        inter = [name for name in (f"{stem}.{part}.inter" for part in _PARTS) if name in named]
+    if files.given:
+        name = files.given.name.removesuffix(".gz")
+        given = _PART.fullmatch(name)
+        if given or not inter:  # one of several parts, or x.item beside them
+            stem = given["stem"] if given else name.removesuffix(".item")
+            there = {other.removesuffix(".gz") for other in files.names}
+            inter = [f"{stem}.{part}.inter" for part in _PARTS if f"{stem}.{part}.inter" in there]
+            item = [f"{stem}.item"] if f"{stem}.item" in there else []
     parts = {match["part"]: match for name in inter if (match := _PART.fullmatch(name))}
     if len(parts) == len(inter) and len({match["stem"] for match in parts.values()}) == 1:
         inter = [parts[part].string for part in _PARTS if part in parts]

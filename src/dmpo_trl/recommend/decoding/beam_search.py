@@ -71,7 +71,7 @@ class Search:
         self._begin()
 
     def _remaining(self, nodes: np.ndarray) -> np.ndarray:
-        """Number of items in and below each node that may come out."""
+        """Return the number of items in and below each node that may come out."""
         remaining = self.trie.count[nodes]
         if len(self._excluded_nodes):
             place = np.searchsorted(self._excluded_nodes, nodes).clip(max=len(self._excluded_nodes) - 1)
@@ -148,7 +148,7 @@ def exact_search(model: Any, searches: Sequence[Search], num_beams: int) -> None
 
 
 def every_item(model: Any, searches: Sequence[Search], num_beams: int) -> None:
-    """Find every item that may come out, in the order of the catalogue: for a score that no beginning bounds.
+    """Find every item that may come out, in the order of the catalogue: for scores that beginnings do not bound.
 
     Args:
         model: Not needed.

@@ -85,7 +85,7 @@ def _compare(model: Any, kind: type[Prefixes], own: torch.Tensor, again: torch.T
 
 
 def _probe(model: Any, kind: Callable[[Any, list[list[int]]], Prefixes]) -> torch.Tensor:
-    """Log-probs of random tokens while the prefixes of two prompts branch, swap, run ahead and vanish."""
+    """Return log-probs of random tokens while the prefixes of two prompts branch, swap, run ahead and vanish."""
     generator = random.Random(0)
     vocab_size = base_model_of(model).config.get_text_config().vocab_size
 
