@@ -54,8 +54,10 @@ class DMPOConfig(DPOConfig):
             are in random order. In the one run that was made (`docs/cost.md`, "What grouping does to learning") the
             held-out accuracy was 0.067 +/- 0.035 lower with it than in random order, after as many steps.
         min_groups_per_step (`int`, *optional*, defaults to `4`):
-            With `"group_by_prompt"`: an optimizer step has room for at least this many histories. The examples of
-            one long history would fill batches alone, and gradients that point the same way make training unsteady.
+            With `"group_by_prompt"`: an optimizer step has room for this many histories. The examples of one long
+            history would fill batches alone, and gradients that point the same way make training unsteady. Two
+            examples of a history stay together, so that a step of fewer than twice as many examples has fewer
+            histories. It has no effect with `max_tokens_per_batch`.
         max_tokens_per_batch (`int`, *optional*):
             Form batches of at most this many tokens (as laid out, padding counted) and at most
             `per_device_train_batch_size` examples. An example that alone has more is a batch of its own. The batches
@@ -115,7 +117,7 @@ class DMPOConfig(DPOConfig):
     min_groups_per_step: int = field(
         default=4,
         metadata={
-            "help": "With train_sampling_strategy 'group_by_prompt': an optimizer step has room for at least this "
+            "help": "With train_sampling_strategy 'group_by_prompt': an optimizer step has room for this "
             "many histories."
         },
     )

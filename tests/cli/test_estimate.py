@@ -74,6 +74,16 @@ def test_the_yaml_file_of_train_and_its_options_count(capsys, config_folder, con
     assert "(LoRA)" in output
 
 
+@pytest.mark.parametrize(("loss", "has_reference"), [("sampled_softmax", False), ("mppo", False), ("softmax", True)])
+def test_a_loss_without_reference_costs_none(capsys, config_folder, loss, has_reference):
+    arguments = ["--model_name_or_path", config_folder, *LENGTHS, "--per_device_train_batch_size", 512]
+    rows, _ = estimate(capsys, *arguments, "--loss_type", loss)
+    assert (rows["- reference"][1] > 0) == has_reference
+    assert rows["memory, GB"][0] == pytest.approx(
+        estimate(capsys, *arguments, "--precompute_ref_log_probs", str(not has_reference))[0]["memory, GB"][0]
+    )
+
+
 def test_the_largest_n_fits_and_the_next_does_not(capsys, config_folder, config):
     arguments = ["--model_name_or_path", config_folder, *LENGTHS, "--bf16", "False", "--memory_gb", 0.05]
     rows, _ = estimate(capsys, *arguments)

@@ -200,6 +200,15 @@ def test_margins_that_no_loss_uses_are_refused():
     assert weighted_loss(["mppo", "dmpo"], [1.0, 1.0], batch, ARGS).isfinite()
 
 
+def test_drawing_probabilities_that_no_loss_uses_are_refused(registries):
+    batch = make_batch([2], rejected_logq=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"column `rejected_logq`, and no loss of loss_type=\['dmpo'\] uses it"):
+        weighted_loss(["dmpo"], [1.0], batch, ARGS)
+    assert weighted_loss(["dmpo", "sampled_softmax"], [1.0, 1.0], batch, ARGS).isfinite()
+    multi_negative("mine")(lambda batch, args: batch.chosen_logps)  # nobody knows what it reads
+    assert weighted_loss(["mine"], [1.0], batch, ARGS).isfinite()
+
+
 @given(counts, st.integers(0, 1000), st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=2, max_size=2))
 def test_a_batch_has_the_weighted_mean_of_its_examples(counts, seed, weights):
     batch = make_batch(counts, seed)

@@ -293,8 +293,24 @@ def test_a_model_that_begins_to_compute_nan_recommends_nothing_and_says_why(call
     call(recommender)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="log-probs of titles are NaN; try another dtype"):
+    with pytest.raises(ValueError, match="log-probs of titles are not finite; try another dtype"):
         call(recommender)
+
+
+def test_a_title_of_probability_zero_is_not_recommended():
+    model = make_model()
+    tokenizer = make_tokenizer()
+    items = pl.DataFrame({"item": ["1", "2", "3"], "title": ["Alien", "Heidi", "Babe"]})
+    recommender = Recommender(model, tokenizer, items, MOVIES.plain())
+    first = tokenizer("Babe", add_special_tokens=False)["input_ids"][0]
+
+    def without_first(module, args, output):
+        output.logits[..., first] = -torch.inf
+        return output
+
+    model.register_forward_hook(without_first)
+    with pytest.raises(ValueError, match="log-probs of titles are not finite; try another dtype"):
+        recommender.recommend([], 3)
 
 
 def test_nothing_comes_out_where_everything_is_excluded(case):

@@ -66,6 +66,7 @@ def run(arguments: list[str]) -> None:
 
     from ..modeling.attention import attention_balance
     from ..training.cost import BatchSize, ModelSize, TrainingOptions, largest, step_cost
+    from ..training.reference import needs_reference
     from .launch import accelerate_options
 
     # The machine that estimates need not be one that could train
@@ -90,7 +91,7 @@ def run(arguments: list[str]) -> None:
         # Where bf16 is not given, the machine that trains uses it
         half_precision=weight_bytes == 2 or parsed.values.bf16 is not False or config.fp16,
         gradient_checkpointing=config.gradient_checkpointing or getattr(config, "activation_checkpointing", False),
-        precomputed_reference=config.precompute_ref_log_probs,
+        precomputed_reference=config.precompute_ref_log_probs or not needs_reference(config, None),
         load_in_4bit=model.load_in_4bit,
     )
     balance = attention_balance(loaded)

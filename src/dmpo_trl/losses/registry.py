@@ -177,7 +177,7 @@ def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredB
         args: See [`preference_loss`].
 
     Raises:
-        ValueError: A name is not registered, or the batch has margins and no loss uses them.
+        ValueError: A name is not registered, or the batch has `margins` or `rejected_logq` and no loss uses them.
 
     Example:
         >>> one, two = torch.tensor([-1.0]), torch.tensor([-2.0, -4.0])
@@ -193,5 +193,11 @@ def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredB
         raise ValueError(
             f"The dataset has a column `margins`, and no loss of loss_type={list(names)} uses it. Remove the column, "
             "or choose a loss that is made of `ScoredBatch.deltas`, such as 'dmpo' or 'softmax'."
+        )
+    functions = {loss.function for loss in registered(names)}
+    if batch.rejected_logq is not None and all(map(_is_ours, functions)) and "sampled_softmax" not in names:
+        raise ValueError(
+            f"The dataset has a column `rejected_logq`, and no loss of loss_type={list(names)} uses it. Remove the "
+            "column, or choose 'sampled_softmax'."
         )
     return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum()

@@ -375,7 +375,7 @@ class Recommender:
         """Score the titles after each prompt by the recommender's `score`; one array (titles,) per prompt."""
         completions = [[self.template.completion(title) for title in group] for group in titles]
         scored = score_completions(self.model, self.tokenizer, prompts, completions, special_tokens_in_text=False)
-        if any(np.isnan(one.logps).any() for one in scored):
+        if not all(np.isfinite(one.logps).all() for one in scored):
             raise ValueError(NAN)
         return [one.by(self.score) for one in scored]
 

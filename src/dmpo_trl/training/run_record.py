@@ -168,7 +168,7 @@ def describe_rows(dataset: Any, *, has_reference: bool = False) -> dict[str, Any
     """Describe the training dataset: the number of its rows, and a hash of their tokens, in their order.
 
     datasets' own fingerprint is random for a dataset in memory, and that of a file changes with its path. Of rows
-    with images all columns are hashed; of a stream, which is not read here, only the names of its columns are known.
+    with images all columns are hashed; of a stream, which is not read here, nothing is known.
 
     Args:
         dataset: Tokenised examples.
@@ -184,7 +184,7 @@ def describe_rows(dataset: Any, *, has_reference: bool = False) -> dict[str, Any
         True
     """
     if not isinstance(dataset, Dataset):
-        return {"rows": "a stream", "columns": sorted(getattr(dataset, "column_names", None) or [])}
+        return {"rows": "a stream"}
     names = set(dataset.column_names)
     if set(TOKEN_COLUMNS) <= names:
         names &= {*TOKEN_COLUMNS, *PAIR_COLUMNS}
@@ -268,8 +268,7 @@ def _compare(record: Mapping[str, Any], checkpoint: Path, allow_changed: bool) -
     if changed and not allow_changed:
         return (
             f"The checkpoint {checkpoint} belongs to another run: {'; '.join(changed)}. Undo what changed, start a "
-            "new run in another `output_dir`, or go on all the same with `allow_changed_run=True` "
-            "(`--allow_changed_run`)."
+            "new run in another `output_dir`, or go on all the same with `allow_changed_run=True`."
         ), None
     warnings = {
         "It goes on with another objective or other data": changed,

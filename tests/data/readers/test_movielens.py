@@ -293,6 +293,16 @@ def test_what_another_program_wrote_anew_is_read(tmp_path, lines):
     assert data.interactions.schema["timestamp"] == pl.Int64
 
 
+def test_numbers_of_movies_may_have_been_written_as_floats(tmp_path):
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n10.0,Babe (1995),Comedy\n11.0,Heidi,Drama\n")
+    (tmp_path / "ratings.csv").write_text(
+        "userId,movieId,rating,timestamp\n1.0,10.0,4.0,964982703.0\n2,11,5,964982704\n"
+    )
+    interactions = read_movielens(tmp_path)
+    assert interactions.items["item"].to_list() == ["10", "11"]
+    assert interactions.interactions["item"].to_list() == ["10", "11"]
+
+
 def test_an_index_of_pandas_does_no_harm(tmp_path):
     write_csv(tmp_path)
     (tmp_path / "ratings.csv").write_text(

@@ -248,7 +248,8 @@ def read_movies(path: Path) -> pl.DataFrame:
                 genres = fields[2]
                 if name == "u.item":
                     genres = "|".join(genre for genre, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1")
-                movies.append((fields[0], fields[1].strip() or None, genres))
+                item = fields[0].removesuffix(".0")  # written anew as a number, as in the ratings
+                movies.append((item, fields[1].strip() or None, genres))
         except csv.Error as error:
             raise ValueError(f"{path}, line {len(movies) + 1} or behind it: {error}. Correct the line.") from error
     header = name == "movies.csv"

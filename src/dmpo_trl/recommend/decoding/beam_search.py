@@ -18,7 +18,7 @@ from .prefixes import Prefixes
 
 logger = logging.getLogger(__name__)
 
-NAN = "The model's log-probs of titles are NaN; try another dtype, for instance dtype='float32'."
+NAN = "The model's log-probs of titles are not finite; try another dtype, for instance dtype='float32'."
 _ROUNDING = 0.5  # nats; a title's score depends a little on what is computed beside it, most in half precision
 
 
@@ -186,9 +186,9 @@ def check_found(searches: Sequence[Search], k: int) -> None:
         k: How many items each was to find.
 
     Raises:
-        ValueError: A score is NaN.
+        ValueError: A score is not finite.
     """
-    if any(np.isnan([score for score, _ in search.found]).any() for search in searches):
+    if not all(np.isfinite([score for score, _ in search.found]).all() for search in searches):
         raise ValueError(NAN)
     if short := [len(search.found) for search in searches if len(search.found) < k]:
         logger.warning(
