@@ -77,9 +77,10 @@ def plain(reviews: list[dict], metadata: list[dict]):
     """What is to come out, in plain Python: interactions, titles, and the rows dropped by reason."""
     dropped: Counter = Counter()
     reviewed = {row["asin"] for row in reviews}
-    described, canonical, by_title = set(), {}, {}
+    described, canonical, by_title, given = set(), {}, {}, set()
     for row in metadata:
-        item, title = row["asin"], " ".join(html.unescape(row["title"] or "").split())
+        item, written = row["asin"], html.unescape(row["title"] or "").strip()
+        title = " ".join(written.split())
         if item not in reviewed:
             dropped["items that nobody reviewed"] += 1
             continue
@@ -92,7 +93,9 @@ def plain(reviews: list[dict], metadata: list[dict]):
             dropped["items listed twice"] += 1
         else:
             canonical[item] = by_title.setdefault(title, item)
-            dropped["items merged into another of the same title"] += canonical[item] != item
+            alike = "whose title looks the same" if written not in given else "of the same title"
+            dropped[f"items merged into another {alike}"] += canonical[item] != item
+            given.add(written)
     latest: dict = {}
     for row in reviews:
         if row["asin"] not in described:
