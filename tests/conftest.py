@@ -1,5 +1,7 @@
 """What holds for all tests."""
 
+import logging
+
 import pytest
 import torch
 import trl.trainer.utils
@@ -36,3 +38,12 @@ class PlainLogProb:
 # The log-probs of TRL 1.15 exist in Triton only, so its DPOTrainer, an oracle here, trains on no CPU
 if KERNEL_NEEDS_TRITON and not torch.cuda.is_available():
     trl.trainer.utils._ChunkedLogProbFunction = PlainLogProb
+
+
+@pytest.fixture(autouse=True)
+def _log_level():
+    """A command that a test runs in its own process sets the package's log level: it is no other test's."""
+    ours = logging.getLogger("dmpo_trl")
+    level = ours.level
+    yield
+    ours.setLevel(level)

@@ -1,6 +1,7 @@
 """What makes a run stands beside its checkpoints, and resuming another run as this one is refused."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -75,7 +76,7 @@ def begun(tmp_path_factory):
 
 @pytest.fixture
 def resume(begun, tmp_path, caplog):
-    """Resumes the run of a name at step 2 with changes; returns the trainer and what was logged."""
+    """Resumes the run of a name at step 2 with changes; returns the trainer and the warnings."""
 
     def resume(name="reference given", spoil=lambda checkpoint: None, **changes):
         out = shutil.copytree(begun(name), tmp_path / "out")
@@ -83,7 +84,11 @@ def resume(begun, tmp_path, caplog):
         trainer = make_trainer(out, **BEGUN[name] | changes)
         caplog.clear()
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-2"))
-        ours = [record.getMessage() for record in caplog.records if record.name.startswith("dmpo_trl")]
+        ours = [
+            record.getMessage()
+            for record in caplog.records
+            if record.name.startswith("dmpo_trl") and record.levelno >= logging.WARNING
+        ]
         return trainer, "\n".join(ours)
 
     return resume
