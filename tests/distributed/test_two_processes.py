@@ -39,6 +39,8 @@ VARIANTS = {
     "two batches accumulated": ("all weights", {"batch_size": B // 2, "gradient_accumulation_steps": 2}),
     "logits recomputed in the backward pass": ("all weights", {"recompute_logits": True}),
 }
+# accelerate prepares a sharded model only together with its optimizer, which there is not before the training
+SHARDED = tuple(name for name in (*RUNS, *VARIANTS) if name != "an evaluation before")
 QUICK = (
     "all weights",
     "adapter",
@@ -75,9 +77,9 @@ def assert_same_weights(found, expected):
     [
         pytest.param("ddp", QUICK, id="ddp quick"),
         pytest.param("ddp", (*RUNS, *VARIANTS), marks=pytest.mark.slow, id="ddp"),
-        pytest.param("fsdp2", (*RUNS, *VARIANTS), marks=pytest.mark.slow, id="fsdp2"),
-        pytest.param("deepspeed_zero2", (*RUNS, *VARIANTS), marks=[pytest.mark.slow, _needs_deepspeed], id="zero2"),
-        pytest.param("deepspeed_zero3", (*RUNS, *VARIANTS), marks=[pytest.mark.slow, _needs_deepspeed], id="zero3"),
+        pytest.param("fsdp2", SHARDED, marks=pytest.mark.slow, id="fsdp2"),
+        pytest.param("deepspeed_zero2", SHARDED, marks=[pytest.mark.slow, _needs_deepspeed], id="zero2"),
+        pytest.param("deepspeed_zero3", SHARDED, marks=[pytest.mark.slow, _needs_deepspeed], id="zero3"),
     ],
 )
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, subtests, config, names):

@@ -16,7 +16,10 @@ LINE_LIMIT = 1 << 24
 # Text shrinks to a third or a tenth. A large file that grows this many times was made to fill the memory
 RATIO_LIMIT, RATIO_FROM = 200, 1 << 29
 # What polars raises for a file that it cannot read: a lone quote makes some of its readers panic
-POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+POLARS_OWN_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+# The same where a path is known to be readable: packed data that Python unpacks may be an OSError to polars, and that
+# names no file
+POLARS_ERRORS = (*POLARS_OWN_ERRORS, OSError)
 PACKED = {".gz": gzip.open, ".xz": lzma.open}
 
 

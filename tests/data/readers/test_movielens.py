@@ -356,3 +356,19 @@ def test_a_quote_that_does_not_end_is_named(tmp_path, last):
     (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n1,2,4,964982703\n{last}")
     with pytest.raises(ValueError, match=r"ratings\.csv, line 3: "):
         read_movielens(tmp_path)
+
+
+def test_packed_ratings_with_a_byte_too_many_are_read_or_named(tmp_path):
+    """Python reads some that polars does not, and polars then raises an OSError without the path."""
+    flags = "|".join("0" * 19)
+    (tmp_path / "u.item").write_text(f"1|One (1990)|01-Jan-1990||x|{flags}\n2|Two (1991)|01-Jan-1991||x|{flags}\n")
+    whole = gzip.compress(b"1\t1\t5\t100\n1\t2\t3\t200\n", mtime=0)
+    messages = []
+    for place in range(10, len(whole)):
+        (tmp_path / "u.data.gz").write_bytes(whole[:place] + whole[place : place + 1] + whole[place:])
+        try:
+            assert read_movielens(tmp_path).interactions.height == 2
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert all("u.data.gz" in message for message in messages)

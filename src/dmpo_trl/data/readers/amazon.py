@@ -247,7 +247,7 @@ def _scan(path: Path, schema: dict[str, type[pl.DataType]], **columns: pl.Expr |
         # As an address, because polars maps a path into memory whole, and takes [ and * in it for patterns
         lines = pl.scan_ndjson(path.resolve().as_uri(), schema=schema)
         return lines.select(**columns).collect(engine="streaming")
-    except (*POLARS_ERRORS, OSError) as error:
+    except POLARS_ERRORS as error:
         raise ValueError(f"{path}{_first_problem(path, schema) or f': {error}'}") from error
 
 

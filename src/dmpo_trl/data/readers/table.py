@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from .._columns import identifiers
-from .._files import POLARS_ERRORS, check_packed, open_binary, require_file
+from .._files import POLARS_OWN_ERRORS, check_packed, open_binary, require_file
 from .._options import OptionError
 from ..interactions import Interactions
 from ._text import ENDINGS, REMEDY, encoding_of, ending, no_encoding, read_text, shown
@@ -199,7 +199,7 @@ def _problems_named(name: str, source: Any, encoding: str | None) -> Iterator[No
     """Raise what polars cannot read as ValueError, with the path and, where it can be found, the line."""
     try:
         yield
-    except POLARS_ERRORS as error:
+    except POLARS_OWN_ERRORS as error:
         if not isinstance(source, str | Path):
             raise ValueError(f"{name}: the table cannot be read: {error}.") from error
         path = Path(source).expanduser()
