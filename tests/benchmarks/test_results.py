@@ -1,6 +1,7 @@
 """The committed results, and the picture that is drawn from them."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,24 @@ def plot_step():
 
 
 def test_results_are_csv_files_whose_rows_name_machine_and_command():
-    files = sorted(RESULTS.iterdir())
+    files = sorted(file for file in RESULTS.iterdir() if file.is_file())
     assert files
     assert {file.suffix for file in files} == {".csv"}
     for file in files:
         with file.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
         assert all(row["machine"] and row["command"].startswith("python benchmarks/") for row in rows), file.name
+
+
+def test_cells_of_learning_name_their_machine_and_what_they_are_of():
+    files = sorted((RESULTS / "learning").iterdir())
+    assert files
+    for file in files:
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        name = f"{cell['settings']['dataset']}-{cell['settings']['users']}-{cell['method'].replace(' ', '-')}"
+        assert file.name == f"{name}-{cell['seed']}.json"
+        assert cell["machine"]
+        assert "uncommitted" not in cell["commit"], file.name
 
 
 def test_the_picture_has_the_committed_figures(plot_step):
