@@ -42,6 +42,7 @@ from dmpo_trl.data import (
     sample_negatives,
     split_users,
 )
+from dmpo_trl.data.examples import longest_histories
 from dmpo_trl.evaluation import (
     ItemKNN,
     RankingResult,
@@ -158,10 +159,7 @@ class Users:
         )
 
     def sft(self) -> Dataset:
-        longest = self.examples.filter(
-            (pl.col("user") != pl.col("user").shift(-1)).fill_null(True)
-            | (pl.col("history").list.len() >= pl.col("history").list.len().shift(-1)).fill_null(True)
-        )
+        longest = longest_histories(self.examples)
         rows = preference_dataset(longest.with_columns(negatives=[]), self.data, self.template)
         return rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
 

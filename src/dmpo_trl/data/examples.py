@@ -95,6 +95,22 @@ def leave_one_out(
     return examples.drop("timestamp")
 
 
+def longest_histories(examples: pl.DataFrame) -> pl.DataFrame:
+    """Keep, of histories that grow from example to example, those after which a new one begins.
+
+    Args:
+        examples: As [`next_items`] returns them with `growing=True`.
+
+    Example:
+        >>> grown = pl.DataFrame({"user": ["ann", "ann", "bob"], "history": [["a"], ["a", "b"], ["c"]]})
+        >>> longest_histories(grown)["history"].to_list()
+        [['a', 'b'], ['c']]
+    """
+    length = pl.col("history").list.len()
+    is_last = (pl.col("user") != pl.col("user").shift(-1)) | (length >= length.shift(-1))
+    return examples.filter(is_last.fill_null(True))
+
+
 def seen_before(examples: pl.DataFrame, data: Interactions) -> pl.Series:
     """Return every item that the user had before the target, liked or not: what must not be recommended again.
 

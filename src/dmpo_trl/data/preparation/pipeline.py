@@ -18,7 +18,7 @@ from .._columns import positions
 from .._options import OptionError
 from .._random import uniform
 from ..datasets import text_tables
-from ..examples import next_items
+from ..examples import longest_histories, next_items
 from ..filters import k_core
 from ..interactions import Interactions
 from ..negatives import sample_negatives
@@ -236,7 +236,7 @@ def _tables(
     train = draw("train", config.negatives, train_seed, config.negative_strategy)
     validation = draw("validation", config.negatives, loss_seed, config.negative_strategy)
     if config.history == "growing":
-        sft = _longest(train)
+        sft = longest_histories(train)
     else:
         sft = _one_step_earlier(train) if config.sft_targets == "earlier" else train
     tables = {
@@ -260,13 +260,6 @@ def _shuffled(examples: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Shuffle the examples: in their own order, whole batches are of one user, who has had all the targets."""
     place = examples.select(pl.int_range(pl.len()).over("user")).to_series().to_numpy()
     return examples[uniform(seed, examples["user"], place, stream="batches").argsort(kind="stable")]
-
-
-def _longest(examples: pl.DataFrame) -> pl.DataFrame:
-    """Keep, of histories that grow from example to example, those after which a new one begins."""
-    length = pl.col("history").list.len()
-    is_last = (pl.col("user") != pl.col("user").shift(-1)) | (length >= length.shift(-1))
-    return examples.filter(is_last.fill_null(True))
 
 
 def _one_step_earlier(examples: pl.DataFrame) -> pl.DataFrame:
