@@ -1,11 +1,9 @@
 """Ranking in each of two processes, which write what they found to a JSON file; test_processes.py compares."""
 
-import gc
 import json
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from support import make_model, make_tokenizer
@@ -20,6 +18,7 @@ from dmpo_trl.evaluation.generation import generate_items
 from dmpo_trl.evaluation.ranking import rank_with_model
 from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.probe import prepare_for_scoring
+from dmpo_trl.training.distributed import end_process_group
 
 
 def rank(model, users):
@@ -50,10 +49,11 @@ def train(folder):
     return {"before": before, "after": trainer.evaluate()}
 
 
-def main(folder):
-    state = PartialState(cpu=True)
-    sharded = fully_shard(make_model(), mesh=init_device_mesh("cpu", (state.num_processes,)))
-    found = {
+def find(folder):
+    """What this process finds. No model outlives the call: `end_process_group` says why."""
+    mesh = init_device_mesh("cpu", (PartialState().num_processes,))
+    sharded = fully_shard(make_model(), mesh=mesh)
+    return {
         "plain": rank(make_model(), make_users(7)),
         "fewer users than processes": rank(make_model(), make_users(1)),
         "ddp": rank(DistributedDataParallel(make_model()), make_users(7)),
@@ -63,9 +63,15 @@ def main(folder):
         ).outputs,
         "trained": train(folder),
     }
+
+
+def main(folder):
+    # A thread gets the interpreter only where it is released: an end that hangs or aborts now and then does so always
+    sys.setswitchinterval(1000)  # seconds
+    state = PartialState(cpu=True)
+    found = find(folder)
     Path(folder, f"{state.process_index}.json").write_text(json.dumps(found))
-    gc.collect()  # models before the group: `distributed.end_process_group` says why
-    torch.distributed.destroy_process_group()
+    end_process_group()
 
 
 if __name__ == "__main__":
