@@ -38,6 +38,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --compile --negatives 7 --rounds 2 --sides trie "trie, compiled" --name step-compiled $(BENCH)
 	$(BIN)/python benchmarks/step.py --negatives 3 --prompt_lengths 64 128 256 512 --rounds 2 --sides copies trie --name step-prompt $(BENCH)
 	$(BIN)/python benchmarks/step.py --negatives 3 --batch_sizes 1 2 4 --rounds 2 --sides trie "trie, one at a time" "trie, padded rows" --name step-batch $(BENCH)
+	$(BIN)/python benchmarks/step.py --negatives 3 7 15 --positions 1 10 --memory --sides copies trie "trie, one at a time" --name step-growing $(BENCH)
 	$(BIN)/python benchmarks/whole_trainer.py --examples 16 $(BENCH)
 	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --rounds 2 $(BENCH)
 	$(BIN)/python benchmarks/heads.py --tokens 36 144 --rounds 3 $(BENCH)

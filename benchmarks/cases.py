@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from models import movielens_folder
 from transformers import AutoTokenizer
 
-from dmpo_trl.data import MOVIES, leave_one_out, preference_dataset, read_recbole, sample_negatives
+from dmpo_trl.data import MOVIES, leave_one_out, next_items, preference_dataset, read_recbole, sample_negatives
 from dmpo_trl.preprocessing.tokenize import tokenize_row
 
 PROMPT_LENGTH, TITLE_LENGTH = 270, 10  # tokens; twenty films that a MovieLens user liked
@@ -109,6 +110,25 @@ def movielens_rows(negatives: int) -> list[dict[str, Any]]:
     data = read_recbole(movielens_folder(), title_field="movie_title", year_field="release_year")
     users = leave_one_out(data, min_rating=4.0, history_length=20, min_history=20)
     return preference_dataset(sample_negatives(users, data, negatives, seed=0), data, MOVIES).to_list()
+
+
+def growing_cases(folder: str, positions: list[int], negatives: list[int]) -> Iterator[Case]:
+    """Yield the last rows of a MovieLens user whose history grew from 5 to 24 films, for every combination.
+
+    The user is the one of whom a row has the median number of tokens, so that no choice is made by hand.
+    """
+    data = read_recbole(movielens_folder(), title_field="movie_title", year_field="release_year")
+    grown = next_items(data, min_rating=4.0, history_length=24, min_history=5, per_user=20, growing=True)
+    whole = grown.filter(pl.len().over("user") == 20)
+    rows = preference_dataset(sample_negatives(whole, data, max(negatives), seed=0), data, MOVIES).to_list()
+    users = [[tokenize(folder, row) for row in rows[i : i + 20]] for i in range(0, len(rows), 20)]
+    users.sort(key=lambda own: len(own[-1]["prompt_ids"]))
+    user = users[len(users) // 2]
+    for count in positions:
+        for n in negatives:
+            batch = [example | {"rejected_ids": example["rejected_ids"][:n]} for example in user[-count:]]
+            length = round(statistics.mean(len(row["prompt_ids"]) for row in batch))
+            yield Case(f"N={n}, {count} position{'s' if count > 1 else ''}", [batch], n, length, count)
 
 
 def read_authors_pairs(file: Path) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ class Settings:
     first_seed: int = 0
     users: int = field(default=32, metadata={"help": "Training users."})
     test_users: int = 400
-    validation_users: int = 200
+    validation_users: int = field(default=200, metadata={"help": "Kept apart; the weight of a fusion is chosen on 100."})
     positions: int = field(default=20, metadata={"help": "Training examples per user, the latest ones."})
     history_length: int = 24
     min_history: int = 5
@@ -106,7 +106,7 @@ class Settings:
     sft_learning_rate: float = 5e-4
     batch_size: int = 20
     model: str | None = field(default=None, metadata={"help": "Folder. Default: the quickstart's SmolLM2-135M."})
-    bf16: bool = field(default=False, metadata={"help": "Train in bf16, on processors that have it."})
+    bf16: bool = field(default=False, metadata={"help": "Train under autocast and rank in bf16, where it is fast."})
     work: Path = field(default=ROOT / "outputs" / "learning", metadata={"help": "Folder for adapters."})
     output: Path = field(default=ROOT / "benchmarks" / "results" / "learning", metadata={"help": "Folder for cells."})
 
@@ -191,7 +191,9 @@ def read(settings: Settings) -> Interactions:
 
 
 def load(settings: Settings, adapter: Path | None = None, *, train: bool = False) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
+    """Load the model: to be trained in float32 (with `bf16` under autocast), to be ranked with `bf16` in bfloat16."""
+    dtype = torch.bfloat16 if settings.bf16 and not train else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
     return model if adapter is None else PeftModel.from_pretrained(model, str(adapter), is_trainable=train)
 
 
@@ -265,7 +267,11 @@ def _train(trainer: Any, folder: Path, tokens: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     trainer.model.save_pretrained(folder)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"tokens": tokens, "seconds": seconds, "steps": trainer.state.global_step, "log": log}
+    spent = {"tokens": tokens, "seconds": seconds, "steps": trainer.state.global_step, "log": log}
+    (folder / "spent.json").write_text(
+        json.dumps(spent), encoding="utf-8"
+    )  # a cell killed while it ranks goes on there
+    return spent
 
 
 def rank(settings: Settings, users: Users, model: Any, name: str) -> dict[str, RankingResult]:
@@ -276,6 +282,8 @@ def rank(settings: Settings, users: Users, model: Any, name: str) -> dict[str, R
     found = {}
     for group in ("validation", "test"):
         dataset = users.ranking(group)
+        if group == "validation":
+            dataset = dataset.take(min(100, len(dataset)))  # enough to choose a weight, and half the time
         scored = score_candidates(model, tokenizer, dataset)
         found[group] = rank_by_log_prob(dataset, scored, score="sum", name=name), rank_by_item_knn(dataset, knn)
         results[f"{group} sum"] = found[group][0]
@@ -339,7 +347,9 @@ def compute(settings: Settings, users: Users, method: str) -> dict[str, Any]:
         sft = adapter_of(settings, users, "sft")
         if method != "sft" and not (sft / "adapter_config.json").exists():
             raise SystemExit(f"{sft} is missing: run the method sft first, or delete its cell.")
-        if method == "sft":
+        if (folder / "spent.json").exists():
+            spent = json.loads((folder / "spent.json").read_text(encoding="utf-8"))
+        elif method == "sft":
             spent = train_sft(settings, users, None, folder, None)
         elif method == "sft more":
             spent = train_sft(settings, users, sft, folder, settings.tokens)

@@ -5,7 +5,8 @@
 The ways are the "sides" of `sides.py`. They take turns inside one process for several rounds; a run in which two of
 them disagree in loss or gradient norm stops. By default a batch is one MovieLens 100K example, and the model is
 SmolLM2-135M in float32 on the CPU. `--prompt_lengths` and `--batch_sizes` sweep over these quantities. `--rows` takes
-the DMPO authors' pairs instead, in batches of ten rows in the file's order. `--shape` takes random weights in the
+the DMPO authors' pairs instead, in batches of ten rows in the file's order; `--positions` a MovieLens user's rows
+whose histories grow inside one another. `--shape` takes random weights in the
 shape of a known model and random tokens, for a GPU. Copies with full logits take about 2.3 GB per thousand tokens
 (SmolLM2); `--copies_at_once` limits them.
 
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import report
 import torch
-from cases import Case, authors_rows, movielens_examples, random_examples, sweep, tiny_examples
+from cases import Case, authors_rows, growing_cases, movielens_examples, random_examples, sweep, tiny_examples
 from machine import PeakMemory, describe, matmul_rate
 from measure import Outcome, Outcomes, check_agreement, run_or_none, run_step
 from models import SHAPES, Models, ModelSettings, load_models
@@ -49,6 +50,9 @@ class Settings(ModelSettings):
     negatives: list[int] = field(default_factory=lambda: [1, 3, 7, 15])
     prompt_lengths: list[int] | None = field(default=None, metadata={"help": "Cut or extend prompts to these."})
     batch_sizes: list[int] = field(default_factory=lambda: [1], metadata={"help": "Examples per batch."})
+    positions: list[int] | None = field(
+        default=None, metadata={"help": "Rows per user whose histories grow, as batches, instead of single rows."}
+    )
     rows: Path | None = field(default=None, metadata={"help": "JSON file of the DMPO authors' pairs, to be used."})
     batch_rows: int = field(default=10, metadata={"help": "Rows of --rows per batch."})
     batches: int = field(default=3, metadata={"help": "Batches of --rows to take."})
@@ -73,6 +77,8 @@ class Settings(ModelSettings):
 def make_cases(settings: Settings) -> list[Case]:
     if settings.rows is not None:
         return [authors_rows(settings.rows, settings.model, settings.batch_rows, settings.batches)]
+    if settings.positions is not None:
+        return list(growing_cases(settings.model, settings.positions, settings.negatives))
     count, most = max(settings.batch_sizes), max(settings.negatives)
     if settings.tiny:
         source = tiny_examples(count, most)

@@ -1,6 +1,7 @@
 """The quickstart's data: films of MovieLens 100K, or of other RecBole files, with rejected films drawn at random."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -11,10 +12,13 @@ from dmpo_trl.data import (
     MOVIES,
     Interactions,
     leave_one_out,
+    longest_histories,
+    next_items,
     preference_dataset,
     ranking_dataset,
     read_recbole,
     sample_negatives,
+    sft_dataset,
     split_users,
 )
 
@@ -28,44 +32,78 @@ class FilmSettings:
     year_field: str | None = field(
         default=None, metadata={"help": "Field of the .item file with the year, to be part of the title."}
     )
-    report: str = field(default="test", metadata={"help": "Users to report on.", "choices": ["test", "validation"]})
-    train_users: int = 400
-    validation_users: int = 340
-    test_users: int = 120
+    report: str = field(
+        default="test",
+        metadata={"help": "Users to report on; the settings were chosen on `tuning`.", "choices": ["test", "tuning"]},
+    )
+    train_users: int = 16
+    validation_users: int = field(default=60, metadata={"help": "Users on whom the weight of the counts is chosen."})
+    tuning_users: int = 200
+    test_users: int = 200
     min_rating: float | None = field(default=4.0, metadata={"help": "Ratings from here on count as liked."})
-    history_length: int = field(default=10, metadata={"help": "Films in a prompt."})
-    negatives: int = field(default=7, metadata={"help": "Rejected films for each chosen one in training."})
+    history_length: int = field(default=24, metadata={"help": "Most films in a prompt."})
+    positions: int = field(default=20, metadata={"help": "Films per training user to learn from, the latest ones."})
+    negatives: int = field(default=3, metadata={"help": "Rejected films for each chosen one in training."})
     candidates: int = field(default=20, metadata={"help": "Films to rank: one the user liked, the rest never had."})
     seed: int = 0
 
 
-def read_data(settings: FilmSettings) -> Interactions:
+@dataclass
+class Films:
+    """The data of one run: who is trained, on what, and who is ranked."""
+
+    data: Interactions
+    settings: FilmSettings
+
+    @cached_property
+    def users(self) -> dict[str, pl.DataFrame]:
+        """The last film that each user liked and what came before, by group of users."""
+        own = self.settings
+        sizes = {"train": own.train_users, "validation": own.validation_users}
+        sizes |= {"tuning": own.tuning_users, "test": own.test_users}
+        last = leave_one_out(self.data, min_rating=own.min_rating, history_length=own.history_length, min_history=2)
+        return split_users(last, sizes, seed=own.seed)
+
+    @cached_property
+    def examples(self) -> pl.DataFrame:
+        """Each film that a training user liked, after those before it: histories that grow by a film."""
+        grown = next_items(
+            self.data,
+            min_rating=self.settings.min_rating,
+            history_length=self.settings.history_length,
+            min_history=2,
+            per_user=self.settings.positions,
+            growing=True,
+        )
+        return grown.join(self.users["train"], on="user", how="semi", maintain_order="left")
+
+    def sft(self) -> Dataset:
+        """Return the longest history of each user with the film after it; SFT learns every film of it."""
+        return sft_dataset(longest_histories(self.examples), self.data, MOVIES)
+
+    def preference(self) -> Dataset:
+        """Return all examples, each with films that the user never had."""
+        drawn = sample_negatives(self.examples, self.data, self.settings.negatives, seed=self.settings.seed)
+        return preference_dataset(drawn, self.data, MOVIES)
+
+    def ranking(self, group: str) -> Dataset:
+        """Return the candidates of a group of users; another seed than in training, so that they share no draws."""
+        drawn = sample_negatives(
+            self.users[group], self.data, self.settings.candidates - 1, seed=self.settings.seed + 1
+        )
+        return ranking_dataset(drawn, self.data, MOVIES, seed=self.settings.seed)
+
+    def shown(self) -> pl.DataFrame:
+        """Return what the model sees of the training users: `user` and `item`."""
+        return self.examples.select("user", item=pl.concat_list("history", "target")).explode("item").unique()
+
+    def all_interactions(self) -> pl.DataFrame:
+        """Return all that is known of the training users: `user` and `item`."""
+        had = self.data.interactions.select("user", "item").cast(pl.String)
+        return had.join(self.users["train"], on="user", how="semi")
+
+
+def read_films(settings: FilmSettings) -> Films:
     """Read the folder given, or MovieLens 100K."""
     folder = Path(settings.data) if settings.data else MOVIELENS_100K.fetch()[0].parent
-    return read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field)
-
-
-def make_datasets(data: Interactions, settings: FilmSettings) -> tuple[Dataset, Dataset, Dataset, dict[str, int]]:
-    """Return examples for SFT and for DMPO, rankings to report on, and how often the training users had each film.
-
-    SFT and DMPO share their users, not their targets: DMPO learns from the last film that a user liked, SFT from what
-    came before. A target that SFT has seen already is an easy one that teaches DMPO little.
-    """
-    options = {"min_rating": settings.min_rating, "history_length": settings.history_length}
-    sizes = {"train": settings.train_users, "validation": settings.validation_users, "test": settings.test_users}
-    last = leave_one_out(data, **options, min_history=2)
-    users = split_users(last, sizes, seed=settings.seed)
-    had = data.interactions.cast({"user": pl.String, "item": pl.String})
-    before = had.join(last, left_on=["user", "item"], right_on=["user", "target"], how="anti")
-    earlier = leave_one_out(Interactions(before, data.items), **options)
-    earlier = earlier.join(users["train"], on="user", how="semi", maintain_order="left")
-
-    sft = preference_dataset(earlier.with_columns(negatives=[]), data, MOVIES)
-    sft = sft.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
-    dmpo = preference_dataset(
-        sample_negatives(users["train"], data, settings.negatives, seed=settings.seed), data, MOVIES
-    )
-    # Another seed than in training: the two must not share their draws
-    report = sample_negatives(users[settings.report], data, settings.candidates - 1, seed=settings.seed + 1)
-    popularity = dict(had.join(users["train"], on="user", how="semi").group_by("item").len().iter_rows())
-    return sft, dmpo, ranking_dataset(report, data, MOVIES, seed=settings.seed), popularity
+    return Films(read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field), settings)

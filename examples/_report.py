@@ -14,10 +14,17 @@ from types import ModuleType
 from typing import Any
 
 from datasets import Dataset
+from stages import logged
 
 from dmpo_trl.evaluation import RankingResult, text_table, verdict
 
-COMPARISONS = (("sft", "zero_shot"), ("dmpo", "sft"), ("dmpo", "popularity"))
+COMPARISONS = (
+    ("sft", "zero_shot"),
+    ("dmpo", "sft"),
+    ("dmpo", "sft_more"),
+    ("dmpo", "item_knn"),
+    ("dmpo + item_knn", "item_knn"),
+)
 
 
 @contextmanager
@@ -42,7 +49,10 @@ def print_results(results: dict[str, RankingResult], about: str) -> None:
     print(
         "NDCG@5 is 1 where the film that the user liked next comes first, and 0 where it is not among the first five."
     )
-    print("sft learned which films come next, dmpo also which do not; popularity knows no user, only counts.")
+    print(
+        "sft learned which films come next, sft_more the same for longer, dmpo for as long also which do not.\n"
+        "popularity and item_knn count what the models saw of their users; those with `all` count everything."
+    )
 
 
 def print_next(model: str, history: list[str]) -> None:
@@ -93,20 +103,47 @@ def import_pyplot() -> ModuleType:
     return pyplot
 
 
-def draw_training(trained: str, file: Path) -> None:
-    """Draw loss, rewards and margins that the DMPO stage logged in its folder."""
-    history = json.loads((Path(trained) / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    logs = [entry for entry in history if "loss" in entry]  # the summary at the end has none
+COLOURS = {"counts": "tab:gray", "model": "tab:blue", "both": "tab:green"}
+
+
+def draw(results: dict[str, RankingResult], trained: str, file: Path) -> None:
+    """Draw what each ranker reaches, and the margins that the preference stage logged in its folder."""
     pyplot = import_pyplot()
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    panels = {"loss": ["loss"], "rewards": ["rewards/chosen", "rewards/rejected"], "margins": ["rewards/margins"]}
-    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
-        for key in keys:
-            axis.plot(
-                [entry["epoch"] for entry in logs], [entry[key] for entry in logs], marker="o", markersize=3, label=key
-            )
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(file, dpi=120)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained", width_ratios=[3, 2])
+    _draw_rankers(left, results)
+    logs = logged(trained)
+    tokens = [entry["num_tokens"] for entry in logs]
+    for key, label in (("rewards/margins", "mean of the negatives"), ("rewards/margins_min", "hardest negative")):
+        right.plot(tokens, [entry[key] for entry in logs], marker="o", markersize=3, label=label)
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set(
+        title="Reward of the chosen film minus that of ...", xlabel="tokens of the preference stage", ylabel="nats"
+    )
+    right.grid(alpha=0.3)
+    right.legend()
+    figure.savefig(file, dpi=150)
     pyplot.close(figure)
+
+
+def _draw_rankers(axis: Any, results: dict[str, RankingResult]) -> None:
+    """Draw NDCG@5 with its interval, the best on top; those that know more than the models are hollow."""
+    figures = {name: result.intervals(["ndcg@5"])["ndcg@5"] for name, result in results.items()}
+    chance = figures.pop("random")
+    for place, (name, found) in enumerate(sorted(figures.items(), key=lambda pair: pair[1].mean)):
+        kind = "both" if " + " in name else "counts" if name.startswith(("popularity", "item_knn")) else "model"
+        axis.errorbar(
+            found.mean,
+            place,
+            xerr=[[found.mean - found.low], [found.high - found.mean]],
+            fmt="o",
+            color=COLOURS[kind],
+            markerfacecolor="white" if name.endswith(", all") else COLOURS[kind],
+            capsize=3,
+        )
+    axis.set_yticks(range(len(figures)), sorted(figures, key=lambda name: figures[name].mean))
+    axis.axvline(chance.mean, color="black", linewidth=0.8, linestyle=":", label="guessing")
+    for kind, colour in COLOURS.items():
+        axis.plot([], [], "o", color=colour, label=kind)
+    axis.set(title="NDCG@5 with 95% intervals", xlim=(0, None))
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(loc="lower right")

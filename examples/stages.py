@@ -1,5 +1,6 @@
 """What the examples have in common: data, two training stages in plain TRL with one adapter, and the table."""
 
+import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -73,20 +74,25 @@ def load(model: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model, dtype="auto" if torch.cuda.is_available() else torch.float32)
 
 
-def train_sft(train: Dataset, settings: Training, **options: Any) -> str:
+def train_sft(
+    train: Dataset, settings: Training, adapter: str | None = None, name: str = "sft", **options: Any
+) -> str:
     """Teach the task and its format: the chosen item after each history.
 
     Args:
         train: Columns `prompt` and `completion`.
         settings: Model and training.
+        adapter: Folder of an adapter to go on with. By default a new one.
+        name: Name of the adapter's folder in the results' folder.
         **options: More options of `SFTConfig`.
 
     Returns:
-        The adapter's folder.
+        The new adapter's folder, with what was logged in `trainer_state.json`.
     """
-    folder = str(Path(settings.results) / "sft")
+    folder = str(Path(settings.results) / name)
+    model = load(settings.model)
     trainer = SFTTrainer(
-        model=load(settings.model),
+        model=PeftModel.from_pretrained(model, adapter, is_trainable=True) if adapter else model,
         # The titles of the history are as good a lesson as the one that came next, and cost nothing more
         args=SFTConfig(
             **_arguments(settings, folder, settings.sft_learning_rate) | options, completion_only_loss=False
@@ -94,12 +100,15 @@ def train_sft(train: Dataset, settings: Training, **options: Any) -> str:
         train_dataset=train,
         processing_class=AutoTokenizer.from_pretrained(settings.model),
         callbacks=[TimeLeft()],
-        peft_config=LoraConfig(
+        peft_config=None
+        if adapter
+        else LoraConfig(
             r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
     trainer.train()
     trainer.save_model(folder)
+    trainer.save_state()
     return folder
 
 
@@ -137,6 +146,20 @@ def train_dmpo(train: Dataset, sft: str, settings: Training, name: str = "dmpo",
     return folder
 
 
+def logged(folder: str) -> list[dict[str, Any]]:
+    """Return what a stage logged in its folder, one entry per logging step."""
+    return [entry for entry in _state(folder)["log_history"] if "loss" in entry]  # the summary at the end has none
+
+
+def tokens_computed(folder: str) -> float:
+    """Return how many tokens a stage computed; a prefix that several rows of a batch share counts once.
+
+    Steps after the last one that was logged count as much as those before it.
+    """
+    last = logged(folder)[-1]
+    return last["num_tokens"] * _state(folder)["global_step"] / last["step"]
+
+
 def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> str:
     """Rank the test users' candidates with each model and with the baselines.
 
@@ -156,6 +179,10 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
     table = f"{len(users)} test users\n\n{markdown_table(rows)}"
     (Path(settings.results) / "table.md").write_text(f"{table}\n", encoding="utf-8")
     return table
+
+
+def _state(folder: str) -> dict[str, Any]:
+    return json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
 
 
 def _arguments(settings: Training, folder: str, learning_rate: float) -> dict[str, Any]:

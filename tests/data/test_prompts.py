@@ -9,18 +9,19 @@ TEMPLATE = PromptTemplate(system="You recommend.", instruction="Liked:", questio
 
 
 def test_the_words_for_movies():
-    """The quickstart's figures were measured with exactly these."""
+    """The figures of benchmarks/results/learning were measured with exactly these."""
+    question = "Which film will a viewer like next, after these?"
     assert MOVIES.prompt(["Alien", "Babe"]) == [
         {"role": "system", "content": "You recommend films."},
-        {
-            "role": "user",
-            "content": "A viewer liked these films, oldest first:\nAlien\nBabe\nWhich film will the viewer like next?",
-        },
+        {"role": "user", "content": f"{question}\nAlien\nBabe"},
     ]
-    assert MOVIES.plain().prompt(["Alien"]) == (
-        "You recommend films.\nA viewer liked these films, oldest first:\nAlien\n"
-        "Which film will the viewer like next?\n"
-    )
+    assert MOVIES.plain().prompt(["Alien"]) == f"You recommend films.\n{question}\nAlien\n"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_nothing_but_markers_follows_the_history_of_a_built_in_template(name):
+    assert TEMPLATES[name].around()[-1] == ""
+    assert TEMPLATES[name].instruction.endswith("?")
 
 
 def test_the_candidates_stand_between_history_and_question():

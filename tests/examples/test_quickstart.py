@@ -25,9 +25,14 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<eos>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>"]
 METRICS = {"hr@1", "hr@5", "ndcg@5", "mrr", "auc"}
+RANKERS = {"random", "popularity", "item_knn", "popularity, all", "item_knn, all"}
+RANKERS |= {"zero_shot", "sft", "sft_more", "dmpo", "dmpo + item_knn"}
 SMALL = {
     "train_users": 40,
     "validation_users": 5,
+    "tuning_users": 3,
+    "positions": 3,
+    "sft_epochs": 2,
     "test_users": 12,
     "history_length": 4,
     "negatives": 3,
@@ -98,7 +103,7 @@ def finished(quickstart, data_folder, model_folder, tmp_path_factory) -> tuple[P
     """One run of the script: its output folder, metrics.json, and what it printed."""
     output = tmp_path_factory.mktemp("output")
     options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": output}
-    options |= {"sft_learning_rate": 1e-2, "dmpo_learning_rate": 1e-2, "dmpo_epochs": 3}
+    options |= {"sft_learning_rate": 1e-2, "dmpo_learning_rate": 1e-2, "dmpo_epochs": 2}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         metrics = run_main(quickstart, options)
@@ -117,13 +122,12 @@ def run_main(quickstart, options: dict) -> dict:
 
 def test_metrics_have_the_agreed_keys(run):
     _, metrics = run
-    rankers = {"random", "popularity", "zero_shot", "sft", "dmpo"}
-    assert rankers < metrics.keys()
-    for ranker in rankers:
+    assert metrics.keys() == RANKERS | {"intervals", "differences", "seconds", "settings"}
+    for ranker in RANKERS:
         assert metrics[ranker].keys() == METRICS
         for metric, (low, high) in metrics["intervals"][ranker].items():
             assert 0 <= low <= metrics[ranker][metric] <= high <= 1
-    assert {"train sft", "train dmpo", "rank zero_shot", "rank dmpo"} <= metrics["seconds"].keys()
+    assert {"train sft", "train sft_more", "train dmpo", "rank zero_shot", "rank dmpo"} <= metrics["seconds"].keys()
     assert metrics["settings"]["beta"] > 0
 
 
@@ -150,7 +154,7 @@ def test_the_recommender_learns_what_can_be_learnt(run):
 
 def test_plain_peft_loads_both_adapters(run, model_folder):
     output, _ = run
-    for stage in ("sft", "dmpo"):
+    for stage in ("sft", "sft_more", "dmpo"):
         base = AutoModelForCausalLM.from_pretrained(model_folder)
         model = PeftModel.from_pretrained(base, output / stage)
         assert list(model.peft_config) == ["default"]
@@ -163,22 +167,22 @@ def test_plain_peft_loads_both_adapters(run, model_folder):
 
 def test_the_picture_is_drawn(run):
     output, _ = run
-    assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "quickstart.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_it_prints_fits_a_terminal_and_says_what_it_means(finished):
     _, metrics, printed = finished
     table = printed[printed.index("1 is best") : printed.index("What this means")]
     assert max(map(len, table.splitlines())) <= 100
-    assert re.search(r"^dmpo        0\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]  \d", table, re.MULTILINE)
-    for name, other in [("sft", "zero_shot"), ("dmpo", "sft"), ("dmpo", "popularity")]:
+    assert re.search(r"^dmpo             0\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]  \d", table, re.MULTILINE)
+    for name, other in [("sft", "zero_shot"), ("dmpo", "sft_more"), ("dmpo + item_knn", "item_knn")]:
         found = metrics["differences"][f"{name} - {other}"]["ndcg@5"]
         words = f"{name} and {other} cannot be told apart"
         if found["p_value"] < 0.05:
             words = f"{name} is {'better' if found['mean'] > 0 else 'worse'} than {other}"
         assert f"- {words}: ndcg@5 {found['mean']:+.3f} [" in printed
     # How long each training takes, once
-    assert len(re.findall(r"^\d+\.\d s per step, steps left: \d+, about \d+\.\d minutes$", printed, re.M)) == 2
+    assert len(re.findall(r"^\d+\.\d s per step, steps left: \d+, about \d+\.\d minutes$", printed, re.M)) == 3
 
 
 def test_the_command_that_it_ends_with_recommends(finished):
@@ -190,56 +194,75 @@ def test_the_command_that_it_ends_with_recommends(finished):
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^ *\d+\. (?:Good|Bad) Film", done.stdout, re.MULTILINE)) == 10
     saved = json.loads((output / "dmpo" / "recommender.json").read_text())
-    assert saved["score"] == "mean"  # as in the table
+    assert saved["score"] == "sum"  # as in the table
 
 
-def test_a_picture_of_one_point_is_not_empty(quickstart, tmp_path, monkeypatch):
-    entry = {"loss": 0.7, "rewards/chosen": 0.1, "rewards/rejected": 0.2, "rewards/margins": -0.1, "epoch": 1.0}
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [entry]}))
+def test_sft_goes_on_for_as_many_tokens_as_the_preference_stage_computed(quickstart, run):
+    output, _ = run
+    computed = {name: quickstart.tokens_computed(str(output / name)) for name in ("sft", "sft_more", "dmpo")}
+    # Steps are whole; SFT did ten
+    assert computed["sft_more"] == pytest.approx(computed["dmpo"], abs=1.5 * computed["sft"] / 10)
+
+
+def test_the_picture_shows_every_ranker_and_both_margins(quickstart, tmp_path, monkeypatch):
+    entry = {"loss": 0.7, "rewards/margins": 0.3, "rewards/margins_min": -0.1, "num_tokens": 90.0, "step": 3}
+    state = {"log_history": [entry, {"train_runtime": 1}], "global_step": 4}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    assert quickstart.tokens_computed(str(tmp_path)) == 120
+    rankings = {
+        name: quickstart.RankingResult(
+            name, ["u1", "u2"], [np.array([2.0, 1.0]), np.array([1.0, place / 2])], [0, 0], [["a", "b"]] * 2
+        )
+        for place, name in enumerate(["random", "popularity", "item_knn, all", "dmpo", "dmpo + item_knn"])
+    }
     pyplot = quickstart.import_pyplot()
     monkeypatch.setattr(pyplot, "close", lambda _: None)
-    quickstart.draw_training(str(tmp_path), tmp_path / "training.png")
-    lines = [line for axis in pyplot.gcf().axes for line in axis.lines]
+    quickstart.draw(rankings, str(tmp_path), tmp_path / "quickstart.png")
+    left, right = pyplot.gcf().axes
     monkeypatch.undo()
     pyplot.close("all")
-    assert len(lines) == 4
-    assert all(line.get_marker() == "o" for line in lines)
+    names = [label.get_text() for label in left.get_yticklabels()]
+    assert sorted(names) == sorted(rankings.keys() - {"random"})
+    shown = {names[int(own.lines[0].get_ydata()[0])]: own.lines[0].get_xdata()[0] for own in left.containers}
+    assert shown == {name: pytest.approx(rankings[name].metrics(["ndcg@5"])["ndcg@5"]) for name in names}
+    # A single point is seen too
+    assert [(list(line.get_ydata()), line.get_marker()) for line in right.lines[:2]] == [([0.3], "o"), ([-0.1], "o")]
 
 
 def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, tmp_path, capsys):
     options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": tmp_path, "train_users": 4}
-    metrics = run_main(quickstart, options)
-    assert "12 test users, 10 candidates, ranked by the mean of their tokens' log-probs.\n" in capsys.readouterr().out
+    metrics = run_main(quickstart, options | {"sft_epochs": 1, "batch_size": 20})
+    about = "12 test users, 10 candidates each; the models learned from 4 users and rank by the sum of the tokens'"
+    assert about in capsys.readouterr().out
     assert metrics["dmpo"].keys() == METRICS
-    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_groups_of_users_share_nobody_and_sft_sees_no_target(quickstart, data_folder):
-    def datasets(report: str):
-        settings = quickstart.Settings(
-            data=str(data_folder),
-            report=report,
-            train_users=30,
-            validation_users=10,
-            test_users=20,
-            history_length=7,
-            candidates=5,
-        )
-        return quickstart.make_datasets(quickstart.read_data(settings), settings)
-
-    def films(row: dict, column: str) -> list[str]:
-        return row[column][-1]["content"].split("\n")
-
-    sft, dmpo, validation, _ = datasets("validation")
-    assert dmpo["prompt"][:] == datasets("test")[1]["prompt"][:]
-    test = datasets("test")[2]
-    # Histories of seven films out of thirty in random order hardly ever repeat
-    assert len({str(prompt) for part in (dmpo, validation, test) for prompt in part["prompt"]}) == 60
-    for earlier, last in zip(sft, dmpo, strict=True):
-        seen = [*films(earlier, "prompt"), *films(earlier, "completion")]
-        assert set(films(last, "chosen")).isdisjoint(seen)
-        # The last film of the history is what SFT is taught to name
-        assert films(last, "prompt")[-2:-1] == films(earlier, "completion")
+def test_groups_of_users_share_nobody_and_histories_grow(quickstart, data_folder):
+    sizes = {"train_users": 20, "validation_users": 10, "tuning_users": 10, "test_users": 20}
+    settings = quickstart.Settings(data=str(data_folder), **sizes, history_length=4, positions=3, candidates=5)
+    films = quickstart.read_films(settings)
+    assert {name: frame.height for name, frame in films.users.items()} == {
+        name.removesuffix("_users"): size for name, size in sizes.items()
+    }
+    assert len({user for frame in films.users.values() for user in frame["user"]}) == 60
+    assert set(films.examples["user"]) == set(films.users["train"]["user"])
+    liked = {
+        user: [str(item) for item in frame.sort("timestamp")["item"]]
+        for (user,), frame in films.data.interactions.group_by("user")
+    }
+    for (user,), own in films.examples.group_by("user", maintain_order=True):
+        everything = liked[user]
+        assert own["target"].to_list() == everything[-3:]
+        assert own["history"].list.len().to_list() == [2, 3, 4]
+        for history, target in own.select("history", "target").rows():
+            place = everything.index(target)
+            assert history == everything[place - len(history) : place]
+    shown = films.shown()
+    assert shown.unique().height == shown.height
+    assert shown.height < films.all_interactions().height == 20 * 8
+    for row in films.preference():
+        assert {title["content"] for title in row["chosen"]}.isdisjoint(one[0]["content"] for one in row["rejected"])
 
 
 def test_without_matplotlib_it_says_what_to_install(quickstart, monkeypatch):

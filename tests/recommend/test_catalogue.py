@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import make_tokenizer
 
-from dmpo_trl.data import MOVIES
+from dmpo_trl.data import MOVIES, PromptTemplate
+from dmpo_trl.data.tidy import tidy_title
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend.catalogue import Catalogue, PromptTries, TitleTrie
 
@@ -92,8 +93,12 @@ def test_faulty_catalogues(items, message):
 TITLES = ["Alien", "Aliens", "The Mask", "The Matrix", "Toy Story", "  Heidi", "s", "Alien 3"]
 
 
-@pytest.mark.parametrize("template", [MOVIES, MOVIES.plain()], ids=["chat", "plain"])
-@given(histories=st.lists(st.lists(st.text("abs. \n", max_size=6), max_size=4), min_size=1, max_size=4))
+ASKED_LAST = PromptTemplate("Liked:", "Which film next?")
+TITLE = st.text("abs. ", min_size=1, max_size=6).map(tidy_title).filter(bool)  # as readers give them
+
+
+@pytest.mark.parametrize("template", [MOVIES, MOVIES.plain(), ASKED_LAST], ids=["chat", "plain", "asked last"])
+@given(histories=st.lists(st.lists(TITLE, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_prompts_of_a_template_share_a_trie_that_is_right_for_each(template, histories):
     tokenizer = make_tokenizer()
     tries = PromptTries(tokenizer, TITLES, template)

@@ -1,7 +1,7 @@
 """From raw recommender files to preference datasets: readers, splits, negatives, prompts."""
 
 from .datasets import pair_dataset, preference_dataset, ranking_dataset, sft_dataset
-from .examples import leave_one_out, next_items
+from .examples import leave_one_out, longest_histories, next_items
 from .filters import k_core
 from .interactions import Interactions
 from .leakage import LeakReport, leak_report, leak_report_of_files
@@ -45,6 +45,7 @@ __all__ = [
     "leak_report",
     "leak_report_of_files",
     "leave_one_out",
+    "longest_histories",
     "natural_title",
     "next_items",
     "pair_dataset",

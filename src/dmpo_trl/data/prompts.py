@@ -116,39 +116,34 @@ class PromptTemplate:
         return cls(**values)
 
 
+# The question stands before the history: of histories that grow by an item only the chat markers are computed again
 MOVIES = PromptTemplate(
-    system="You recommend films.",
-    instruction="A viewer liked these films, oldest first:",
-    question="Which film will the viewer like next?",
+    system="You recommend films.", instruction="Which film will a viewer like next, after these?", question=""
 )
 """For MovieLens."""
 
 GAMES = PromptTemplate(
-    system="You recommend games.",
-    instruction="A player liked these games, oldest first:",
-    question="Which game will the player like next?",
+    system="You recommend games.", instruction="Which game will a player like next, after these?", question=""
 )
 """For Amazon's video games."""
 
 PRODUCTS = PromptTemplate(
     system="You recommend products.",
-    instruction="A customer bought these products, oldest first:",
-    question="Which product will the customer buy next?",
+    instruction="Which product will a customer buy next, after these?",
+    question="",
 )
 """For Amazon's other categories."""
 
 MUSIC = PromptTemplate(
     system="You recommend music.",
     # No word about an order: the artists of Last.fm HetRec come without times
-    instruction="A listener likes these artists:",
-    question="Which other artist will the listener like?",
+    instruction="Which other artist will a listener of these like?",
+    question="",
 )
 """For Last.fm."""
 
 GENERAL = PromptTemplate(
-    system="You recommend items.",
-    instruction="A user chose these items, oldest first:",
-    question="Which item will the user choose next?",
+    system="You recommend items.", instruction="Which item will a user choose next, after these?", question=""
 )
 """For whatever else a table may hold."""
 

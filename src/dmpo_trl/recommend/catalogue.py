@@ -20,8 +20,8 @@ from ..preprocessing.tokenize import tokenize_completions
 
 logger = logging.getLogger(__name__)
 
-# What a title becomes depends on the end of the prompt before it. Prompts that agree in this many last tokens, and
-# in what some sample titles become after them, share a trie.
+# What a title becomes depends on the end of the prompt before it. Prompts that agree in this many last tokens, or in
+# those that follow the history if they are fewer, and in what some sample titles become after them, share a trie.
 _TAIL = 8
 _SAMPLES = 3
 _TRIES_KEPT = 8
@@ -189,8 +189,8 @@ class PromptTries:
     """Prompts tokenised together with the catalogue's titles, exactly as in training.
 
     A trie is built once and serves every prompt that ends in the same tokens and after which a few sample titles
-    become the same tokens, as do all prompts of a template, which end in the same question. Any other prompt gets a
-    trie of its own. The latest few tries are kept.
+    become the same tokens, as do all prompts of a template: they end in the same question, or at least in the same
+    chat markers or line break. Any other prompt gets a trie of its own. The latest few tries are kept.
 
     Args:
         tokenizer: The tokenizer.
@@ -203,12 +203,14 @@ class PromptTries:
         self._completions = [template.completion(title) for title in titles]
         by_title = sorted(range(len(titles)), key=titles.__getitem__)
         self._samples = [self._completions[row] for row in by_title[:: max(1, len(titles) // _SAMPLES)]]
+        after = template.around()[-1]
+        self._tail = min(_TAIL, self._common_end(*(template.messages(f"{item}{after}") for item in "Q7"))) or _TAIL
         self._tries: dict[Any, tuple[int, TitleTrie]] = {}
 
     def __call__(self, prompt: Any) -> tuple[list[int], TitleTrie]:
         """Return the token ids of a prompt (cut where a title's tokens begin) and the trie of the titles after it."""
         prompt_ids, samples = self._tokenize(prompt, self._samples)
-        key = (tuple(prompt_ids[-_TAIL:]), tuple(map(tuple, samples)))
+        key = (tuple(prompt_ids[-self._tail :]), tuple(map(tuple, samples)))
         if key not in self._tries:
             own_ids, sequences = self._tokenize(prompt, self._completions)
             if not own_ids:
@@ -217,13 +219,18 @@ class PromptTries:
             cut = len(prompt_ids) - len(own_ids)
             trie = TitleTrie(sequences)
             logger.info("Built a trie of %d nodes over %d titles", len(trie.token), len(sequences))
-            if cut >= _TAIL:  # the titles begin before the tokens that were compared
+            if cut >= self._tail:  # the titles begin before the tokens that were compared
                 return own_ids, trie
             while len(self._tries) >= _TRIES_KEPT:
                 del self._tries[next(iter(self._tries))]
             self._tries[key] = cut, trie
         cut, trie = self._tries[key]
         return prompt_ids[: len(prompt_ids) - cut], trie
+
+    def _common_end(self, *prompts: Any) -> int:
+        """Return how many tokens two prompts have in common at their end."""
+        first, second = (self._tokenize(prompt, self._samples)[0][::-1] for prompt in prompts)
+        return common_prefix_length(first, second)
 
     def _tokenize(self, prompt: Any, completions: Sequence[Any]) -> tuple[list[int], list[list[int]]]:
         return tokenize_completions(

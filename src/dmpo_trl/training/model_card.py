@@ -55,8 +55,8 @@ from dmpo_trl.recommend import Recommender
 # Recommender.from_pretrained({model!r}, data="the-folder")
 items = pl.DataFrame({{"item": ["1", "2", "3"], "title": ["Alien (1979)", "Aliens (1986)", "Babe (1995)"]}})
 template = PromptTemplate(
-    instruction="A viewer liked these films, oldest first:",
-    question="Which film will the viewer like next?",
+    instruction="Which film will a viewer like next, after these?",
+    question="",
     conversational={conversational},
 )
 recommender = Recommender.from_pretrained({model!r}, items=items, template=template)"""

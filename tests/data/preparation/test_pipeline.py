@@ -177,7 +177,7 @@ def test_growing_histories(raw, tmp_path, split):
     """Training prompts of a user begin alike, SFT has each longest one, and what is evaluated stays the same."""
     options = {"min_rating": 4, "split": split, "history_length": 4, "min_history": 2, "examples_per_user": 0}
     template = tmp_path / "template.yaml"
-    template.write_text(yaml.safe_dump(MOVIES.to_dict() | {"question": "", "conversational": False}))
+    template.write_text(yaml.safe_dump(MOVIES.to_dict() | {"conversational": False}))
     options |= {"template": str(template)}
     latest = prepare(config(raw, tmp_path / "latest", **options))
     growing = prepare(config(raw, tmp_path / "growing", **options, history="growing"))
@@ -203,7 +203,7 @@ def test_growing_histories(raw, tmp_path, split):
     ]
     known = {tuple(title(item) for _, item in own) for own in liked.values()}
     for row in rows:
-        shown = [*row["prompt"].split("oldest first:\n")[1].splitlines(), row["chosen"]]
+        shown = [*row["prompt"].split("after these?\n")[1].splitlines(), row["chosen"]]
         assert any(list(own[i : i + len(shown)]) == shown for own in known for i in range(len(own)))
 
 

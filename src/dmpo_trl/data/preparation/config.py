@@ -53,8 +53,8 @@ class PrepareConfig:
 
     Example:
         >>> config = PrepareConfig("movielens", "out", path="ml-1m.zip", min_rating=4)
-        >>> config.prompt_template().question
-        'Which film will the viewer like next?'
+        >>> config.prompt_template().instruction
+        'Which film will a viewer like next, after these?'
     """
 
     dataset: str = field(metadata={"help": "Format of the raw files.", "choices": list(_TEMPLATE_OF)})
