@@ -1,12 +1,16 @@
 """README and docs: links, anchors, paths, commands and the example of a loss."""
 
+import math
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from support import make_model, make_tokenizer
 
+from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +122,20 @@ def test_the_loss_of_ones_own_trains(tmp_path, monkeypatch):
     names: dict = {}
     exec(example, names)
     assert names["trainer"].state.log_history[-1]["train_loss"] == pytest.approx(1.78, abs=0.005)
+
+
+def test_the_rows_with_several_chosen_completions_train(tmp_path, monkeypatch):
+    """The example of docs/losses.md as it stands; before the first step a candidate is as good as any other."""
+    make_model("llama").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    (example,) = re.findall(r"^```python\n(rows = .*?)^```", (ROOT / "docs" / "losses.md").read_text(), re.M | re.S)
+    names: dict = {"Dataset": Dataset, "DMPOConfig": partial(DMPOConfig, use_cpu=True, bf16=False, report_to="none")}
+    monkeypatch.chdir(tmp_path)
+    exec(example, names)
+    trainer = DMPOTrainer(str(tmp_path / "model"), args=names["args"], train_dataset=names["rows"])
+    loss = trainer.compute_loss(trainer.model.train(), trainer.data_collator(list(trainer.train_dataset)))
+    # Aliens among three candidates, Predator, which Aliens is above, among two; Heidi among three
+    assert loss.item() == pytest.approx((math.log(3) + math.log(2) + math.log(3)) / 2, abs=1e-4)
 
 
 def test_the_readmes_change_from_dpo_to_dmpo_trains(tmp_path, monkeypatch):

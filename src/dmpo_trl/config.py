@@ -39,8 +39,8 @@ class DMPOConfig(DPOConfig):
             `"dmpo"` (arXiv 2405.16127), `"softmax"` (S-DPO, arXiv 2406.09215), or any loss of `DPOConfig`, averaged
             over the pairs of an example. Several are added up with `loss_weights`. With one rejected completion
             `"dmpo"`, `"softmax"` and `"sigmoid"` are the same number. `"sampled_softmax"` and `"mppo"` (arXiv
-            2412.15244) have no reference: where no loss has one, no reference model is loaded. docs/losses.md has
-            them all.
+            2412.15244) have no reference: where no loss has one, no reference model is loaded. `"mult_dpo"` (arXiv
+            2606.10078) is for rows with several chosen completions. docs/losses.md has them all.
         negative_selection (`str`, *optional*, defaults to `"all"`):
             Which rejected completions of an example count in its loss: `"all"`, or `"boundary"` (DynamicPO, arXiv
             2605.00327), those at the decision boundary, each with a beta of its own. It goes with any loss.

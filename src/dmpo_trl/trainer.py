@@ -22,8 +22,8 @@ from .losses import SELECTIONS, ScoredBatch, weighted_loss, wpo_weights
 from .modeling.aux_loss import num_copies
 from .modeling.loading import base_model_of
 from .preprocessing.dataset import tokenize_dataset
-from .preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS
-from .preprocessing.truncate import max_num_rejected
+from .preprocessing.format import CHOSEN_COLUMNS, PAIR_COLUMNS, REFERENCE_COLUMNS, VALUE_COLUMNS
+from .preprocessing.truncate import max_num_chosen, max_num_rejected
 from .preprocessing.validate import check_rows, named_datasets, shown_name
 from .training.checkpoints import set_damaged_cache_aside
 from .training.checks import check_limits, check_options, check_step
@@ -40,8 +40,9 @@ class DMPOTrainer(ResumableTrainer):
     """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions per prompt.
 
     Takes the place of [`~trl.DPOTrainer`]: constructor and datasets are the parent's, except that `rejected`
-    holds a list of completions. Every distinct prefix of a batch is computed once where the model allows
-    it (`DMPOConfig.prefix_sharing`), and only the positions that score a completion meet the vocabulary.
+    holds a list of completions, and `chosen` may hold one too. Every distinct prefix of a batch is computed once where
+    the model allows it (`DMPOConfig.prefix_sharing`), and only the positions that score a completion meet the
+    vocabulary.
 
     Example:
         >>> from datasets import Dataset
@@ -62,7 +63,7 @@ class DMPOTrainer(ResumableTrainer):
         ref_model: The reference policy. By default the initial `model`.
         args: A `DMPOConfig` (or a `DPOConfig`, whose `loss_type` then is TRL's default).
         data_collator: By default a `DataCollatorForMultiPreference`.
-        train_dataset: Rows of `prompt`, `chosen` and a list of `rejected`, or of their token ids.
+        train_dataset: Rows of `prompt`, `chosen` (or a list of them) and a list of `rejected`, or of their token ids.
         eval_dataset: Likewise, or a dictionary of such datasets.
         *args_and_kwargs: The parent's further parameters.
 
@@ -107,7 +108,8 @@ class DMPOTrainer(ResumableTrainer):
         given_columns = getattr(train_dataset, "column_names", None) or ()
         self._reference_is_given = self._has_reference and set(REFERENCE_COLUMNS) <= set(given_columns)
         self._given_collator = data_collator
-        self._ref_table_width = 0  # while reference log-probs are precomputed, the largest N of the dataset
+        # While reference log-probs are precomputed, the largest numbers of chosen and of rejected completions of a row
+        self._ref_table_widths: tuple[int | None, int | None] = (None, None)
         with options_of_parent(args, self._has_reference):
             super().__init__(
                 model, ref_model, args, data_collator, train_dataset, eval_dataset, *args_and_kwargs, **kwargs
@@ -168,7 +170,7 @@ class DMPOTrainer(ResumableTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in PAIR_COLUMNS if name not in self._signature_columns]
+        self._signature_columns += [name for name in VALUE_COLUMNS if name not in self._signature_columns]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -218,23 +220,24 @@ class DMPOTrainer(ResumableTrainer):
         if self.accelerator.is_main_process:
             cache_key = Hasher.hash((dataset._fingerprint, self._precompute_model_hash))  # as in the parent
             set_damaged_cache_aside(dataset._get_cache_file_path(cache_key), len(dataset))
-        self._ref_table_width = max_num_rejected(dataset)
+        self._ref_table_widths = (max_num_chosen(dataset), max_num_rejected(dataset))
         try:
             dataset = super()._precompute_ref_logps(dataset, name, batch_size)
         finally:
-            self._ref_table_width = 0
+            self._ref_table_widths = (None, None)
         with global_then_local_main_first():  # one process writes the cache file that all read
             return rows_of_table(dataset)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute reference log-probs of a batch: chosen (B,) and rejected (P,), example by example.
+        """Compute reference log-probs of a batch: of all chosen and of all rejected completions, example by example.
 
-        Precomputed, the latter are (B, largest N of the dataset), filled up with NaN: processes gather equal shapes.
+        Precomputed, they are (B, largest number of a row of the dataset), filled up with NaN: processes gather equal
+        shapes. So are those of the chosen ones where rows have a list of them.
         """
         inputs = from_pairs(inputs) if "completion_mask" in inputs else inputs
         completions = Completions.of(inputs)
         chosen, rejected = completions.split(self._reference_logps(model, inputs, completions))
-        return chosen, completions.table(rejected, self._ref_table_width) if self._ref_table_width else rejected
+        return completions.tables(chosen, rejected, self._ref_table_widths)
 
     def _reference_logps(self, model: Any, inputs: dict[str, torch.Tensor], completions: Completions) -> torch.Tensor:
         """Return log-probs of all completions under the reference policy, (C,), without gradient."""
@@ -285,7 +288,7 @@ class DMPOTrainer(ResumableTrainer):
             f_divergence_type=self.f_divergence_type,
             f_alpha_divergence_coef=self.f_alpha_divergence_coef,
             pair_weights=wpo_weights(outputs, completions) if self.use_weighting else None,
-            **{name: inputs[name] for name in PAIR_COLUMNS if name in inputs},
+            **{name: inputs[name] for name in (*CHOSEN_COLUMNS, *PAIR_COLUMNS) if name in inputs},
         )
         selected = SELECTIONS[getattr(self.args, "negative_selection", "all")](batch)
         loss: Any = weighted_loss(self.loss_types, self.loss_weights, selected, self.args)

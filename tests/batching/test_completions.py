@@ -9,19 +9,20 @@ from support import ragged_examples
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.batching.completions import Completions, from_pairs, model_inputs
 
-# Examples, each with its completions, the chosen one first; a completion is the values of its tokens
-VALUES = st.lists(
-    st.lists(st.lists(st.integers(-9, 9), min_size=1, max_size=4), min_size=2, max_size=5), min_size=1, max_size=4
-)
+# Examples, each with its chosen and its rejected completions; a completion is the values of its tokens
+SIDE = st.lists(st.lists(st.integers(-9, 9), min_size=1, max_size=4), min_size=1, max_size=4)
+VALUES = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4)
 
 
 def completions_of(examples):
     """Every token with a scored pair of its own, and the values of the pairs."""
-    flat = [completion for example in examples for completion in example]
+    flat = [completion for chosen, rejected in examples for completion in chosen + rejected]
     owners = [index for index, completion in enumerate(flat) for _ in completion]
     completions = Completions(
-        num_rejected=torch.tensor([len(example) - 1 for example in examples]),
-        is_chosen=torch.tensor([place == 0 for example in examples for place in range(len(example))]),
+        num_rejected=torch.tensor([len(rejected) for _, rejected in examples]),
+        is_chosen=torch.tensor(
+            [one for sides in examples for one in [True] * len(sides[0]) + [False] * len(sides[1])]
+        ),
         token_pairs=torch.arange(len(owners)).flip(0),
         token_completions=torch.tensor(owners),
     )
@@ -31,13 +32,24 @@ def completions_of(examples):
 @given(VALUES)
 def test_sums_lengths_and_sides_are_those_of_lists(examples):
     completions, values = completions_of(examples)
-    chosen, rejected = completions.split(completions.sum(completions.per_token(values)))
-    assert chosen.tolist() == [sum(example[0]) for example in examples]
-    assert rejected.tolist() == [sum(one) for example in examples for one in example[1:]]
-    assert completions.lengths.tolist() == [len(one) for example in examples for one in example]
-    assert completions.example.tolist() == [index for index, example in enumerate(examples) for _ in example]
+    found = completions.split(completions.sum(completions.per_token(values)))
+    for side in (0, 1):
+        assert found[side].tolist() == [sum(one) for example in examples for one in example[side]]
+    assert completions.lengths.tolist() == [len(one) for chosen, rejected in examples for one in chosen + rejected]
+    assert completions.example.tolist() == [b for b, sides in enumerate(examples) for side in sides for _ in side]
+    assert completions.num_chosen.tolist() == [len(chosen) for chosen, _ in examples]
     assert completions.token_is_chosen.tolist() == [
-        place == 0 for example in examples for place, one in enumerate(example) for _ in one
+        side is chosen for chosen, rejected in examples for side in (chosen, rejected) for one in side for _ in one
+    ]
+
+
+@given(VALUES)
+def test_pairs_are_those_of_each_chosen_completion_with_each_rejected_one(examples):
+    completions, values = completions_of(examples)
+    chosen, rejected = completions.split(completions.sum(completions.per_token(values)))
+    of_chosen, of_rejected = completions.pairs
+    assert list(zip(chosen[of_chosen].tolist(), rejected[of_rejected].tolist(), strict=True)) == [
+        (sum(one), sum(other)) for sides in examples for one in sides[0] for other in sides[1]
     ]
 
 
@@ -45,12 +57,12 @@ def test_sums_lengths_and_sides_are_those_of_lists(examples):
 def test_tokens_past_the_shortest_completion_of_their_example_weigh_alpha(examples):
     completions, values = completions_of(examples)
     expected = [
-        sum(one[: (shared := min(map(len, example)))]) + 0.25 * sum(one[shared:])
-        for example in examples
-        for one in example
+        sum(one[: (shared := min(map(len, chosen + rejected)))]) + 0.25 * sum(one[shared:])
+        for chosen, rejected in examples
+        for one in chosen + rejected
     ]
     assert completions.logps(values, 0.25).tolist() == pytest.approx(expected)
-    assert completions.logps(values).tolist() == [sum(one) for example in examples for one in example]
+    assert completions.logps(values).tolist() == [sum(one) for a, b in examples for one in a + b]
 
 
 @given(VALUES, st.integers(1, 4))
@@ -71,17 +83,20 @@ def test_join_undoes_split_and_leaves_further_examples_out(examples):
     chosen, rejected = completions.split(sums)
     assert completions.join(chosen, rejected).tolist() == sums.tolist()
     first = completions.first(1)
-    assert first.join(chosen, rejected).tolist() == sums[: len(examples[0])].tolist()
+    assert first.join(chosen, rejected).tolist() == sums[: sum(map(len, examples[0]))].tolist()
 
 
 @given(VALUES)
 def test_a_table_has_a_row_per_example(examples):
     completions, values = completions_of(examples)
-    _, rejected = completions.split(completions.sum(completions.per_token(values)))
-    table = completions.table(rejected, 6)
-    for row, example in zip(table.tolist(), examples, strict=True):
-        assert row[: len(example) - 1] == [sum(one) for one in example[1:]]
-        assert all(value != value for value in row[len(example) - 1 :])  # NaN
+    sides = completions.split(completions.sum(completions.per_token(values)))
+    assert completions.tables(*sides, (None, None)) == sides
+    for place, table in enumerate(completions.tables(*sides, (5, 6))):
+        assert table.shape == (len(examples), 5 + place)
+        for row, example in zip(table.tolist(), examples, strict=True):
+            own = [sum(one) for one in example[place]]
+            assert row[: len(own)] == own
+            assert all(value != value for value in row[len(own) :])  # NaN
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

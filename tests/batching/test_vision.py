@@ -229,6 +229,28 @@ def test_many_negatives_are_the_formula(tmp_path, name, conversational):
     assert metrics["rewards/margins"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
 
 
+@pytest.mark.parametrize("conversational", [False, True])
+def test_several_chosen_completions_are_those_of_rows_with_one(tmp_path, conversational):
+    """DMPO's loss of a row is the mean over its chosen completions, each with all rejected ones."""
+    folder = save_model(tmp_path / "model", "llava")
+    rows = list(make_rows((3, 4), "<image>", conversational=conversational))
+    for row in rows:
+        row |= {"chosen": [row["chosen"], row["rejected"][0]], "rejected": row["rejected"][1:]}
+    several = Dataset.from_list(rows)
+    single = Dataset.from_list([row | {"chosen": one} for row in rows for one in row["chosen"]])
+    outcomes = [
+        loss_gradients_and_metrics(
+            DMPOTrainer(folder, args=make_config(tmp_path), train_dataset=one, eval_dataset=one)
+        )
+        for one in (several, single.select([0, 1]), single.select([2, 3]))
+    ]
+    assert outcomes[0][0] == pytest.approx((outcomes[1][0] + outcomes[2][0]) / 2, abs=1e-5)
+    assert_gradients_agree(
+        outcomes[0][1], {name: (outcomes[1][1][name] + outcomes[2][1][name]) / 2 for name in outcomes[1][1]}
+    )
+    assert outcomes[0][2]["num_rejected"] == 2.5
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_training_with_images_lowers_the_loss(tmp_path, lora):
     rows = make_rows((2, 1, 3, 2), "<image>", conversational=True)

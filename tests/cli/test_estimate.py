@@ -113,6 +113,21 @@ def test_lengths_are_measured_on_a_dataset(capsys, config_folder, tmp_path):
     assert "4 rows of" in output
 
 
+def test_each_of_several_chosen_completions_is_counted(capsys, config_folder, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"prompt": "Watched: Alien. Next:", "chosen": [" Aliens", " Ox"], "rejected": [" Babe", " Heidi"]}] * 4
+    Dataset.from_list(rows).to_parquet(data / "train.parquet")
+    found, output = estimate(capsys, "--model_name_or_path", config_folder, "--dataset_name", data)
+    titles = [
+        len(make_tokenizer()(f"Watched: Alien. Next:{title}</s>")["input_ids"])
+        for title in (" Aliens", " Ox", " Babe", " Heidi")
+    ]
+    assert found["tokens"][1] == 4 * (sum(titles) - len(titles))
+    assert "4 rows of" in output
+    assert "N = 2," in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

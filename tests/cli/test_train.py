@@ -1,6 +1,7 @@
 """`dmpo-trl train` on a tiny model: the options are TRL's, the trainer ours, the start a model or an adapter."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -126,6 +127,43 @@ def test_train_streams_a_dataset(model_folder, data_folder, tmp_path):
     # In the order of the file
     assert [entry["num_rejected"] for entry in log_of(out) if "num_rejected" in entry] == [1.5, 1.5]
     assert "a stream" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options", [[], ["--dataset_streaming"], ["--precompute_ref_log_probs"]])
+def test_train_takes_lists_of_chosen_from_json_lines(model_folder, tmp_path, options):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    rows = [
+        {"prompt": f"Watched: {title}. Next:", "chosen": chosen, "chosen_levels": levels, "rejected": rejected}
+        for title, chosen, levels, rejected in [
+            ("Alien", [" Aliens", " Predator"], [2, 1], [" Babe"]),
+            ("Babe", [" Heidi"], [1], [" Aliens", " The Rock"]),
+            ("The Mask", [" Aliens", " Heidi", " Ox"], [1, 1, 2], [" Babe", " The Rock"]),
+            ("Toy Story", [" Babe", " Heidi"], [1, 1], [" The Rock"]),
+        ]
+    ]
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(
+        [
+            "train",
+            *paths(model_folder, data, out),
+            *ON_A_CPU,
+            "--loss_type",
+            "mult_dpo",
+            "--logging_steps",
+            "1",
+            *options,
+        ]
+    )
+    log = [entry for entry in log_of(out) if "loss" in entry]
+    assert len(log) == 2
+    assert sum(entry["num_rejected"] for entry in log) == 3
+    # Before the first step all margins are 0: the logarithm of the number of candidates of each chosen one remains
+    if options == ["--dataset_streaming"]:
+        expected = [math.log(3) + math.log(2), math.log(3)]
+        assert log[0]["loss"] == pytest.approx(sum(expected) / 2, abs=1e-4)
+    card = (out / "README.md").read_text()
+    assert ("- Positives per example: 1 to 3, 2.00 on average.\n" in card) == (options != ["--dataset_streaming"])
 
 
 def test_train_trains_an_adapter_on_a_4_bit_model(model_folder, data_folder, tmp_path):

@@ -41,6 +41,34 @@ def test_plain_rows():
     assert without.column_names == ["prompt", "chosen", "rejected"]
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, TEMPLATE.plain()])
+def test_several_targets_are_a_list_of_those_of_rows_with_one(template):
+    several = EXAMPLES.with_columns(
+        target=pl.Series([["b", "e"], ["d"]]), chosen_levels=pl.Series([[1.0, 2.0], [3.0]])
+    )
+    made = preference_dataset(several, DATA, template)
+    single = preference_dataset(several.explode("target", "chosen_levels"), DATA, template).to_list()
+    assert made["chosen"][:] == [[single[0]["chosen"], single[1]["chosen"]], [single[2]["chosen"]]]
+    assert made["chosen_levels"][:] == [[1.0, 2.0], [3.0]]
+    rest = ["chosen", "chosen_levels"]
+    for own, other in zip(made.remove_columns(rest).to_list(), (single[0], single[2]), strict=True):
+        assert own == {name: value for name, value in other.items() if name not in rest}
+    assert made.features == Dataset.from_list(made.to_list()).features
+
+
+def test_several_targets_are_refused_where_a_row_has_one():
+    several = EXAMPLES.with_columns(target=pl.concat_list("target"))
+    for make in (pair_dataset, sft_dataset, ranking_dataset):
+        with pytest.raises(
+            ValueError, match=r'target holds lists.* one target a row: give `examples.explode\("target"\)'
+        ):
+            make(several, DATA, TEMPLATE, seed=0)
+    with pytest.raises(ValueError, match="whose template lists the candidates"):
+        preference_dataset(several, DATA, MOVIES.with_candidates())
+    with pytest.raises(ValueError, match="target has the item 'y'"):
+        preference_dataset(several.with_columns(target=pl.lit(["b", "y"])), DATA, MOVIES)
+
+
 def test_a_template_without_a_system_message():
     template = PromptTemplate(instruction="Liked:", question="Next?", separator="; ")
     assert template.prompt(["Alien", "Babe"]) == [{"role": "user", "content": "Liked:\nAlien; Babe\nNext?"}]

@@ -30,6 +30,11 @@ RUNS = {
     "adapter": {"lora": True},
     "precomputed reference, dataset in memory": {"precompute_ref_log_probs": True},
     "precomputed reference, adapter": {"precompute_ref_log_probs": True, "lora": True},
+    "several chosen, precomputed reference": {
+        "several_chosen": True,
+        "loss_type": ["mult_dpo"],
+        "precompute_ref_log_probs": True,
+    },
     "evaluation of one row": {"eval_rows": 1},
 }
 # Two processes in another way, and which of RUNS they have to end like
@@ -45,6 +50,7 @@ QUICK = (
     "all weights",
     "adapter",
     "precomputed reference, dataset in memory",
+    "several chosen, precomputed reference",
     "evaluation of one row",
     "an evaluation before",
 )

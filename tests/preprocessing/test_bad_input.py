@@ -108,6 +108,12 @@ REFUSED = {
     "number as chosen": Case([row(chosen=3), row(chosen=4)]),
     "numbers in the list": Case([row(rejected=[3, 4])]),
     "column of dicts": Case([row(rejected={"title": "Babe"})]),
+    "empty list of chosen": Case([row(chosen=[" Alien"]), row(chosen=[])]),
+    "null among chosen": Case([row(chosen=[" Alien"]), row(chosen=[" Alien", None])]),
+    "chosen twice": Case([row(chosen=[" Alien", " Ox"]), row(chosen=[" Ox", " Ox"])]),
+    "one of the chosen among rejected": Case([row(chosen=[" Alien", " Ox"]), row(chosen=[" Ox", " Babe"])]),
+    "same tokens among chosen": Case([row(chosen=[" Alien"]), row(chosen=[" Alien", " Alien</s>"])]),
+    "one level too few": Case([row(chosen=[" Ox"], chosen_levels=[1]), row(chosen=[" Ox", " Al"], chosen_levels=[1])]),
     "list of dicts that are no messages": Case([row(rejected=[{"title": "Babe"}])]),
     "no chosen column": Case([{"prompt": PROMPT, "rejected": [" Babe"]}]),
     "no rejected column": Case([{"prompt": PROMPT, "chosen": " Alien"}]),
@@ -145,6 +151,8 @@ REFUSED = {
     "token ids: empty list": Case([tokens(), tokens(rejected_ids=[])]),
     "token ids: empty completion": Case([tokens(), tokens(rejected_ids=[[21], []])]),
     "token ids: empty prompt": Case([tokens(), tokens(prompt_ids=[])]),
+    "token ids: same among chosen": Case([tokens(chosen_ids=[[20]]), tokens(chosen_ids=[[20], [20]])]),
+    "token ids: empty one among chosen": Case([tokens(chosen_ids=[[20]]), tokens(chosen_ids=[[20], []])]),
     "token ids: chosen among rejected": Case([tokens(), tokens(rejected_ids=[[20, 2]])]),
     "token ids: negative": Case([tokens(), tokens(chosen_ids=[20, -100])]),
     "token ids: null": Case([tokens(), tokens(chosen_ids=[20, None])]),
@@ -408,7 +416,32 @@ def test_one_row_of_a_million(build, monkeypatch, changes):
     assert len(looked_at) == 2
 
 
+def large_table_of_several(n, **changes):
+    """The same with two chosen completions a row."""
+    table = large_table(n).data.table
+    texts = pa.array([" Alien", " Ox"]).take(pa.array(np.arange(2 * n) % 2))
+    several = pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * 2), texts)
+    table = table.set_column(1, "chosen", several)
+    last = pa.Table.from_pylist([row(chosen=[" Alien", " Ox"]) | changes], schema=table.schema)
+    return Dataset(pa.concat_tables([table.slice(0, n - 1), last]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"chosen": []}, {"chosen": None}, {"chosen": [None]}, {"chosen": [" Ox", " Ox"]}, {"rejected": [" Babe", " Ox"]}],
+    ids=str,
+)
+def test_one_row_of_a_million_with_several_chosen(monkeypatch, changes):
+    looked_at = []
+    read = validate.read_row
+    monkeypatch.setattr(validate, "read_row", lambda example, error: looked_at.append(example) or read(example, error))
+    with pytest.raises(RowError, match=rf"^Row 999999 of the train dataset, column `{next(iter(changes))}`: "):
+        check_rows(large_table_of_several(1_000_000, **changes), "train")
+    assert len(looked_at) == 2
+
+
 def test_a_million_good_rows():
+    check_rows(large_table_of_several(1_000_000), "train")
     check_rows(large_table(1_000_000), "train")
 
 

@@ -67,6 +67,41 @@ def test_numbered_columns_are_folded_in_the_order_of_their_numbers(tokenizer, na
     assert tokenize(tokenizer, row) == tokenize(tokenizer, {"prompt": "a", "chosen": " b", "rejected": expected})
 
 
+def test_several_chosen_completions_are_a_list_of_lists(tokenizer):
+    row = {"prompt": "Next:", "chosen": [" Alien", " Aliens"], "rejected": [" Babe"]}
+    found = tokenize(tokenizer, row)
+    singles = [tokenize(tokenizer, {**row, "chosen": text}) for text in row["chosen"]]
+    assert found["chosen_ids"] == [one["chosen_ids"] for one in singles]
+    assert (found["prompt_ids"], found["rejected_ids"]) == (singles[0]["prompt_ids"], singles[0]["rejected_ids"])
+    one = tokenize(tokenizer, {**row, "chosen": [" Alien"]})
+    assert one == singles[0] | {"chosen_ids": [singles[0]["chosen_ids"]]}
+    messages = {
+        "prompt": message("Next?", "user"),
+        "chosen": [message("Alien"), message("Aliens")],
+        "rejected": [message("Babe")],
+    }
+    found = tokenize(tokenizer, messages)
+    assert [tokenizer.decode(ids) for ids in found["chosen_ids"]] == ["Alien</s>", "Aliens</s>"]
+    ids = {name: found[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+    assert tokenize(tokenizer, ids) == found
+
+
+def test_an_implicit_prompt_is_what_all_chosen_ones_share_too(tokenizer):
+    row = {"chosen": ["Next: Alien", "Next: Babe"], "rejected": ["Next: Aliens"]}
+    explicit = {"prompt": "Next:", "chosen": [" Alien", " Babe"], "rejected": [" Aliens"]}
+    assert tokenize(tokenizer, row) == tokenize(tokenizer, explicit)
+
+
+def test_keep_completion_leaves_room_for_the_longest_chosen_one(tokenizer):
+    row = {"prompt": "Watched: Alien, Babe, Heidi. Next:", "chosen": [" Ox", " The Matrix"], "rejected": [" O"]}
+    whole = tokenize(tokenizer, row)
+    longest = max(map(len, whole["chosen_ids"]))
+    assert longest > len(whole["rejected_ids"][0])
+    short = tokenize(tokenizer, row, max_length=longest + 3, truncation_mode="keep_completion")
+    assert short["prompt_ids"] == whole["prompt_ids"][-3:]
+    assert short["chosen_ids"] == whole["chosen_ids"]
+
+
 def test_numbered_columns_ignore_everything_else():
     assert numbered_columns(["rejected", "rejected_ids", "negatives", "rejected2", "rejected10", "rejected1"]) == [
         "rejected1",
@@ -127,7 +162,23 @@ def test_keep_completion_shortens_the_prompt_for_its_longest_completion(tokenize
         ({"prompt": "a", "chosen": "b", "rejected": ["c", "b"]}, "rejected", "entry 1 equals the chosen"),
         ({"prompt": "a", "chosen": "b", "rejected": [message("c")]}, "rejected", "entry 0 should be text"),
         ({"prompt": "a", "chosen": None, "rejected": ["c"]}, "chosen", "got None"),
-        ({"prompt": "a", "chosen": [], "rejected": ["c"]}, "chosen", r"got \[\]"),
+        ({"prompt": "a", "chosen": [], "rejected": ["c"]}, "chosen", "the list is empty"),
+        ({"prompt": "a", "chosen": ["b", None], "rejected": ["c"]}, "chosen", "entry 1 should be text, but is None"),
+        ({"prompt": "a", "chosen": [3, "b"], "rejected": ["c"]}, "chosen", "entry 0 should be text, but is 3"),
+        ({"prompt": "a", "chosen": ["b", message("d")], "rejected": ["c"]}, "chosen", "entry 0 should be a list of m"),
+        ({"prompt": "a", "chosen": [{"title": "b"}], "rejected": ["c"]}, "chosen", "expected text or a list of m"),
+        (
+            {"prompt": "a", "chosen": ["b", "d", "b"], "rejected": ["c"]},
+            "chosen",
+            "entry 2 equals entry 0, 'b'. Leave",
+        ),
+        (
+            {"prompt": "a", "chosen": ["b", "b</s>"], "rejected": ["c"]},
+            "chosen",
+            "has the same tokens as entry 0, 'b'",
+        ),
+        ({"prompt": "a", "chosen": ["b", "d"], "rejected": ["c", "d"]}, "rejected", "entry 1 equals the chosen .*'d'"),
+        ({"prompt": "a", "chosen": ["b", "d"], "rejected": ["d</s>"]}, "rejected", "same tokens as the chosen .* 'd'"),
         ({"prompt": None, "chosen": "b", "rejected": ["c"]}, "prompt", "expected text"),
         ({"prompt": message("a"), "chosen": "b", "rejected": ["c"]}, "prompt", "expected text"),
         ({"prompt": "a", "chosen": message("b"), "rejected": [message("c")]}, "prompt", "expected a list of messages"),

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from dmpo_trl.preprocessing import truncate
-from dmpo_trl.preprocessing.truncate import drop_and_report, max_num_rejected
+from dmpo_trl.preprocessing.truncate import drop_and_report, max_num_chosen, max_num_rejected
 
 # (tokens of the prompt, of the chosen, of each rejected completion)
 SHAPES = [(3, 2, [1, 4]), (6, 1, [1]), (5, 2, [1, 1, 3]), (9, 1, [2])]
@@ -28,6 +28,28 @@ def test_full_prompts_drop_the_example_and_long_completions_are_counted(caplog):
     assert "2 of the 4 examples of the train dataset are dropped" in caplog.text
     # Row 0: the rejected of 4 tokens; row 2: the chosen of 2 and the rejected of 3
     assert "3 of the 7 completions of the train dataset are cut (at the end)" in caplog.text
+
+
+def test_each_of_several_chosen_completions_is_counted(caplog):
+    rows = [
+        {
+            "prompt_ids": [1] * prompt,
+            "chosen_ids": [[2] * n for n in chosen],
+            "rejected_ids": [[3] * n for n in rejected],
+        }
+        for prompt, chosen, rejected in [(3, [1, 4, 5], [1]), (9, [9], [9, 9]), (5, [2], [1, 1, 3])]
+    ]
+    dataset = Dataset.from_list(rows)
+    with caplog.at_level(logging.WARNING):
+        kept = drop_and_report(dataset, "train", 6, "keep_start")
+    assert len(kept) == 2
+    # Row 0: the chosen of 4 and 5 tokens; row 2: the chosen of 2 and the rejected of 3
+    assert "4 of the 8 completions of the train dataset are cut (at the end)" in caplog.text
+    assert (max_num_chosen(dataset), max_num_rejected(dataset)) == (3, 3)
+    assert max_num_chosen(make_dataset()) is None
+    lengths = truncate.token_lengths(dataset)
+    assert lengths.chosen_per_row.tolist() == [3, 1, 1]
+    assert lengths.rejected_per_row.tolist() == [1, 2, 3]
 
 
 def test_nothing_is_said_where_nothing_is_lost(caplog):

@@ -51,6 +51,7 @@ def train(
     evaluate_first: bool = False,
     resume_from: str | bool | None = None,
     kill: list | None = None,
+    several_chosen: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Train the model in `folder/model` for an epoch of four steps and evaluate it; weights go to `folder/name`.
@@ -62,6 +63,7 @@ def train(
         evaluate_first: Whether the model is evaluated before it is trained, too.
         resume_from: A checkpoint, by its path in `folder`; `True` for the last whole one of this run.
         kill: Of [`MortalTrainer`].
+        several_chosen: Whether every third row has two chosen completions, of unequal levels.
 
     Returns:
         What was logged at each step, the metrics of the evaluation, and how the model was trained.
@@ -79,14 +81,21 @@ def train(
         "beta": 0.5,
         "max_length": None,
     }
-    evaluation = Dataset.from_list(ragged_examples(1, EVAL_COUNTS[:eval_rows]))
+    rows, evaluated = ragged_examples(0, TRAIN_COUNTS), ragged_examples(1, EVAL_COUNTS[:eval_rows])
+    if several_chosen:
+        for index, row in enumerate([*rows, *evaluated]):
+            first = [row["chosen_ids"]]
+            more = row["rejected_ids"][:1] if index % 3 == 0 and len(row["rejected_ids"]) > 1 else []
+            row |= {"chosen_ids": first + more, "rejected_ids": row["rejected_ids"][len(more) :]}
+            row["chosen_levels"] = [2.0, 1.0][: len(first + more)]
+    evaluation = Dataset.from_list(evaluated)
     # Not as new adapters begin, which change next to nothing: two rewards as near as rounding would compare either way
     adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     MortalTrainer.kill = kill and tuple(kill)
     trainer = MortalTrainer(
         str(folder / "model"),
         args=DMPOConfig(str(folder / name), **defaults | options),
-        train_dataset=Dataset.from_list(ragged_examples(0, TRAIN_COUNTS)),  # in memory: no file to cache beside
+        train_dataset=Dataset.from_list(rows),  # in memory: no file to cache beside
         eval_dataset=evaluation.to_iterable_dataset() if stream_eval else evaluation,
         peft_config=adapter if lora else None,
     )

@@ -1,6 +1,7 @@
 """What is logged at each step, against the definitions written out an example at a time."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,30 @@ def test_each_example_has_the_values_of_the_definitions(rows, beta):
     for name, values in found.items():
         # Shares are float32 in a float64 batch
         assert values.tolist() == pytest.approx([own[name] for own in expected], abs=1e-6, rel=1e-6), name
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.tuples(LOGP, LOGP), min_size=1, max_size=4),
+            st.lists(st.tuples(LOGP, LOGP), min_size=1, max_size=4),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_of_several_chosen_completions_the_mean_is_logged_and_the_worst(rows):
+    singles = [(policy, reference, rejected) for chosen, rejected in rows for policy, reference in chosen]
+    batch = replace(make_batch(singles), num_chosen=torch.tensor([len(chosen) for chosen, _ in rows]))
+    found = example_metrics(batch)
+    worst = ("rewards/margins_min", "rewards/top1", "logps/margins_min")
+    for place, (chosen, rejected) in enumerate(rows):
+        own = [metrics_of((policy, reference, rejected), 1.0) for policy, reference in chosen]
+        for name, values in found.items():
+            assert len(values) == len(rows)
+            expected = [one[name] for one in own]
+            expected = min(expected) if name in worst else sum(expected) / len(expected)
+            assert values[place].item() == pytest.approx(expected, abs=1e-5, rel=1e-5), name
 
 
 def test_a_tie_beats_nothing():

@@ -24,6 +24,10 @@ def with_reference(chosen):
     return [row | {"ref_chosen_logps": chosen, "ref_rejected_logps": [-9.0] * len(row["rejected"])} for row in ROWS]
 
 
+def with_levels(level):
+    return [row | {"chosen": [row["chosen"], " Ox"], "chosen_levels": [1.0, level]} for row in ROWS]
+
+
 LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.0}
 
 
@@ -57,6 +61,7 @@ BEGUN = {
     "precomputed": {"ref": None, "precompute_ref_log_probs": True},
     "reference in the rows": {"ref": None, "rows": with_reference(-8.0)},
     "grouped": {"train_sampling_strategy": "group_by_prompt"},
+    "several chosen": {"rows": with_levels(2.0), "loss_type": ["mult_dpo"]},
 }
 
 
@@ -123,6 +128,7 @@ def test_the_same_run_goes_on_without_a_word(resume, name):
             "reference's log-probs in the rows: not the same",
         ),
         ("reference in the rows", {"rows": ROWS}, "reference's log-probs in the rows: not the same"),
+        ("several chosen", {"rows": with_levels(3.0)}, "contents of the rows: not the same"),
         ("grouped", {"min_groups_per_step": 1}, "min_groups_per_step: 4 then, 1 now"),
         ("adapter", {"model": 1}, "weights of the base model: not the same"),
         ("adapter", {"lora": LORA | {"lora_alpha": 32}}, "adapter's lora_alpha: 8 then, 32 now"),

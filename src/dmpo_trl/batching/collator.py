@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from typing import Any
 
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS
+from ..preprocessing.format import VALUE_COLUMNS, holds_several
 from .trie import Row, TokenIds, build_row, join_trees, pack, plan_rows, plan_trees
 
 
@@ -125,15 +125,35 @@ def _truncate(
     )
 
 
+def of_examples(num_chosen: Sequence[int], num_completions: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a batch that say which completions make up which example.
+
+    Args:
+        num_chosen: Number of chosen completions of each example, which stand before its rejected ones.
+        num_completions: Number of all completions of each example.
+
+    Example:
+        >>> of_examples([1, 2], [3, 3])["is_chosen"]
+        tensor([ True, False, False,  True,  True, False])
+    """
+    counts = list(zip(num_chosen, num_completions, strict=True))
+    return {
+        # First, since the trainer counts the examples of a batch by the length of its first tensor
+        "num_rejected": torch.tensor([number - chosen for chosen, number in counts]),
+        "is_chosen": torch.tensor([place < chosen for chosen, number in counts for place in range(number)]),
+    }
+
+
 @dataclass
 class DataCollatorForMultiPreference(DataCollatorMixin):
-    """Collate tokenised preference examples with any number of rejected completions each.
+    """Collate tokenised preference examples with any number of chosen and rejected completions each.
 
-    Examples hold `prompt_ids`, `chosen_ids` (lists of token ids) and `rejected_ids` (a list of such lists, or one
-    such list), and may hold `ref_chosen_logps` (float), `ref_rejected_logps`, `margins` and `rejected_logq` (a list of
-    floats, one for each rejected completion). The batch holds the tensors of `lay_out`, `num_rejected` (B,),
-    `is_chosen` (all completions,), and these numbers as (B,) and (sum of N,). Completions are numbered example by
-    example, the chosen one first.
+    Examples hold `prompt_ids` (a list of token ids), `chosen_ids` and `rejected_ids` (each a list of such lists, or
+    one such list), and may hold `ref_chosen_logps` and `chosen_levels` (a list of floats, one for each chosen
+    completion, or one float), `ref_rejected_logps`, `margins` and `rejected_logq` (a list of floats, one for each
+    rejected completion). The batch holds the tensors of `lay_out`, `num_rejected` (B,), `is_chosen` (completions,),
+    and these numbers side by side, one for each completion that they belong to. Completions are numbered example by
+    example, the chosen ones first.
 
     Args:
         pad_token_id: Token that fills rows up to the longest.
@@ -164,18 +184,17 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate `examples`; see the class."""
-        prompts, completions = [], []
+        prompts, completions, num_chosen = [], [], []
         for example in examples:
-            rejected = example["rejected_ids"]
+            chosen, rejected = example["chosen_ids"], example["rejected_ids"]
+            if not holds_several(chosen):
+                chosen = [chosen]
             if rejected and not isinstance(rejected[0], list):
                 rejected = [rejected]
             prompts.append(example["prompt_ids"])
-            completions.append([example["chosen_ids"], *rejected])
-        # The trainer counts the examples of a batch by the length of its first tensor
-        batch = {
-            "num_rejected": torch.tensor([len(options) - 1 for options in completions]),
-            "is_chosen": torch.tensor([place == 0 for options in completions for place in range(len(options))]),
-        }
+            completions.append([*chosen, *rejected])
+            num_chosen.append(len(chosen))
+        batch = of_examples(num_chosen, [len(options) for options in completions])
         if self.max_length is not None:
             prompts, completions = _truncate(prompts, completions, self.max_length, self.truncation_mode)
         batch |= lay_out(
@@ -187,9 +206,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             attention_balance=self.attention_balance,
             packed_length=self.packed_length,
         )
-        for name in (*PAIR_COLUMNS, *REFERENCE_COLUMNS):
+        for name in VALUE_COLUMNS:
             if name in examples[0]:
-                values = [example[name] for example in examples]
-                flat = values if name == REFERENCE_COLUMNS[0] else chain.from_iterable(values)
-                batch[name] = torch.tensor(list(flat), dtype=torch.float32)
+                lists = [one if isinstance(one := example[name], list) else [one] for example in examples]
+                batch[name] = torch.tensor([value for values in lists for value in values], dtype=torch.float32)
         return batch

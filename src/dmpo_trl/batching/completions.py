@@ -1,8 +1,9 @@
 """Completions of a batch: which scored tokens make up which completion, and which completions make up which example.
 
-Notation: B examples, example b with N_b rejected completions; P = sum of N_b pairs, C = B + P completions, T tokens of
-completions, S scored pairs of a position and its next token (fewer than T, since completions that begin alike share
-them).
+Notation: B examples, example b with M_b chosen and N_b rejected completions, M and N in all (M = B where each example
+has one chosen completion); P = sum of M_b N_b pairs of a chosen and a rejected completion, C = M + N completions, T
+tokens of completions, S scored pairs of a position and its next token (fewer than T, since completions that begin
+alike share them).
 """
 
 from collections.abc import Mapping
@@ -12,16 +13,16 @@ from typing import Any
 
 import torch
 
-from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS
+from ..preprocessing.format import VALUE_COLUMNS
 
 
 @dataclass(frozen=True)
 class Completions:
-    """The completions of a batch, numbered example by example, the chosen one of each example first.
+    """The completions of a batch, numbered example by example, the chosen ones of each example first.
 
     Attributes:
-        num_rejected: Number of rejected completions of each example, (B,).
-        is_chosen: Whether each completion is the chosen one of its example, (C,).
+        num_rejected: Number of rejected completions of each example, (B,); at least 1.
+        is_chosen: Whether each completion is a chosen one of its example, (C,); at least one of each is.
         token_pairs: Index of each token's scored pair, (T,). The tokens of a completion stand in their order.
         token_completions: Index of the completion that each token belongs to, (T,).
 
@@ -49,7 +50,7 @@ class Completions:
     def first(self, rows: int) -> "Completions":
         """Return the completions of the first `rows` examples. The forward, and so the scored pairs, stay whole."""
         num_rejected = self.num_rejected[:rows]
-        number = rows + int(num_rejected.sum())
+        number = int((self.example < rows).sum())
         kept = self.token_completions < number
         return Completions(num_rejected, self.is_chosen[:number], self.token_pairs[kept], self.token_completions[kept])
 
@@ -62,32 +63,41 @@ class Completions:
         return token_values.new_zeros(len(self.is_chosen)).index_add(0, self.token_completions, token_values)
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Separate the values of the chosen completions, (B,), from those of the rejected ones, (P,)."""
+        """Separate the values of the chosen completions, (M,), from those of the rejected ones, (N,)."""
         return values[self.is_chosen], values[~self.is_chosen]
 
     def join(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         """Undo `split`, (C,). Values of further examples than those of these completions are left out.
 
         Args:
-            chosen: Values of the chosen completions, (B or more,).
-            rejected: Values of the rejected ones, (P or more,), or (B, 1) as of TRL collators.
+            chosen: Values of the chosen completions, (M or more,).
+            rejected: Values of the rejected ones, (N or more,), or (B, 1) as of TRL collators.
         """
         rejected = rejected.flatten()
         values = chosen.new_empty(len(self.is_chosen))
-        values[self.is_chosen] = chosen[: len(self.num_rejected)]
-        values[~self.is_chosen] = rejected[: len(values) - len(self.num_rejected)]
+        num_chosen = int(self.is_chosen.sum())
+        values[self.is_chosen] = chosen[:num_chosen]
+        values[~self.is_chosen] = rejected[: len(values) - num_chosen]
         return values
 
-    def table(self, rejected: torch.Tensor, width: int) -> torch.Tensor:
-        """Lay values of the rejected completions, (P,), out as one row per example, (B, width), filled up with NaN.
+    def tables(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, widths: tuple[int | None, int | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lay values of the chosen and of the rejected completions out as one row per example, filled up with NaN.
 
         Args:
-            rejected: The values, example by example.
-            width: At least the largest number of rejected completions of an example.
+            chosen: The values, example by example, (M,).
+            rejected: The same of the rejected ones, (N,).
+            widths: Of both tables; at least the largest number of such completions of an example. None for no table.
+
+        Returns:
+            (B, width) each, or the values as they are.
         """
-        slots = torch.arange(width, device=rejected.device)
-        table = rejected.new_full((len(self.num_rejected), width), float("nan"))
-        return table.masked_scatter(slots < self.num_rejected[:, None], rejected)
+        first, second = widths
+        return (
+            chosen if first is None else _table(chosen, self.num_chosen, first),
+            rejected if second is None else _table(rejected, self.num_rejected, second),
+        )
 
     @cached_property
     def lengths(self) -> torch.Tensor:
@@ -96,8 +106,28 @@ class Completions:
 
     @cached_property
     def example(self) -> torch.Tensor:
-        """Index of the example that each completion belongs to, (C,); `ScoredBatch.example` is that of each pair."""
-        return self.is_chosen.cumsum(0) - 1
+        """Index of the example that each completion belongs to, (C,)."""
+        rejected = (~self.is_chosen).long()
+        before = rejected.cumsum(0) - rejected  # rejected completions that stand before it
+        return torch.searchsorted(self.num_rejected.cumsum(0), before, right=True)
+
+    @cached_property
+    def num_chosen(self) -> torch.Tensor:
+        """Number of chosen completions of each example, (B,)."""
+        return torch.bincount(self.example[self.is_chosen], minlength=len(self.num_rejected))
+
+    @cached_property
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each chosen completion with all rejected ones of its example, one chosen completion after the other.
+
+        Index of each pair's completion among the chosen ones, (P,), and among the rejected ones, (P,).
+        """
+        example = self.example[self.is_chosen]
+        counts = self.num_rejected[example]
+        chosen = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        place = torch.arange(len(chosen), device=counts.device) - (counts.cumsum(0) - counts)[chosen]
+        first = (self.num_rejected.cumsum(0) - self.num_rejected)[example]
+        return chosen, first[chosen] + place
 
     @cached_property
     def token_is_chosen(self) -> torch.Tensor:
@@ -127,7 +157,12 @@ class Completions:
         return tokens - starts[self.token_completions] >= shortest[self.example[self.token_completions]]
 
 
-_OUTCOME = {field.name for field in fields(Completions)} | {*PAIR_COLUMNS, *REFERENCE_COLUMNS}
+def _table(values: torch.Tensor, counts: torch.Tensor, width: int) -> torch.Tensor:
+    table = values.new_full((len(counts), width), float("nan"))
+    return table.masked_scatter(torch.arange(width, device=values.device) < counts[:, None], values)
+
+
+_OUTCOME = {field.name for field in fields(Completions)} | set(VALUE_COLUMNS)
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

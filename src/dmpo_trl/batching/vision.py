@@ -15,7 +15,8 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from trl.trainer.utils import flush_left
 
-from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS, RowError, numbered_columns, read_row
+from ..preprocessing.format import VALUE_COLUMNS, RowError, numbered_columns, read_row
+from .collator import of_examples
 
 logger = logging.get_logger(__name__)
 
@@ -66,7 +67,7 @@ def _check_rows(dataset: Dataset | IterableDataset, dataset_name: str) -> None:
             f"The columns {numbered} of the {dataset_name} dataset are not folded into `rejected` where rows have "
             "images: put their entries into one list in a column `rejected`."
         )
-    if values := sorted(columns & {*PAIR_COLUMNS, *REFERENCE_COLUMNS}):
+    if values := sorted(columns & set(VALUE_COLUMNS)):
         raise ValueError(
             f"The columns {values} of the {dataset_name} dataset are not used where rows have images: remove them."
         )
@@ -75,15 +76,15 @@ def _check_rows(dataset: Dataset | IterableDataset, dataset_name: str) -> None:
             _read(row, partial(RowError, dataset_name, index))
 
 
-def _read(row: dict[str, Any], error: Any) -> tuple[Any, list[Any]]:
-    """Return the prompt of a row and its completions, the chosen one first."""
+def _read(row: dict[str, Any], error: Any) -> tuple[Any, list[Any], int]:
+    """Return the prompt of a row, its completions, the chosen ones first, and the number of chosen ones."""
     if "prompt" not in row:
         raise error("prompt", "there is no such column", "Rows with images need their prompt in a column of its own")
     prompt, chosen, rejected = read_row(row, error)
-    for column, completion in (("chosen", chosen), *(("rejected", completion) for completion in rejected)):
-        if completion == "":
+    for column, completions in (("chosen", chosen), ("rejected", rejected)):
+        if "" in completions:
             raise error(column, "a completion is empty", "Give it text, or drop the row")
-    return prompt, [chosen, *rejected]
+    return prompt, [*chosen, *rejected], len(chosen)
 
 
 def _collation_error(column: str, problem: str, remedy: str) -> ValueError:
@@ -92,12 +93,12 @@ def _collation_error(column: str, problem: str, remedy: str) -> ValueError:
 
 @dataclass
 class DataCollatorForVisionMultiPreference(DataCollatorMixin):
-    """Collate preference examples with images and any number of rejected completions each.
+    """Collate preference examples with images and any number of chosen and rejected completions each.
 
-    Examples are those of TRL's `DataCollatorForVisionPreference`, except that `rejected` may hold a list: `prompt`,
-    `chosen`, `rejected` (text, or messages) and `images` (a list) or `image`. Texts are tokenised and images turned
-    into pixels when the batch is made, as there. A row of the batch is one completion behind a copy of its prompt and
-    images, example by example, the chosen one first; the batch holds what the processor returns, and what
+    Examples are those of TRL's `DataCollatorForVisionPreference`, except that `chosen` and `rejected` may hold lists:
+    `prompt`, `chosen`, `rejected` (text, or messages) and `images` (a list) or `image`. Texts are tokenised and images
+    turned into pixels when the batch is made, as there. A row of the batch is one completion behind a copy of its
+    prompt and images, example by example, the chosen ones first; the batch holds what the processor returns, and what
     `DataCollatorForMultiPreference` tells the trainer of the completions.
 
     Args:
@@ -122,21 +123,21 @@ class DataCollatorForVisionMultiPreference(DataCollatorMixin):
         images: list[list[Any]] = []
         completions: list[str] = []
         num_completions: list[int] = []
+        num_chosen: list[int] = []
         for example in examples:
             own_images = [example["image"]] if "image" in example else example["images"] or []
-            prompt, options = self._render(example, own_images)
+            prompt, options, chosen = self._render(example, own_images)
             prompts += [prompt] * len(options)
             images += [own_images] * len(options)
             completions += options
             num_completions.append(len(options))
+            num_chosen.append(chosen)
         # Processors take None for a batch without any image, and no list of empty lists
         inputs = self._process(prompts, "left", images=images if any(images) else None)
         tokens, is_completion = self._join(inputs, self._process(completions, "right"))
         rows, columns = is_completion[:, 1:].nonzero(as_tuple=True)
-        # The trainer counts the examples of a batch by the length of its first tensor
         return {
-            "num_rejected": torch.tensor(num_completions) - 1,
-            "is_chosen": torch.tensor([place == 0 for number in num_completions for place in range(number)]),
+            **of_examples(num_chosen, num_completions),
             **inputs,
             **tokens,
             "scored_rows": rows,
@@ -146,11 +147,11 @@ class DataCollatorForVisionMultiPreference(DataCollatorMixin):
             "token_completions": rows,
         }
 
-    def _render(self, example: dict[str, Any], images: list[Any]) -> tuple[str, list[str]]:
-        """Return the texts of an example's prompt and of its completions."""
-        prompt, completions = _read(example, _collation_error)
+    def _render(self, example: dict[str, Any], images: list[Any]) -> tuple[str, list[str], int]:
+        """Return the texts of an example's prompt and of its completions, and the number of chosen ones."""
+        prompt, completions, num_chosen = _read(example, _collation_error)
         if isinstance(prompt, str):
-            return prompt, completions
+            return prompt, completions, num_chosen
         tools = example.get("tools")
         messages = prepare_multimodal_messages(prompt, images=images)
         texts = [
@@ -164,7 +165,7 @@ class DataCollatorForVisionMultiPreference(DataCollatorMixin):
         ]
         # A template may render a prompt's end in another way before some completion: the prompt is what all share
         prompt = min((text["prompt"] for text in texts), key=len)
-        return prompt, [(text["prompt"] + text["completion"])[len(prompt) :] for text in texts]
+        return prompt, [(text["prompt"] + text["completion"])[len(prompt) :] for text in texts], num_chosen
 
     def _process(self, texts: list[str], padding_side: str, **images: Any) -> dict[str, torch.Tensor]:
         return dict(

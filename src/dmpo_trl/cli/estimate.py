@@ -151,6 +151,7 @@ def _measure(
     from ..data.preparation.folder import check_before_loading, is_prepared
     from ..modeling.loading import load_tokenizer
     from ..preprocessing.dataset import tokenize_dataset
+    from ..preprocessing.format import chosen_entries
 
     tokenizer = load_tokenizer(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
@@ -182,10 +183,11 @@ def _measure(
         batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
         whole = [batch for batch in batches if len(batch) == batch_size] or batches
         layouts[name] = [BatchSize.measured(collate(batch)) for batch in whole]
-    completions = [ids for row in examples for ids in (row["chosen_ids"], *row["rejected_ids"])]
+    rejected = [ids for row in examples for ids in row["rejected_ids"]]
+    completions = rejected + [ids for row in examples for _, _, ids in chosen_entries(row)]
     prompt = round(statistics.mean(len(row["prompt_ids"]) for row in examples))
     completion = round(statistics.mean(map(len, completions)))
-    negatives = round(len(completions) / len(examples)) - 1
+    negatives = round(len(rejected) / len(examples))
     source = (
         f"{len(examples)} rows of {script.dataset_name}: N = {negatives}, prompts of {prompt} tokens, completions of "
         f"{completion} on average"

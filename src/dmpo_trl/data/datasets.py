@@ -27,15 +27,16 @@ def preference_dataset(
 
     Args:
         examples: Columns `history`, `target` and `negatives`, as [`leave_one_out`] and [`sample_negatives`] make them;
-            also `user` where the template lists the candidates (target and negatives) in the prompt.
+            also `user` where the template lists the candidates (target and negatives) in the prompt. Where it lists
+            none, `target` may hold lists of items, and `chosen_levels` lists of numbers for them (docs/losses.md).
         data: The interactions; they give the titles.
         template: Makes prompts and completions.
         seed: Of the order of candidates in the prompt, which is drawn from `seed`, the user and the place of the
             example among the user's, never from the target.
 
     Returns:
-        Columns `prompt`, `chosen` (the target) and `rejected` (a list, the negatives), and `user` where `examples` has
-        it, which trainers leave alone.
+        Columns `prompt`, `chosen` (the target, or a list of them) and `rejected` (a list, the negatives), and `user`,
+        which trainers leave alone, and `chosen_levels` where `examples` has them.
 
     Raises:
         ValueError: For a missing column, or an item that `data` has no title of. So do the other functions here.
@@ -50,6 +51,14 @@ def preference_dataset(
         >>> template = PromptTemplate("Liked:", "Next:", conversational=False)
         >>> preference_dataset(examples, data, template)[0]
         {'prompt': 'Liked:\\nAlien\\nNext:\\n', 'chosen': 'Babe', 'rejected': ['Fargo'], 'user': 'ann'}
+
+        Several targets after no history, the second one better:
+
+        >>> examples = pl.DataFrame(
+        ...     {"history": [[]], "target": [["babe", "fargo"]], "chosen_levels": [[1, 2]], "negatives": [["alien"]]}
+        ... )
+        >>> preference_dataset(examples, data, template)[0]
+        {'prompt': 'Liked:\\n\\nNext:\\n', 'chosen': ['Babe', 'Fargo'], 'rejected': ['Alien'], 'chosen_levels': [1, 2]}
     """
     return _dataset("preference", examples, data, template, seed)
 
@@ -156,7 +165,14 @@ def text_tables(
         raise ValueError(
             f"examples: the columns {missing} are missing for a {kind} dataset; it has {examples.columns}."
         )
+    if kind == "preference" and "chosen_levels" in examples.columns:
+        needed.append("chosen_levels")
     examples = examples.select(needed)
+    if isinstance(examples.schema["target"], pl.List) and (ordered or kind != "preference"):
+        why = "whose template lists the candidates" if kind == "preference" else "which has one target a row"
+        raise ValueError(
+            f'examples: target holds lists, and this is a {kind} dataset, {why}: give `examples.explode("target")`.'
+        )
     if ordered:
         examples = examples.with_columns(_first=_first_draw(examples))
     for part in examples.iter_slices(ROWS):
@@ -180,7 +196,8 @@ def _columns(kind: str, text: pl.DataFrame) -> pl.DataFrame:
         return text.select("user", "history", "items", "positive", "prompt", "candidates", "seen")
     if kind == "pairs":
         return text.select("prompt", "chosen", "rejected").explode("rejected", empty_as_null=False)
-    return text.select("prompt", "chosen", "rejected", *(name for name in ("user",) if name in text.columns))
+    further = [name for name in ("user", "chosen_levels") if name in text.columns]
+    return text.select("prompt", "chosen", "rejected", *further)
 
 
 def _first_draw(examples: pl.DataFrame) -> pl.Series:
@@ -223,15 +240,15 @@ def _text(examples: pl.DataFrame, data: Interactions, template: PromptTemplate) 
     def completion(title: pl.Expr) -> pl.Expr:
         return pl.concat_list(_message("assistant", title)) if template.conversational else title
 
+    def listed(items: str) -> pl.Expr:
+        return pl.col(items).list.eval(completion(pl.element()))
+
+    several = isinstance(titles.schema["target"], pl.List)
     completions = {"rejected": "negatives", "candidates": "items"}
     text = titles.select(
         prompt=prompt,
-        chosen=completion(pl.col("target")),
-        **{
-            name: pl.col(items).list.eval(completion(pl.element()))
-            for name, items in completions.items()
-            if items in titles.columns
-        },
+        chosen=listed("target") if several else completion(pl.col("target")),
+        **{name: listed(items) for name, items in completions.items() if items in titles.columns},
     )
     return examples.with_columns(text)
 

@@ -3,6 +3,10 @@
 Notation: B examples, example b with N_b rejected completions, P = sum of N_b pairs. With the log-ratio
 `r(y) = log pi(y|x) - log ref(y|x)`, a score `s` is `r` itself or what an f-divergence makes of it, and
 `delta = beta * (s+ - s_i)` belongs to the pair of the chosen and the i-th rejected completion.
+
+An example has one chosen completion. A row of the dataset with several is as many examples, side by side, each with
+all of the row's rejected completions: R rows, B examples. So a loss of one chosen completion holds for several too, as
+the mean over a row's examples, and a loss that looks at all of them finds them by their `row`.
 """
 
 import math
@@ -14,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..batching.completions import Completions
+from ..preprocessing.format import CHOSEN_COLUMNS, PAIR_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class ScoredBatch:
         margins: What `delta` of each pair has to exceed, in the units of `delta`, (P,); None for 0.
         rejected_logq: Logarithm of how often each rejected item is expected among the N drawn, (P,); None for 0.
         pair_weights: Weight of each pair in a loss, (P,); None for 1.
+        num_chosen: Number of examples of each row, (R,); None where each example is a row of its own.
+        chosen_levels: How good each chosen completion is, higher is better, (B,); None where all are alike.
         f_divergence_type: Divergence that regularises the policy; see `DPOConfig`.
         f_alpha_divergence_coef: Its alpha.
 
@@ -64,6 +71,8 @@ class ScoredBatch:
     margins: torch.Tensor | None = None
     rejected_logq: torch.Tensor | None = None
     pair_weights: torch.Tensor | None = None
+    num_chosen: torch.Tensor | None = None
+    chosen_levels: torch.Tensor | None = None
     f_divergence_type: str = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
 
@@ -84,24 +93,34 @@ class ScoredBatch:
             pair_logps: Policy, log-probs of the scored pairs of a position and its next token, (S,).
             ref_logps: Reference, log-probs of the completions, (C,); None where no loss needs them: they are 0.
             ld_alpha: See `Completions.logps`.
-            **further: Other attributes. Values of rejected completions beyond those of `completions` are left out.
+            **further: Other attributes; `margins` and `rejected_logq` are those of each rejected completion. Values of
+                completions beyond those of `completions` are left out.
         """
+        chosen_of_pairs, rejected_of_pairs = completions.pairs
+
+        def split(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """Give each example the value of its chosen completion, and each pair that of its rejected one."""
+            chosen, rejected = completions.split(values)
+            return chosen, rejected[rejected_of_pairs]
+
         logps = completions.logps(pair_logps, ld_alpha)
-        chosen, rejected = completions.split(logps)
-        ref_chosen, ref_rejected = completions.split(torch.zeros_like(logps) if ref_logps is None else ref_logps)
+        chosen, rejected = split(logps)
+        ref_chosen, ref_rejected = split(torch.zeros_like(logps) if ref_logps is None else ref_logps)
         probs = completions.sum(completions.per_token(pair_logps.exp())) / completions.lengths.clamp(min=1)
-        chosen_probs, rejected_probs = completions.split(probs)
-        own = {name: further[name][: len(rejected)] for name in _OF_PAIRS if further.get(name) is not None}
+        chosen_probs, rejected_probs = split(probs)
+        own = {name: further[name][rejected_of_pairs] for name in PAIR_COLUMNS if further.get(name) is not None}
+        own |= {name: further[name][: len(chosen)] for name in CHOSEN_COLUMNS if further.get(name) is not None}
         return cls(
             chosen,
             rejected,
             ref_chosen,
             ref_rejected,
-            completions.num_rejected,
-            *completions.split(completions.lengths),
+            torch.bincount(chosen_of_pairs, minlength=len(chosen)),
+            *split(completions.lengths),
             chosen_nll=-completions.per_token(pair_logps)[completions.token_is_chosen].mean(),
             chosen_probs=chosen_probs,
             rejected_probs=rejected_probs,
+            num_chosen=completions.num_chosen,
             **(further | own),
         )
 
@@ -120,6 +139,16 @@ class ScoredBatch:
         """Index of the example that each rejected completion belongs to, (P,)."""
         indices = torch.arange(len(self.num_rejected), device=self.num_rejected.device)
         return indices.repeat_interleave(self.num_rejected)
+
+    @cached_property
+    def row(self) -> torch.Tensor:
+        """Index of the row that each example belongs to, (B,)."""
+        examples = torch.arange(len(self.num_rejected), device=self.num_rejected.device)
+        return (
+            examples
+            if self.num_chosen is None
+            else examples[: len(self.num_chosen)].repeat_interleave(self.num_chosen)
+        )
 
     @cached_property
     def chosen_logratios(self) -> torch.Tensor:
@@ -193,9 +222,33 @@ class ScoredBatch:
 
     def logsumexp_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
         """`log sum exp` over the pairs of each example: (P,) to (B,)."""
-        slots = torch.arange(int(self.num_rejected.max()), device=values.device)
-        table = values.new_full((len(self.num_rejected), len(slots)), -math.inf)
-        return table.masked_scatter(slots < self.num_rejected[:, None], values).logsumexp(dim=1)
+        return self.table_over_rejected(values, -math.inf).logsumexp(dim=1)
+
+    def table_over_rejected(self, values: torch.Tensor, filler: float) -> torch.Tensor:
+        """Lay the values of the pairs of each example out in a row of its own: (P,) to (B, largest N)."""
+        return _table(values, self.num_rejected, filler)
+
+    def table_over_row(self, values: torch.Tensor, filler: float) -> torch.Tensor:
+        """Give each example the values of all examples of its row, in their order: (B,) to (B, most of a row)."""
+        return values[:, None] if self.num_chosen is None else _table(values, self.num_chosen, filler)[self.row]
+
+    def mean_over_row(self, values: torch.Tensor) -> torch.Tensor:
+        """Average over the examples of each row: (B,) to (R,)."""
+        if self.num_chosen is None:
+            return values
+        return values.new_zeros(len(self.num_chosen)).index_add(0, self.row, values) / self.num_chosen
+
+    def min_over_row(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the smallest value of the examples of each row: (B,) to (R,)."""
+        if self.num_chosen is None:
+            return values
+        return values.new_full(self.num_chosen.shape, math.inf).scatter_reduce(0, self.row, values, "amin")
+
+
+def _table(values: torch.Tensor, counts: torch.Tensor, filler: float) -> torch.Tensor:
+    slots = torch.arange(int(counts.max()), device=values.device)
+    table = values.new_full((len(counts), len(slots)), filler)
+    return table.masked_scatter(slots < counts[:, None], values)
 
 
 # Attributes with one value per pair

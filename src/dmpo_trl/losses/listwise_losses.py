@@ -23,6 +23,30 @@ def softmax(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     return F.softplus(batch.logsumexp_over_rejected(-batch.deltas))
 
 
+@multi_negative("mult_dpo")
+def mult_dpo(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
+    """`sum_j log sum_{y in C_j} exp(beta (s(y) - s_j))` over the chosen completions j of a row (Mult-DPO).
+
+    `C_j` are the candidates of j: all rejected completions, j itself, and the other chosen ones that are not of a
+    higher level. It is a sum of cross-entropies, S-DPO's loss where a row has one chosen completion.
+
+    From the paper (arXiv 2606.10078): the likelihood of several chosen completions is a multinomial over all
+    candidates of a row, in the place of the orders of Plackett and Luce; it asks for no order among the chosen ones,
+    its loss bounds theirs from above, and it extends to several levels. Our reading, since we have no more of the
+    paper than its abstract and this formula: what levels mean (a multinomial per level, over what is left when the
+    levels above are gone), and that `margins`, a beta for each pair and weights apply to the pairs of a chosen and a
+    rejected completion as in the other losses.
+    """
+    others = batch.beta * (batch.table_over_row(batch.chosen_scores, 0.0) - batch.chosen_scores[:, None])
+    levels = torch.zeros_like(batch.chosen_scores) if batch.chosen_levels is None else batch.chosen_levels
+    is_candidate = batch.table_over_row(levels, torch.inf) <= levels[:, None]
+    itself = batch.table_over_row(torch.arange(len(levels), device=levels.device), -1)
+    is_candidate &= itself != torch.arange(len(levels), device=levels.device)[:, None]
+    terms = [batch.table_over_rejected(-batch.deltas, -torch.inf), others.masked_fill(~is_candidate, -torch.inf)]
+    loss = F.softplus(torch.cat(terms, dim=1).logsumexp(dim=1))
+    return loss if batch.num_chosen is None else loss * batch.num_chosen[batch.row]  # the mean over a row is taken
+
+
 @multi_negative("sampled_softmax", reference=False)
 def sampled_softmax(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     """`-log(e^{beta l+} / (e^{beta l+} + sum_i e^{beta l_i - log q_i}))` with `l = log pi(y|x)`, without a reference.
@@ -51,7 +75,7 @@ def mppo(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
 
 @multi_negative("sft", reference=False)
 def sft(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
-    """Mean negative log-prob of the batch's chosen tokens, the same for every example, as in TRL."""
+    """Mean negative log-prob of the batch's chosen tokens, of all chosen completions, the same for every example."""
     return batch.chosen_nll.expand(len(batch.num_rejected))
 
 

@@ -106,4 +106,5 @@ def wpo_weights(outputs: Any, completions: Completions) -> torch.Tensor:
     """
     logps = completions.sum(completions.per_token(outputs.log_probs - outputs.log_sum_sq_probs))
     chosen, rejected = completions.split(torch.exp(logps / completions.lengths.clamp(min=1)))
-    return chosen.repeat_interleave(completions.num_rejected) * rejected
+    chosen_of_pairs, rejected_of_pairs = completions.pairs
+    return chosen[chosen_of_pairs] * rejected[rejected_of_pairs]

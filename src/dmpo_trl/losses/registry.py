@@ -2,6 +2,9 @@
 
 A loss of your own is one function: `@multi_negative("name")` for one that returns one value per example,
 `@pairwise("name")` for one that returns one value per pair, whose mean over the pairs of an example is then taken.
+
+An example has one chosen completion, and a row with several is as many examples (`ScoredBatch`): the loss of such a
+row is the mean over its chosen completions, each against all rejected ones.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -137,7 +140,7 @@ def trained_score(names: Iterable[str]) -> Literal["sum", "mean"]:
 
 
 def preference_loss(name: str, batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
-    """Compute the loss `name` of each example.
+    """Compute the loss `name` of each row.
 
     Args:
         name: A registered loss.
@@ -145,7 +148,8 @@ def preference_loss(name: str, batch: ScoredBatch, args: DPOConfig) -> torch.Ten
         args: Where the losses find `label_smoothing`, `discopop_tau` and every other option.
 
     Returns:
-        (B,); the loss of the batch is its mean, so that every example weighs the same, whatever its N.
+        (R,), the mean over the row's chosen completions; the loss of the batch is the mean over its rows, so that
+        every row weighs the same, whatever its numbers of chosen and rejected completions.
 
     Raises:
         ValueError: `name` is not registered.
@@ -163,12 +167,14 @@ def preference_loss(name: str, batch: ScoredBatch, args: DPOConfig) -> torch.Ten
     values = loss.function(batch, args)
     weights = batch.pair_weights
     if loss.pairwise:
-        return batch.mean_over_rejected(values if weights is None else values * weights)
-    return values if weights is None else values * batch.mean_over_rejected(weights)
+        values = batch.mean_over_rejected(values if weights is None else values * weights)
+    elif weights is not None:
+        values = values * batch.mean_over_rejected(weights)
+    return batch.mean_over_row(values)
 
 
 def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
-    """Compute the loss of a batch: the mean over its examples of the weighted sum of losses, a scalar.
+    """Compute the loss of a batch: the mean over its rows of the weighted sum of losses, a scalar.
 
     Args:
         names: Registered losses.
@@ -177,7 +183,8 @@ def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredB
         args: See [`preference_loss`].
 
     Raises:
-        ValueError: A name is not registered, or the batch has `margins` or `rejected_logq` and no loss uses them.
+        ValueError: A name is not registered, or the batch has `margins`, `rejected_logq` or `chosen_levels` and no
+            loss uses them.
 
     Example:
         >>> one, two = torch.tensor([-1.0]), torch.tensor([-2.0, -4.0])
@@ -195,9 +202,10 @@ def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredB
             "or choose a loss that is made of `ScoredBatch.deltas`, such as 'dmpo' or 'softmax'."
         )
     functions = {loss.function for loss in registered(names)}
-    if batch.rejected_logq is not None and all(map(_is_ours, functions)) and "sampled_softmax" not in names:
-        raise ValueError(
-            f"The dataset has a column `rejected_logq`, and no loss of loss_type={list(names)} uses it. Remove the "
-            "column, or choose 'sampled_softmax'."
-        )
+    for column, user in (("rejected_logq", "sampled_softmax"), ("chosen_levels", "mult_dpo")):
+        if getattr(batch, column) is not None and all(map(_is_ours, functions)) and user not in names:
+            raise ValueError(
+                f"The dataset has a column `{column}`, and no loss of loss_type={list(names)} uses it. Remove the "
+                f"column, or choose {user!r}."
+            )
     return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum()

@@ -1,12 +1,12 @@
 """Row format: what a preference row may look like.
 
 A row has `prompt`, `chosen` and `rejected`, standard (text) or conversational (messages), with an explicit or an
-implicit prompt, exactly as in TRL, except that `rejected` holds a list of completions, of any length. One completion
-instead of a list means a list of one. Numbered columns (`rejected1`, ..., of S-DPO, `negative_1`, ..., of
-sentence-transformers) are folded into the list; a null there means that the row has fewer. A row may also come as
-token ids: `prompt_ids`, `chosen_ids`, `rejected_ids`. Further columns may hold one number for each rejected
-completion (`PAIR_COLUMNS`), or the reference's log-probs (`REFERENCE_COLUMNS`). What is refused, and why, is in
-docs/bad-input.md.
+implicit prompt, exactly as in TRL, except that `rejected` holds a list of completions, of any length, and `chosen` may
+hold one too. One rejected completion instead of a list means a list of one. Numbered columns (`rejected1`, ..., of
+S-DPO, `negative_1`, ..., of sentence-transformers) are folded into the list; a null there means that the row has
+fewer. A row may also come as token ids: `prompt_ids`, `chosen_ids`, `rejected_ids`. Further columns may hold one
+number for each chosen (`CHOSEN_COLUMNS`) or rejected completion (`PAIR_COLUMNS`), or the reference's log-probs
+(`REFERENCE_COLUMNS`). What is refused, and why, is in docs/bad-input.md.
 
 Plain Python: `dmpo_trl.data` reads rows too, and must not import torch for it.
 """
@@ -19,12 +19,17 @@ from typing import Any
 from .._common_prefix import common_prefix_length
 
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+CHOSEN_COLUMNS = ("chosen_levels",)
+"""One number for each chosen completion, in a list where `chosen` is one; see `ScoredBatch`."""
 PAIR_COLUMNS = ("margins", "rejected_logq")
 """One number for each rejected completion; see `ScoredBatch`."""
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 """Log-probs of the chosen and of each rejected completion under the reference policy."""
+VALUE_COLUMNS = (*CHOSEN_COLUMNS, *PAIR_COLUMNS, *REFERENCE_COLUMNS)
+"""All columns of numbers."""
 _NUMBERED = re.compile(r"(rejected|negative)_?(\d+)")
 LEAVE_OUT = "Leave it out: nothing can be preferred to itself"
+LEAVE_ONE_OUT = "Leave one of the two out"
 
 
 def numbered_columns(columns: Iterable[str]) -> list[str]:
@@ -56,8 +61,8 @@ class RowError(ValueError):
         super().__init__(dataset if row is None else message)
 
 
-def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
-    """Return the row's prompt (None if implicit), chosen completion and list of rejected completions, checked.
+def read_row(example: dict[str, Any], error: Any) -> tuple[Any, list[Any], list[Any]]:
+    """Return the row's prompt (None if implicit), chosen completions and rejected completions, checked.
 
     Args:
         example: The row, text.
@@ -67,15 +72,28 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
     for column in ("chosen",) if numbered else ("chosen", "rejected"):
         if column not in example:
             raise error(column, "there is no such column", f"Columns are {sorted(example)}; rename the one you mean")
-    chosen = example["chosen"]
-    messages = _is_messages(chosen)
+    if example["chosen"] == []:
+        raise error("chosen", "the list is empty", "Give at least one chosen completion, or drop the row")
+    chosen = chosen_entries(example)
+    messages = any(_is_messages(completion) for _, _, completion in chosen)
     kind = "a list of messages" if messages else "text"
-    if not messages and not isinstance(chosen, str):
-        raise error("chosen", f"expected text or a list of messages, got {shown(chosen)}", "Fix or drop the row")
 
     def is_kind(value: Any) -> bool:
         return _is_messages(value) if messages else isinstance(value, str)
 
+    for place, (column, entry, completion) in enumerate(chosen):
+        if not is_kind(completion):
+            if len(chosen) == 1 and entry == "it":
+                problem, remedy = (
+                    f"expected text or a list of messages, got {shown(completion)}",
+                    "Fix or drop the row",
+                )
+            else:
+                problem, remedy = f"{entry} should be {kind}, but is {shown(completion)}", "Fix it, or leave it out"
+            raise error(column, problem, remedy)
+        for _, other, earlier in chosen[:place]:
+            if completion == earlier:
+                raise error(column, f"{entry} equals {other}, {shown(completion)}", LEAVE_ONE_OUT)
     if "prompt" in example and not is_kind(example["prompt"]):
         raise error(
             "prompt",
@@ -95,13 +113,12 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
                 f"{entry} should be {kind}, as in `chosen`, but is {shown(completion)}",
                 "Fix it, or leave it out of the list",
             )
-        if completion == chosen:
-            raise error(column, f"{entry} equals the chosen completion {shown(chosen)}", LEAVE_OUT)
+        if any(completion == one for _, _, one in chosen):
+            raise error(column, f"{entry} equals the chosen completion {shown(completion)}", LEAVE_OUT)
     if messages:
         for column, text in (
             ("prompt", example.get("prompt", [])),
-            ("chosen", chosen),
-            *((column, completion) for column, _, completion in entries),
+            *((column, completion) for column, _, completion in (*chosen, *entries)),
         ):
             for message in text:
                 # Templates write "None" without a word
@@ -111,47 +128,43 @@ def read_row(example: dict[str, Any], error: Any) -> tuple[Any, Any, list[Any]]:
                         f"a message has neither content nor tool calls: {shown(message)}",
                         "Give it content (an empty text is one), or drop the row",
                     )
-    return example.get("prompt"), chosen, [completion for _, _, completion in entries]
+    return example.get("prompt"), _values(chosen), _values(entries)
 
 
-def read_tokens(example: dict[str, Any], error: Any) -> tuple[list[int], list[int], list[list[int]]]:
-    """Return ids of the prompt, the chosen and each rejected completion of a tokenised row, checked."""
-    entries = rejected_entries(example)
-    for column, entry, ids in (
-        *((name, "it", example[name]) for name in TOKEN_COLUMNS[:2]),
-        *entries,
-    ):
+def read_tokens(example: dict[str, Any], error: Any) -> tuple[list[int], list[list[int]], list[list[int]]]:
+    """Return ids of the prompt, of each chosen and of each rejected completion of a tokenised row, checked."""
+    chosen, entries = chosen_entries(example), rejected_entries(example)
+    for column, entry, ids in ((TOKEN_COLUMNS[0], "it", example[TOKEN_COLUMNS[0]]), *chosen, *entries):
         if not (isinstance(ids, list) and all(isinstance(token, int) and token >= 0 for token in ids)):
             raise error(column, f"{entry} should be a list of token ids, but is {shown(ids)}", "Fix or drop the row")
     if not entries:
         raise error(TOKEN_COLUMNS[2], "the list is empty", "Give at least one rejected completion, or drop the row")
-    return example["prompt_ids"], example["chosen_ids"], [ids for _, _, ids in entries]
+    return example["prompt_ids"], _values(chosen), _values(entries)
 
 
-def check_values(example: dict[str, Any], num_rejected: int, error: Any) -> None:
-    """Refuse numbers of a row that do not belong to its rejected completions one to one.
+def check_values(example: dict[str, Any], error: Any) -> None:
+    """Refuse numbers of a row that do not belong to its completions one to one.
 
     Args:
-        example: The row.
-        num_rejected: Its number of rejected completions.
+        example: The row, whose completions have been checked.
         error: Makes the exception of a column, a problem and a remedy.
     """
-    for column in (*PAIR_COLUMNS, *REFERENCE_COLUMNS[1:]):
-        if column not in example:
-            continue
-        values = example[column]
-        if not (isinstance(values, list) and len(values) == num_rejected and all(map(_is_number, values))):
-            raise error(
-                column,
-                f"expected {num_rejected} finite numbers, one for each rejected completion, got {shown(values)}",
-                "Fix the row, or remove the column",
-            )
-    if REFERENCE_COLUMNS[0] in example and not _is_number(example[REFERENCE_COLUMNS[0]]):
-        raise error(
-            REFERENCE_COLUMNS[0],
-            f"expected a finite number, got {shown(example[REFERENCE_COLUMNS[0]])}",
-            "Fix the row, or remove the column",
-        )
+    sides = {
+        "chosen": (chosen_entries(example), (*CHOSEN_COLUMNS, REFERENCE_COLUMNS[0])),
+        "rejected": (rejected_entries(example), (*PAIR_COLUMNS, REFERENCE_COLUMNS[1])),
+    }
+    for side, (entries, columns) in sides.items():
+        count = len(entries)
+        single = side == "chosen" and not holds_several(example[entries[0][0]])
+        expected = "a finite number" if single else f"{count} finite numbers, one for each {side} completion"
+        for column in columns:
+            values = [example[column]] if single and column in example else example.get(column)
+            if column in example and not (
+                isinstance(values, list) and len(values) == count and all(map(_is_number, values))
+            ):
+                raise error(
+                    column, f"expected {expected}, got {shown(example[column])}", "Fix the row, or remove the column"
+                )
     one, other = REFERENCE_COLUMNS if REFERENCE_COLUMNS[0] in example else REFERENCE_COLUMNS[::-1]
     if one in example and other not in example:
         raise error(other, f"there is no such column, and there is `{one}`", f"Add it, or remove `{one}`")
@@ -159,6 +172,29 @@ def check_values(example: dict[str, Any], num_rejected: int, error: Any) -> None
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _values(entries: list[tuple[str, str, Any]]) -> list[Any]:
+    return [value for _, _, value in entries]
+
+
+def holds_several(chosen: Any) -> bool:
+    """Return whether `chosen` or `chosen_ids` of a row holds a list of completions, even if of one, not a completion.
+
+    Example:
+        >>> holds_several("Alien"), holds_several(["Alien"]), holds_several([5, 2]), holds_several([[5, 2], [6]])
+        (False, True, False, True)
+    """
+    return isinstance(chosen, list) and any(isinstance(entry, str | list) for entry in chosen)
+
+
+def chosen_entries(example: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """Return the chosen completions of a row: column, name within it for messages, and value."""
+    column = TOKEN_COLUMNS[1] if example.keys() >= set(TOKEN_COLUMNS) else "chosen"
+    chosen = example[column]
+    if not holds_several(chosen):
+        return [(column, "it", chosen)]
+    return [(column, f"entry {place}", value) for place, value in enumerate(chosen)]
 
 
 def rejected_entries(example: dict[str, Any]) -> list[tuple[str, str, Any]]:
@@ -180,13 +216,14 @@ def rejected_entries(example: dict[str, Any]) -> list[tuple[str, str, Any]]:
     return entries + [(name, "it", example[name]) for name in numbered if example[name] is not None]
 
 
-def extract_prompt(chosen: Any, rejected: list[Any]) -> tuple[Any, Any, list[Any]]:
-    """Split off what all completions have in common: TRL's rule for pairs, over any number."""
-    shortest = min(map(len, (chosen, *rejected)))
-    length = min(common_prefix_length(chosen, completion) for completion in rejected)
-    if length == shortest or (length > 0 and chosen[length - 1] == " "):  # no completion may become empty
+def extract_prompt(completions: list[Any]) -> tuple[Any, list[Any]]:
+    """Split off what all completions of a row have in common: TRL's rule for pairs, over any number."""
+    first, *others = completions
+    shortest = min(map(len, completions))
+    length = min(common_prefix_length(first, completion) for completion in others)
+    if length == shortest or (length > 0 and first[length - 1] == " "):  # no completion may become empty
         length -= 1
-    return chosen[:length], chosen[length:], [completion[length:] for completion in rejected]
+    return first[:length], [completion[length:] for completion in completions]
 
 
 def _is_messages(value: Any) -> bool:

@@ -10,11 +10,14 @@ from trl.data_utils import prepare_multimodal_messages
 
 from .._common_prefix import common_prefix_length
 from .format import (
+    LEAVE_ONE_OUT,
     LEAVE_OUT,
     TOKEN_COLUMNS,
     RowError,
     check_values,
+    chosen_entries,
     extract_prompt,
+    holds_several,
     read_row,
     read_tokens,
     rejected_entries,
@@ -38,6 +41,8 @@ def tokenize_row(
     special_tokens_in_text: bool | None = None,
 ) -> dict[str, Any]:
     """Turn a preference row into `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
+
+    `chosen_ids` is a list of lists where the row's chosen completions stand in a list.
 
     Args:
         example: The row, text or token ids.
@@ -76,22 +81,15 @@ def tokenize_row(
             problem,
             "Give it text that ends where a token ends, and a chat template that renders it as before a completion",
         )
-    if not chosen_ids:
+    several = holds_several(example[chosen_column])
+    if not several and not chosen_ids[0]:
         raise error(chosen_column, "the completion has no tokens", "Give it text, or drop the row")
-    for ids, (column, entry, rejected) in zip(rejected_ids, rejected_entries(example), strict=True):
-        if not ids:
-            raise error(column, f"{entry} has no tokens", "Give it text, or leave it out")
-        if ids == chosen_ids:
-            same, remedy = "has the same tokens as the chosen completion", LEAVE_OUT
-            if chosen_column == "chosen":
-                entry, same = f"{entry}, {shown(text_of(rejected))},", f"{same} {shown(text_of(example['chosen']))}"
-                remedy = f"{LEAVE_OUT}, and the tokenizer or the chat template leaves out what the two differ in"
-            raise error(column, f"{entry} {same}", remedy)
-    check_values(example, len(rejected_ids), error)
+    _check_tokens(example, [*chosen_ids, *rejected_ids], len(chosen_ids), error)
+    check_values(example, error)
 
     prompt_tokens_cut = 0
     if max_length is not None and truncation_mode == "keep_completion":
-        room = max_length - max(map(len, (chosen_ids, *rejected_ids)))
+        room = max_length - max(map(len, (*chosen_ids, *rejected_ids)))
         if room < 1:
             raise error(
                 f"{chosen_column}` or `{'rejected_ids' if chosen_column == 'chosen_ids' else 'rejected'}",
@@ -102,10 +100,30 @@ def tokenize_row(
         prompt_ids = prompt_ids[prompt_tokens_cut:]
     return {
         "prompt_ids": prompt_ids,
-        "chosen_ids": chosen_ids,
+        "chosen_ids": chosen_ids if several else chosen_ids[0],
         "rejected_ids": rejected_ids,
         "prompt_tokens_cut": prompt_tokens_cut,
     }
+
+
+def _check_tokens(example: dict[str, Any], ids: list[list[int]], num_chosen: int, error: Any) -> None:
+    """Refuse a completion without tokens, and one with the tokens of a chosen one before it."""
+    entries = [*chosen_entries(example), *rejected_entries(example)]
+    for place, (own, (column, entry, completion)) in enumerate(zip(ids, entries, strict=True)):
+        if not own:
+            raise error(column, f"{entry} has no tokens", "Give it text, or leave it out")
+        if own not in ids[: min(place, num_chosen)]:
+            continue
+        _, name, chosen = entries[ids.index(own)]
+        is_rejected = place >= num_chosen
+        same = f"has the same tokens as {'the chosen completion' if is_rejected else name}"
+        remedy = LEAVE_OUT if is_rejected else LEAVE_ONE_OUT
+        if column not in TOKEN_COLUMNS:
+            entry = f"{entry}, {shown(text_of(completion))},"
+            same = f"{same}{' ' if is_rejected else ', '}{shown(text_of(chosen))}"
+            because = ", and the" if is_rejected else ": the"
+            remedy = f"{remedy}{because} tokenizer or the chat template leaves out what the two differ in"
+        raise error(column, f"{entry} {same}", remedy)
 
 
 def tokenize_completions(
@@ -206,10 +224,11 @@ def _read_text(
     processing_class: Any,
     eos_token: str | None,
     special_tokens_in_text: bool | None,
-) -> tuple[list[int], list[int], list[list[int]]]:
+) -> tuple[list[int], list[list[int]], list[list[int]]]:
     prompt, chosen, rejected = read_row(example, error)
+    completions = [*chosen, *rejected]
     if "prompt" not in example:
-        prompt, chosen, rejected = extract_prompt(chosen, rejected)
+        prompt, completions = extract_prompt(completions)
     template_kwargs: dict[str, Any] = {}
     if isinstance(prompt, list):
         tools = example.get("tools")
@@ -221,10 +240,10 @@ def _read_text(
             "not learn where they end. Set `processing_class.eos_token`. This warning is shown once."
         )
     try:
-        prompt_ids, (chosen_ids, *rejected_ids) = tokenize_completions(
+        prompt_ids, ids = tokenize_completions(
             processing_class,
             prompt,
-            [chosen, *rejected],
+            completions,
             eos_token=eos_token,
             special_tokens_in_text=special_tokens_in_text,
             **template_kwargs,
@@ -238,4 +257,4 @@ def _read_text(
             if isinstance(prompt, list)
             else "Fix or drop the row",
         ) from problem
-    return prompt_ids, chosen_ids, rejected_ids
+    return prompt_ids, ids[: len(chosen)], ids[len(chosen) :]

@@ -1,6 +1,7 @@
 """Truncation: which sequences are longer than `max_length`; what is dropped or cut is counted and logged."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -8,9 +9,36 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
+from .validate import is_list_type
+
 logger = logging.getLogger(__name__)
 
-Lengths = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of each prompt and completion of a dataset.
+
+    Attributes:
+        prompts: Of each row's prompt, (rows,).
+        completions: Of each completion, the chosen ones of all rows, then the rejected ones, (C,).
+        rows: The row of each completion, (C,).
+        num_chosen: How many of the completions are chosen ones.
+    """
+
+    prompts: np.ndarray
+    completions: np.ndarray
+    rows: np.ndarray
+    num_chosen: int
+
+    @property
+    def chosen_per_row(self) -> np.ndarray:
+        """Number of chosen completions of each row, (rows,)."""
+        return np.bincount(self.rows[: self.num_chosen], minlength=len(self.prompts))
+
+    @property
+    def rejected_per_row(self) -> np.ndarray:
+        """Number of rejected completions of each row, (rows,)."""
+        return np.bincount(self.rows[self.num_chosen :], minlength=len(self.prompts))
 
 
 def drop_and_report(
@@ -42,7 +70,8 @@ def drop_and_report(
             raise ValueError(_nothing_left(dataset_name, max_length))
         return dataset.filter(_StreamFilter(dataset_name, max_length))
 
-    prompts, chosen, rejected, owners = token_lengths(dataset)
+    lengths = token_lengths(dataset)
+    prompts = lengths.prompts
     kept = prompts < max_length if truncation_mode == "keep_start" else np.ones(len(prompts), dtype=bool)
     dropped = int((~kept).sum())
     if dropped:
@@ -70,14 +99,14 @@ def drop_and_report(
                 max_length,
             )
     else:
-        too_long = int((prompts + chosen > max_length)[kept].sum())
-        too_long += int((prompts[owners] + rejected > max_length)[kept[owners]].sum())
+        of_kept = kept[lengths.rows]
+        too_long = int((prompts[lengths.rows] + lengths.completions > max_length)[of_kept].sum())
         if too_long:
             logger.warning(
                 "%d of the %d completions of the %s dataset are cut (%s): with their prompts they exceed "
                 "max_length=%d. %s",
                 too_long,
-                int(kept.sum() + kept[owners].sum()),
+                int(of_kept.sum()),
                 dataset_name,
                 "at the end" if truncation_mode == "keep_start" else "their prompts first",
                 max_length,
@@ -131,38 +160,41 @@ _measured: WeakKeyDictionary[Dataset, Lengths] = WeakKeyDictionary()
 
 
 def token_lengths(dataset: Dataset) -> Lengths:
-    """Count the tokens of each prompt, chosen and rejected completion, and name the row of each rejected one.
-
-    Measured once per dataset.
-    """
+    """Count the tokens of each prompt and completion, once per dataset."""
     if dataset not in _measured:
         _measured[dataset] = _measure(dataset)
     return _measured[dataset]
 
 
 def _measure(dataset: Dataset) -> Lengths:
-    parts: list[Lengths] = []
+    prompts: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
+    rejected: list[np.ndarray] = []
     offset = 0
     columns = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("arrow")
     for table in columns.iter(batch_size=10_000):
-        prompt, chosen, rejected = (table[name].combine_chunks() for name in table.column_names)
-        parts.append(
-            (
-                pc.list_value_length(prompt).to_numpy(),
-                pc.list_value_length(chosen).to_numpy(),
-                pc.list_value_length(pc.list_flatten(rejected)).to_numpy(),
-                pc.list_parent_indices(rejected).to_numpy() + offset,
-            )
-        )
+        prompts.append(pc.list_value_length(table["prompt_ids"].combine_chunks()).to_numpy())
+        for name, parts in (("chosen_ids", chosen), ("rejected_ids", rejected)):
+            column = table[name].combine_chunks()
+            rows = np.arange(len(column))
+            if is_list_type(column.type.value_type):
+                rows, column = pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column)
+            parts.append(np.stack([pc.list_value_length(column).to_numpy(), rows + offset]))
         offset += len(table)
-    if not parts:
+    if not prompts:
         empty = np.zeros(0, dtype=int)
-        return empty, empty, empty, empty
-    prompts, chosens, rejecteds, owners = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return prompts, chosens, rejecteds, owners
+        return Lengths(empty, empty, empty, 0)
+    completions, rows = np.concatenate([*chosen, *rejected], axis=1)
+    return Lengths(np.concatenate(prompts), completions, rows, sum(part.shape[1] for part in chosen))
 
 
 def max_num_rejected(dataset: Dataset) -> int:
     """Return the largest number of rejected completions in a row of `dataset`."""
-    owners = token_lengths(dataset)[3]
-    return int(np.bincount(owners).max()) if len(owners) else 0
+    return int(token_lengths(dataset).rejected_per_row.max(initial=0))
+
+
+def max_num_chosen(dataset: Dataset) -> int | None:
+    """Return the largest number of chosen completions in a row of `dataset`; None where rows have one, in no list."""
+    if not is_list_type(dataset.data.schema.field("chosen_ids").type.value_type):
+        return None
+    return int(token_lengths(dataset).chosen_per_row.max(initial=0))

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from .format import (
-    PAIR_COLUMNS,
+    CHOSEN_COLUMNS,
     REFERENCE_COLUMNS,
     TOKEN_COLUMNS,
+    VALUE_COLUMNS,
     RowError,
     check_values,
     numbered_columns,
@@ -44,7 +45,7 @@ def shown_name(key: str) -> str:
 def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
     """Refuse a dataset without rows, or with one that visibly breaks the data contract.
 
-    Found are missing columns, wrong types, nulls, empty lists, and texts equal to the chosen one. Of a stream only
+    Found are missing columns, wrong types, nulls, empty lists, and texts equal to a chosen one. Of a stream only
     the first row can be looked at, the others are checked when they come. Rows with images are left to their collator.
 
     Raises:
@@ -66,42 +67,51 @@ def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:
     tokenised = first.keys() >= set(TOKEN_COLUMNS)
 
     def read(row: dict[str, Any], error: Any) -> None:
-        _, _, rejected = (read_tokens if tokenised else read_row)(row, error)
-        check_values(row, len(rejected), error)
+        (read_tokens if tokenised else read_row)(row, error)
+        check_values(row, error)
 
     # A column has one type, so the first row speaks for the types of all
     read(first, partial(RowError, name, 0))
     if isinstance(dataset, Dataset):
         columns = TOKEN_COLUMNS if tokenised else ("prompt", "chosen", "rejected", *numbered_columns(first))
-        columns = (*columns, *PAIR_COLUMNS, *REFERENCE_COLUMNS)
-        dataset = dataset.select_columns([column for column in columns if column in first])
+        dataset = dataset.select_columns([column for column in (*columns, *VALUE_COLUMNS) if column in first])
         for index in _suspects(dataset):
             read(dataset[index], partial(RowError, name, index))
 
 
 def _suspects(dataset: Dataset) -> Iterator[int]:
-    """Yield rows with a null, an empty list, a rejected text equal to the chosen one, or too few numbers, in order."""
+    """Yield rows with a null, an empty list, a text equal to a chosen one, or too few numbers, in order."""
     offset = 0
     for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
         columns = {column: table[column].combine_chunks() for column in table.column_names}
-        values = {name: columns.pop(name) for name in (*PAIR_COLUMNS, *REFERENCE_COLUMNS) if name in columns}
+        values = {name: columns.pop(name) for name in VALUE_COLUMNS if name in columns}
         chosen = next(columns[name] for name in ("chosen_ids", "chosen") if name in columns)
+        several = _is_list_of_completions(chosen.type)
+        kind = chosen.type.value_type if several else chosen.type
         suspects = np.zeros(len(table), dtype=bool)
         counts = np.zeros(len(table), dtype=int)
+        sides = []  # the rejected completions of each column, and their rows
         for name, column in columns.items():
             if not name.startswith(("rejected", "negative")):
                 suspects |= _is_missing(column)
-            elif is_list_type(column.type) and (not is_list_type(chosen.type) or is_list_type(column.type.value_type)):
-                counts += pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-                owners = pc.list_parent_indices(column)
-                entries = pc.list_flatten(column)
-                bad = _is_missing(entries) | _are_equal(entries, chosen.take(owners))
-                suspects[owners.to_numpy(zero_copy_only=False)[bad]] = True
+            elif is_list_type(column.type) and (not is_list_type(kind) or is_list_type(column.type.value_type)):
+                counts += _numbers_of_entries(column)
+                entries, owners = pc.list_flatten(column), pc.list_parent_indices(column)
+                suspects[owners.to_numpy(zero_copy_only=False)[_is_missing(entries)]] = True
+                sides.append((entries, owners))
             else:  # one completion, or a null for none
                 counts += column.is_valid().to_numpy(zero_copy_only=False)
-                suspects |= _are_equal(column, chosen)
-        for column in values.values():
-            suspects |= _are_not_numbers(column, counts)
+                sides.append((column, pa.array(np.arange(len(column)))))
+        if several:
+            entries, owners = pc.list_flatten(chosen), pc.list_parent_indices(chosen)
+            suspects[owners.to_numpy(zero_copy_only=False)[_is_missing(entries)]] = True
+            suspects[_rows_of_equal_texts((entries, owners), *sides)] = True
+        else:
+            for entries, owners in sides:
+                suspects[owners.to_numpy(zero_copy_only=False)[_are_equal(entries, chosen.take(owners))]] = True
+        for name, column in values.items():
+            of_chosen = name in (*CHOSEN_COLUMNS, REFERENCE_COLUMNS[0])
+            suspects |= _are_not_numbers(column, _numbers_of_entries(chosen) if of_chosen and several else counts)
         yield from (offset + np.flatnonzero(suspects | (counts == 0))).tolist()
         offset += len(table)
 
@@ -109,6 +119,19 @@ def _suspects(dataset: Dataset) -> Iterator[int]:
 def is_list_type(kind: pa.DataType) -> bool:
     """Return whether an Arrow column of this type holds lists."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_list_of_completions(kind: pa.DataType) -> bool:
+    """Return whether a column `chosen` or `chosen_ids` of this type holds several completions a row."""
+    return is_list_type(kind) and (is_list_type(kind.value_type) or _is_text(kind.value_type))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _numbers_of_entries(column: pa.Array) -> np.ndarray:
+    return pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
 
 
 def _is_missing(column: pa.Array) -> np.ndarray:
@@ -123,7 +146,7 @@ def _are_not_numbers(column: pa.Array, counts: np.ndarray) -> np.ndarray:
     bad = column.is_null().to_numpy(zero_copy_only=False)
     owners = np.arange(len(column))
     if is_list_type(column.type):
-        bad |= pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False) != counts
+        bad |= _numbers_of_entries(column) != counts
         owners = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
         column = pc.list_flatten(column)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
@@ -133,6 +156,20 @@ def _are_not_numbers(column: pa.Array, counts: np.ndarray) -> np.ndarray:
 
 
 def _are_equal(column: pa.Array, other: pa.Array) -> np.ndarray:
-    if not (column.type == other.type and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))):
+    if not (column.type == other.type and _is_text(column.type)):
         return np.zeros(len(column), dtype=bool)  # Arrow does not compare lists
     return pc.equal(column, other).fill_null(False).to_numpy(zero_copy_only=False)
+
+
+def _rows_of_equal_texts(chosen: tuple[pa.Array, pa.Array], *rejected: tuple[pa.Array, pa.Array]) -> np.ndarray:
+    """Return rows in which a text stands twice, once at least among the chosen ones."""
+    sides = [chosen, *((texts, rows) for texts, rows in rejected if texts.type == chosen[0].type)]
+    if not _is_text(chosen[0].type):
+        return np.zeros(0, dtype=int)
+    texts = pa.concat_arrays([texts for texts, _ in sides]).dictionary_encode().indices
+    rows = np.concatenate([rows.to_numpy(zero_copy_only=False) for _, rows in sides])
+    # One number for each row and text. A null is missing anyway
+    keys = rows * (len(texts) + 1) + texts.fill_null(-1).to_numpy(zero_copy_only=False) + 1
+    found, counts = np.unique(keys[: len(chosen[0])], return_counts=True)
+    bad = np.isin(keys[len(chosen[0]) :], found)
+    return np.concatenate([rows[len(chosen[0]) :][bad], found[counts > 1] // (len(texts) + 1)])

@@ -17,7 +17,7 @@ from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..modeling.limits import Limits
-from ..preprocessing.format import TOKEN_COLUMNS, RowError
+from ..preprocessing.format import TOKEN_COLUMNS, RowError, chosen_entries, rejected_entries
 from ..preprocessing.truncate import token_lengths
 from ..preprocessing.validate import is_list_type
 
@@ -145,9 +145,9 @@ def check_limits(
         offset += len(table)
     tightest = min(limits, key=lambda one: one.own.positions)
     if tightest.exceeded_by(math.inf):
-        prompts, chosen, rejected, owners = token_lengths(dataset)
-        longest = prompts + chosen
-        np.maximum.at(longest, owners, prompts[owners] + rejected)
+        lengths = token_lengths(dataset)
+        longest = lengths.prompts.copy()
+        np.maximum.at(longest, lengths.rows, lengths.prompts[lengths.rows] + lengths.completions)
         exceeded = tightest.exceeded_by(longest)
         if exceeded.any():
             row = int(np.argmax(exceeded))
@@ -156,9 +156,10 @@ def check_limits(
 
 
 def _check_row(row: dict[str, Any], index: int, *, limits: Sequence[_Limits], name: str) -> dict[str, Any]:
-    prompt, chosen, rejected = (row[column] for column in TOKEN_COLUMNS)
-    columns = (("prompt_ids", prompt), ("chosen_ids", chosen), *(("rejected_ids", ids) for ids in rejected))
-    longest = len(prompt) + max(map(len, (chosen, *rejected)))
+    prompt = row["prompt_ids"]
+    completions = [(column, ids) for column, _, ids in (*chosen_entries(row), *rejected_entries(row))]
+    columns = [("prompt_ids", prompt), *completions]
+    longest = len(prompt) + max(len(ids) for _, ids in completions)
     for one in limits:
         for column, ids in columns:
             if (token := one.own.first_unknown(ids)) is not None:

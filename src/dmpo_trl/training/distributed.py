@@ -12,6 +12,8 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from datasets.fingerprint import get_temporary_cache_files_directory
 
+from ..preprocessing.truncate import max_num_chosen
+
 
 def num_own_rows(rows: int, accelerator: Accelerator) -> int:
     """Return how many rows of this process's batch, the first ones, are its own to count.
@@ -77,17 +79,20 @@ def readable_by_all(dataset: Dataset, name: str, accelerator: Accelerator) -> Da
 
 
 def rows_of_table(dataset: Dataset) -> Dataset:
-    """Cut the reference log-probs of each row to the row's own number of rejected completions.
+    """Cut the reference log-probs of each row to the row's own numbers of completions.
 
     Args:
         dataset: Columns `rejected_ids` and `ref_rejected_logps`, whose lists are all as long as the longest needs, so
-            that processes could gather them.
+            that processes could gather them; `chosen_ids` and `ref_chosen_logps` likewise where rows have a list of
+            chosen completions.
     """
-    rejected = dataset.select_columns(["ref_rejected_logps", "rejected_ids"]).map(
-        lambda row: {"ref_rejected_logps": row["ref_rejected_logps"][: len(row["rejected_ids"])]},
-        remove_columns=["rejected_ids"],
+    completions = ["rejected_ids"] if max_num_chosen(dataset) is None else ["chosen_ids", "rejected_ids"]
+    values = [f"ref_{name.removesuffix('_ids')}_logps" for name in completions]
+    cut = dataset.select_columns(completions + values).map(
+        lambda row: {name: row[name][: len(row[ids])] for name, ids in zip(values, completions, strict=True)},
+        remove_columns=completions,
     )
-    return concatenate_datasets([dataset.remove_columns("ref_rejected_logps"), rejected], axis=1)
+    return concatenate_datasets([dataset.remove_columns(values), cut], axis=1)
 
 
 def check_compute_metrics(compute_metrics: Any, data_collator: Any, accelerator: Accelerator) -> None:

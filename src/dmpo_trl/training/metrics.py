@@ -2,7 +2,7 @@
 
 Notation of `losses`; `delta_i = rewards+ - reward_i` is the margin of a pair, with `reward = beta * r(y)`.
 
-| name | per example | |
+| name | per row | |
 |---|---|---|
 | `rewards/chosen`, `logps/chosen` | `reward+`; `log pi(y+)` | TRL's |
 | `rewards/rejected`, `logps/rejected` | mean of `reward_i`; of `log pi(y_i)` | TRL's |
@@ -14,7 +14,10 @@ Notation of `losses`; `delta_i = rewards+ - reward_i` is the margin of a pair, w
 | `logps/margins_min` | smallest `log pi(y+) - log pi(y_i)`: above 0 the policy ranks the chosen first | ours |
 | `num_rejected` | its number of negatives, N | ours |
 
-The mean over examples is logged, so that every example weighs the same, whatever its N.
+The mean over rows is logged, so that every row weighs the same, whatever its N. Of a row with several chosen
+completions, what the table says of the one is the mean over all of them; but `rewards/margins_min`, `rewards/top1` and
+`logps/margins_min` are those of the worst: theirs is the smallest margin of any pair, and `rewards/top1` asks that all
+of them beat all negatives.
 """
 
 from collections.abc import Mapping
@@ -37,7 +40,7 @@ ones. The definition is the same for every loss, so that runs can be compared.
 
 
 def example_metrics(batch: ScoredBatch) -> dict[str, torch.Tensor]:
-    """Return the metrics of each example by name, (B,) each; the module's table defines them.
+    """Return the metrics of each row by name, (R,) each; the module's table defines them.
 
     Args:
         batch: Log-probs of the batch, all its negatives among them.
@@ -45,19 +48,21 @@ def example_metrics(batch: ScoredBatch) -> dict[str, torch.Tensor]:
     chosen_rewards = batch.beta * batch.chosen_logratios
     rejected_rewards = batch.beta * batch.rejected_logratios
     margins = chosen_rewards[batch.example] - rejected_rewards  # (P,)
-    hardest = batch.min_over_rejected(margins)
+    logp_margins = batch.chosen_logps[batch.example] - batch.rejected_logps
+    mean, worst = batch.mean_over_row, batch.min_over_row
+    hardest = worst(batch.min_over_rejected(margins))
     return {
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": batch.mean_over_rejected(rejected_rewards),
-        "rewards/accuracies": batch.mean_over_rejected((margins > 0).float()),
-        "rewards/margins": batch.mean_over_rejected(margins),
+        "rewards/chosen": mean(chosen_rewards),
+        "rewards/rejected": mean(batch.mean_over_rejected(rejected_rewards)),
+        "rewards/accuracies": mean(batch.mean_over_rejected((margins > 0).float())),
+        "rewards/margins": mean(batch.mean_over_rejected(margins)),
         "rewards/margins_min": hardest,
         "rewards/top1": (hardest > 0).float(),
-        "rewards/saturated": batch.mean_over_rejected((torch.sigmoid(-margins) < SATURATED).float()),
-        "logps/chosen": batch.chosen_logps,
-        "logps/rejected": batch.mean_over_rejected(batch.rejected_logps),
-        "logps/margins_min": batch.min_over_rejected(batch.chosen_logps[batch.example] - batch.rejected_logps),
-        "num_rejected": batch.num_rejected.float(),
+        "rewards/saturated": mean(batch.mean_over_rejected((torch.sigmoid(-margins) < SATURATED).float())),
+        "logps/chosen": mean(batch.chosen_logps),
+        "logps/rejected": mean(batch.mean_over_rejected(batch.rejected_logps)),
+        "logps/margins_min": worst(batch.min_over_rejected(logp_margins)),
+        "num_rejected": mean(batch.num_rejected.float()),
     }
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from trl.trainer.utils import get_config_model_id
 
-from ..preprocessing.truncate import token_lengths
+from ..preprocessing.truncate import max_num_chosen, token_lengths
 
 PAPER = {
     "title": "Finetuning Large Language Model for Personalized Ranking",
@@ -187,8 +187,14 @@ def _training_data(summary: TrainingSummary) -> str:
     size = f"{len(dataset):,} examples" if isinstance(dataset, Dataset) else "a stream"
     lines = [f"- Dataset: {name or 'in memory'}, {size}."]
     if isinstance(dataset, Dataset) and "rejected_ids" in dataset.column_names:
-        counts = np.bincount(token_lengths(dataset)[3])
-        lines.append(f"- Negatives per example (N): {counts.min()} to {counts.max()}, {counts.mean():.2f} on average.")
+        lengths = token_lengths(dataset)
+        sides = {"Negatives per example (N)": lengths.rejected_per_row}
+        if max_num_chosen(dataset) is not None:
+            sides = {"Positives per example": lengths.chosen_per_row} | sides
+        lines += [
+            f"- {name}: {counts.min()} to {counts.max()}, {counts.mean():.2f} on average."
+            for name, counts in sides.items()
+        ]
     elif logged := [entry["num_rejected"] for entry in summary.log_history if "num_rejected" in entry]:
         lines.append(f"- Negatives per example (N): {np.mean(logged):.2f} on average.")
     lines.append(f"- Loss: {' + '.join(f'`{name}`' for name in summary.loss_types)}, beta = {summary.beta}.")

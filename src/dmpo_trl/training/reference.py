@@ -91,7 +91,7 @@ def options_of_parent(args: DPOConfig, has_reference: bool) -> Iterator[None]:
     """
     loss_types, precompute = args.loss_type, args.precompute_ref_log_probs
     # The parent checks options against the loss types that it knows, and ours are like "sigmoid" to it
-    args.loss_type = ["sigmoid" if name in ("dmpo", "softmax") else name for name in loss_types]
+    args.loss_type = ["sigmoid" if name in ("dmpo", "softmax", "mult_dpo") else name for name in loss_types]
     args.precompute_ref_log_probs = precompute or not has_reference
     try:
         yield

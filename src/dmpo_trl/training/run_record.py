@@ -18,7 +18,7 @@ from trl import DPOConfig
 
 from ..modeling.fingerprint import config_of, weight_buffers
 from ..modeling.loading import base_model_of
-from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS, TOKEN_COLUMNS
+from ..preprocessing.format import REFERENCE_COLUMNS, TOKEN_COLUMNS, VALUE_COLUMNS
 from .checkpoints import FILE_LIST, has_optimizer
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def describe_rows(dataset: Any, *, has_reference: bool = False) -> dict[str, Any
         return {"rows": "a stream"}
     names = set(dataset.column_names)
     if set(TOKEN_COLUMNS) <= names:
-        names &= {*TOKEN_COLUMNS, *PAIR_COLUMNS}
+        names &= {*TOKEN_COLUMNS, *VALUE_COLUMNS}
     names -= set(REFERENCE_COLUMNS)
 
     def parts(columns: Iterable[str]) -> Iterator[Any]:

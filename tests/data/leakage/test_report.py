@@ -273,6 +273,22 @@ def test_forms_must_be_known_and_alike(clean):
         )
 
 
+def test_rows_with_several_targets_are_refused_with_the_remedy(clean):
+    rows = pl.DataFrame({"prompt": ["p", "q"], "chosen": [["a", "b"], ["c"]], "rejected": [["x"], ["y"]]})
+    with pytest.raises(
+        ValueError, match=r'`chosen` holds lists: give each target a row of its own, .*explode\("chosen"\)'
+    ):
+        leak_report(rows, rows)
+    assert comparable(rows.explode("chosen"))["target"].to_list() == ["a", "b", "c"]
+    messages = [[{"role": "assistant", "content": "a"}]]
+    one = pl.DataFrame({"prompt": ["p"], "chosen": messages, "rejected": [messages]})
+    assert comparable(one)["target"].to_list() == ["a"]
+    with pytest.raises(ValueError, match="`chosen` holds lists"):
+        comparable(one.with_columns(chosen=pl.Series([messages])))
+    with pytest.raises(ValueError, match="`target` holds lists"):
+        comparable(clean["train"].with_columns(target=pl.concat_list("target")))
+
+
 def test_rejected_in_other_columns_is_the_same():
     whole = {"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected": [["x", "y"], ["x"]]}
     numbered = {"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected1": ["x", "x"], "rejected2": ["y", None]}

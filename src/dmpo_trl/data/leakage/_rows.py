@@ -41,7 +41,7 @@ def comparable(data: pl.DataFrame | Dataset) -> pl.DataFrame:
         - `seen` (negatives that are in the row's own history; null where the history is not a list of items).
 
     Raises:
-        ValueError: For other columns, or a row whose candidates lack the target.
+        ValueError: For other columns, several chosen completions in a row, or a row whose candidates lack the target.
     """
     frame = data if isinstance(data, pl.DataFrame) else data.to_polars()
     if {"historyList", "itemList", "trueSelection"} <= set(frame.columns):
@@ -54,6 +54,12 @@ def comparable(data: pl.DataFrame | Dataset) -> pl.DataFrame:
         pl.int_range(pl.len()).alias("row"),
         user=pl.col("user").cast(pl.String) if "user" in columns else pl.lit(None, pl.String),
     )
+    for column in columns & {"target", "chosen", "completion"}:
+        if _holds_lists(frame, column):
+            raise ValueError(
+                f"The leak report asks where the one target of a row stands, and `{column}` holds lists: give each "
+                f'target a row of its own, with `explode("{column}")` of polars.'
+            )
     if {"history", "target"} <= columns:
         return _from_items(frame)
     if "prompt" in columns and columns & {"chosen", "completion", "candidates"}:
@@ -182,9 +188,14 @@ def _rejected(frame: pl.DataFrame) -> pl.Expr:
         return pl.concat_list(_text(frame, column) for column in numbered).list.drop_nulls()
     if "rejected" not in frame.columns:
         return pl.lit([], pl.List(pl.String))
-    kind = frame.schema["rejected"]
-    several = isinstance(kind, pl.List) and not isinstance(kind.inner, pl.Struct)
+    several = _holds_lists(frame, "rejected")
     return _texts(frame, "rejected") if several else pl.concat_list(_text(frame, "rejected"))
+
+
+def _holds_lists(frame: pl.DataFrame, column: str) -> bool:
+    """Return whether a column holds lists of completions, not completions."""
+    kind = frame.schema[column]
+    return isinstance(kind, pl.List) and not isinstance(kind.inner, pl.Struct)
 
 
 def _places_in_prompts(frame: pl.DataFrame) -> pl.DataFrame:
