@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
 
 from ..evaluation import Difference, Interval, figures_frame, markdown_table, text_table, verdict
+from ._groups import GroupTable, shown_metric
 
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr", "auc")
 """The metrics where none are chosen."""
@@ -68,6 +69,7 @@ class EvaluationReport:
         differences: Paired differences, by the two rankers.
         first: Coverage and popularity bias of each ranker's first items.
         generation: Of free generation; empty where it was not asked for.
+        groups: Metrics of each ranker for groups of users, by the name of the division.
     """
 
     settings: Mapping[str, Any]
@@ -76,6 +78,7 @@ class EvaluationReport:
     differences: Mapping[tuple[str, str], Mapping[str, Difference]]
     first: Mapping[str, Mapping[str, float]]
     generation: Mapping[str, Mapping[str, Interval]]
+    groups: Mapping[str, GroupTable] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return the report for a terminal: aligned tables, what the columns mean, and the differences in words."""
@@ -83,12 +86,17 @@ class EvaluationReport:
 
     def files(self) -> dict[str, str]:
         """Return the report by the names of its files: `table.md`, `metrics.json` and `metrics.csv`."""
-        figures = {
-            name: {row: {metric: _plain(figure) for metric, figure in own.items()} for row, own in rows.items()}
-            for name, rows in self._tables().items()
+        figures: dict[str, Any] = {name: _plain_rows(rows) for name, rows in self._tables().items()}
+        figures |= {
+            name: {group: _plain_rows(rows) for group, rows in table.figures.items()}
+            for name, table in self.groups.items()
         }
+        figures["notes"] = {name: table.division.notes for name, table in self.groups.items() if table.division.notes}
+        of_all = [(name, None, rows) for name, rows in self._tables().items()]
+        of_groups = [(name, *entry) for name, table in self.groups.items() for entry in table.figures.items()]
         frame = pl.concat(
-            figures_frame(rows).select(pl.lit(name).alias("table"), pl.all()) for name, rows in self._tables().items()
+            figures_frame(rows).select(pl.lit(name).alias("table"), pl.lit(group, pl.String).alias("group"), pl.all())
+            for name, group, rows in [*of_all, *of_groups]
         )
         return {
             "table.md": "\n\n".join(self._parts(markdown_table)) + "\n",
@@ -120,9 +128,14 @@ class EvaluationReport:
                 parts.append(legend(metric for row in rows.values() for metric in row))
         sentences = []
         for (name, other), row in self.differences.items():
-            metric = "ndcg@5" if "ndcg@5" in row else next(iter(row))
+            metric = shown_metric(row)
             sentences.append(verdict(name, other, metric, row[metric]))
-        return [*parts, "\n".join(sentences)] if sentences else parts
+        by_group = [part for groups in self.groups.values() for part in groups.parts(table)]
+        return [*parts, *(["\n".join(sentences)] if sentences else []), *by_group]
+
+
+def _plain_rows(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row: {metric: _plain(figure) for metric, figure in own.items()} for row, own in rows.items()}
 
 
 def _plain(figure: Interval | float) -> dict[str, float] | float | None:

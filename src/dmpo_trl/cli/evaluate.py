@@ -123,6 +123,7 @@ def run(arguments: list[str]) -> None:
     from ..evaluation.metrics import POOLED_AUC, check_metrics
     from ..modeling.loading import check_found
     from ._evaluation import EvaluationReport, default_metrics
+    from ._groups import GroupTable, divide
     from ._rankers import other_rankers, rank_fused, validation_users
 
     model, options = make_parser().parse(arguments)
@@ -133,6 +134,7 @@ def run(arguments: list[str]) -> None:
     users = _first_users(prepared, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
     popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    divisions = divide(prepared, users)
     if options.whole_catalogue:
         users = full_catalogue(users, titles, prepared.template)
 
@@ -185,6 +187,10 @@ def run(arguments: list[str]) -> None:
         },
         {labels[name]: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()},
         {} if generated is None else {labels["model"]: generated.intervals()},
+        {
+            kind: GroupTable.of(division, {labels[name]: result for name, result in results.items()}, metrics)
+            for kind, division in divisions.items()
+        },
     )
     print(report.text())
     if options.output_dir is not None:
