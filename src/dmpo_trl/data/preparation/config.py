@@ -100,9 +100,11 @@ class PrepareConfig:
     k_core_items: int = _option("Keep items with at least this many interactions, liked or not.", 1)
     split: str = _option(
         "users: some users to train on, others to evaluate on, with the last item each liked. leave_one_out: the last "
-        "item of each user to test, the one before to validate. time: what comes after a point in time.",
+        "item of each user to test, the one before to validate. time: what comes after a point in time. items: some "
+        "items are held out (cold start); the users whose last liked item is one of them are evaluated, ranking it "
+        "among the other held-out items, and the others train without any of them.",
         "users",
-        ["users", "leave_one_out", "time"],
+        ["users", "leave_one_out", "time", "items"],
     )
     train_users: int | None = _option("With --split users: number of users to train on. Default: all others.")
     validation_users: int | None = _option(
@@ -115,6 +117,8 @@ class PrepareConfig:
     test_from: float = _option(
         "With --split time: test from here on, a time or the share of earlier interactions.", 0.9
     )
+    validation_items: float = _option("With --split items: share of the items to validate on.", 0.1)
+    test_items: float = _option("With --split items: share of the items to test on.", 0.1)
     few_shot_users: int | None = _option("Train on only this many of the training users, drawn at random.")
     history: str = _option(
         "latest: a prompt has the latest items before its target. growing: the histories of a user's training "
@@ -170,6 +174,7 @@ class PrepareConfig:
                 raise ValueError(f"{name} must be a finite number, it is {value}.")
             if name in _AT_LEAST and value is not None and value < _AT_LEAST[name]:
                 raise ValueError(f"{name} must be at least {_AT_LEAST[name]}, it is {value}.")
+        self._check_items()
         if self.alpha <= 0:
             raise ValueError(f"alpha must be above 0, it is {self.alpha}.")
         for name in ("path", "items"):
@@ -181,6 +186,16 @@ class PrepareConfig:
                 )
         if self.train_users is not None and self.split != "users":
             raise ValueError(f"train_users belongs to the split users; with {self.split} use few_shot_users.")
+
+    def _check_items(self) -> None:
+        for name in ("validation_items", "test_items"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be above 0 and below 1, it is {getattr(self, name)}.")
+        if self.split == "items" and self.candidate_strategy == "popularity":
+            raise ValueError(
+                "candidate_strategy popularity draws by how many training users had an item, and with the split items "
+                "nobody had a candidate; use candidate_strategy uniform."
+            )
 
     def prompt_template(self) -> PromptTemplate:
         """Return the template that the options describe.
