@@ -596,6 +596,26 @@ def test_held_out_items_are_nowhere_in_training(raw, tmp_path, strategy):
     assert told.values["share"] == 0
 
 
+def test_several_ways_to_draw_candidates_ask_the_same_questions(raw, tmp_path):
+    both = prepare(config(raw, tmp_path / "both", candidate_strategy=["popularity", "uniform"]))
+    assert list(both.protocols) == ["popularity", "uniform"]
+    assert both.manifest["rows"]["ranking_uniform"] == both.manifest["rows"]["ranking"]
+    for strategy in ("popularity", "uniform"):
+        alone = prepare(config(raw, tmp_path / strategy, candidate_strategy=strategy))
+        assert list(alone.protocols) == [strategy]
+        for split in ("validation", "test"):  # as if each had been the only one
+            assert both.protocols[strategy][split].to_list() == alone.ranking[split].to_list()
+        assert both.preference["train"].to_list() == alone.preference["train"].to_list()
+    assert both.ranking["test"].to_list() == both.protocols["popularity"]["test"].to_list()
+    same = [[row[name] for name in ("user", "history", "prompt")] for row in both.ranking["test"]]
+    assert same == [[row[name] for name in ("user", "history", "prompt")] for row in both.protocols["uniform"]["test"]]
+    assert "Candidates: popularity, uniform in `ranking_uniform`." in (both.folder / "README.md").read_text()
+    loaded = datasets.load_dataset(str(both.folder), "ranking_uniform")
+    assert loaded["test"].to_list() == both.protocols["uniform"]["test"].to_list()
+    del both.manifest["options"]["candidate_strategy"]  # as in folders of earlier versions
+    assert list(both.protocols) == ["uniform"]
+
+
 def test_too_few_held_out_items_for_a_ranking_are_refused_by_their_option(raw, tmp_path):
     with pytest.raises(
         ValueError, match=r"test_items=0\.05 are 3 items, too few for 6 in a ranking; raise test_items"
@@ -626,6 +646,12 @@ def test_options_from_the_command_line_and_from_yaml(tmp_path):
         ),
         ({"items": pl.DataFrame()}, r"`items` is the path of a file, .*prepare\(config, items=\.\.\.\)"),
         ({"train_users": 5, "split": "time"}, "train_users belongs to the split users; with time use few_shot_users"),
+        (
+            {"candidate_strategy": ["uniform", "popular"]},
+            "uniform, popularity, it is 'popular'. Did you mean popularity",
+        ),
+        ({"candidate_strategy": []}, "candidate_strategy must be one or more, each once; it is "),
+        ({"candidate_strategy": ["uniform", "uniform"]}, "candidate_strategy must be one or more, each once; it is "),
         ({"test_items": 1.0}, r"^test_items must be above 0 and below 1, it is 1\.0\.$"),
         ({"validation_items": 0.0}, r"^validation_items must be above 0 and below 1, it is 0\.0\.$"),
         (

@@ -27,7 +27,7 @@ from ..prompts import PromptTemplate
 from ..readers import read_amazon, read_lastfm, read_movielens, read_recbole, read_table
 from ..splits import few_shot, split_by_time, split_leave_one_out, split_users
 from .config import PrepareConfig
-from .folder import CARD, INTERACTIONS, PREPARED, Prepared, card
+from .folder import CARD, INTERACTIONS, PREPARED, Prepared, card, further_ranking
 
 logger = logging.getLogger(__name__)
 
@@ -274,12 +274,11 @@ def _tables(
         ("preference", "validation"): (validation, loss_seed),
         ("sft", "train"): (sft, train_seed),
         ("sft", "validation"): (validation, loss_seed),
-        ("ranking", "validation"): (
-            draw("validation", config.candidates - 1, validation_seed, config.candidate_strategy),
-            validation_seed,
-        ),
-        ("ranking", "test"): (draw("test", config.candidates - 1, test_seed, config.candidate_strategy), test_seed),
     }
+    for place, strategy in enumerate(config.candidate_strategy):
+        for split, seed in (("validation", validation_seed), ("test", test_seed)):
+            candidates = draw(split, config.candidates - 1, seed, strategy)
+            tables["ranking" if place == 0 else further_ranking(strategy), split] = candidates, seed
     if config.pairs:
         tables |= {("pairs", split): tables["preference", split] for split in ("train", "validation")}
     shorter = pl.col("history").list.tail(config.history_length)
@@ -307,6 +306,7 @@ def _write(
     """Write one split of one dataset, and return its number of rows."""
     path.parent.mkdir(exist_ok=True)
     writer, rows = None, 0
+    kind = kind.partition("_")[0]  # ranking_popularity is a ranking
     for table in text_tables(kind, examples, data, template, seed=seed):
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
