@@ -119,6 +119,12 @@ def test_evaluates_report_is_narrow_names_the_model_and_explains_its_columns(fol
     assert row["mean"] == pytest.approx(found["ranking"]["model (mean)"]["auc"]["mean"])
     assert row["p_value"] is None
     assert set(frame["table"]) == {"ranking", "differences", "first"}
+    # These users cannot be divided: the words that stand in the place of a table
+    shown = set(Prepared.load(prepared).interactions.filter("shown")["item"])
+    assert {row["items"][row["positive"]] for row in Prepared.load(prepared).ranking["test"]} <= shown
+    assert found["notes"]["by_target"] == ["all 4 targets are known."]
+    assert "by target, in a training example (known) or in none (cold): all 4 targets are known." in text
+    assert "Results by the number of items that a user had before the target: all 4 users had 0 to 4 items." in text
 
 
 def test_evaluate_computes_the_metrics_that_are_chosen(folders, prepared, capsys):

@@ -68,15 +68,28 @@ def test_from_raw_files_to_the_table(write, sizes, models, model, tmp_path, monk
     out = tmp_path / "out"
     paths = ["--path", str(raw), "--output_dir", str(out / "data"), "--results", str(out), "--model", model]
     small = ["--test_users", "5", "--candidates", "5", "--negatives", "2", "--lora_rank", "2"]
+    small += ["--catalogue_users", "3"]
     monkeypatch.setattr(sys, "argv", ["example", *paths, *sizes, *small])
     monkeypatch.syspath_prepend(str(EXAMPLES))
     with load_script(f"examples/{write.__name__}.py") as script:
         script.main()
-    table = (out / "table.md").read_text()
-    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
-    assert rows[1:] == ["---", "random", "popularity", *models, *rows[-len(models) :]]
-    assert rows[-1] == "DMPO - popularity"
-    assert table.startswith("5 test users")
+    titles: list[str] = []
+    tables: list[list[str]] = []
+    lines = (out / "table.md").read_text().splitlines()
+    for line in lines:
+        if line.startswith("| "):
+            tables[-1].append(line.split("|")[1].strip())
+        elif line:
+            titles.append(line)
+            tables.append([])
+    assert titles == [
+        "3 test users, the whole catalogue",
+        "5 test users, candidates drawn uniformly",
+        "5 test users, candidates drawn by popularity",
+    ]
+    for rows in tables:
+        assert rows[1:] == ["---", "random", "popularity", *models, *rows[-len(models) :]]
+        assert rows[-1] == "DMPO - popularity"
     assert Prepared.load(out / "data").preference["train"].num_rows == 8
     # As where the configs of the same name write, and none in another's
     adapters = ["sft", *(["softmax"] if "S-DPO" in models else []), "dmpo"]

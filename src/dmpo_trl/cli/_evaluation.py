@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
 
 from ..evaluation import Difference, Interval, figures_frame, markdown_table, text_table, verdict
+from ._groups import GroupTable, shown_metric
+from ._protocols import ProtocolTable, in_order
 
 METRICS = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr", "auc")
 """The metrics where none are chosen."""
@@ -68,6 +70,9 @@ class EvaluationReport:
         differences: Paired differences, by the two rankers.
         first: Coverage and popularity bias of each ranker's first items.
         generation: Of free generation; empty where it was not asked for.
+        groups: Metrics of each ranker for groups of users, by the name of the division.
+        protocol: Name of what is ranked here.
+        further: Metrics of each ranker for other candidates, by the name of the protocol.
     """
 
     settings: Mapping[str, Any]
@@ -76,6 +81,9 @@ class EvaluationReport:
     differences: Mapping[tuple[str, str], Mapping[str, Difference]]
     first: Mapping[str, Mapping[str, float]]
     generation: Mapping[str, Mapping[str, Interval]]
+    groups: Mapping[str, GroupTable] = field(default_factory=dict)
+    protocol: str = "uniform"
+    further: Mapping[str, ProtocolTable] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return the report for a terminal: aligned tables, what the columns mean, and the differences in words."""
@@ -83,12 +91,18 @@ class EvaluationReport:
 
     def files(self) -> dict[str, str]:
         """Return the report by the names of its files: `table.md`, `metrics.json` and `metrics.csv`."""
-        figures = {
-            name: {row: {metric: _plain(figure) for metric, figure in own.items()} for row, own in rows.items()}
-            for name, rows in self._tables().items()
+        figures: dict[str, Any] = {name: _plain_rows(rows) for name, rows in self._tables().items()}
+        figures |= {
+            name: {group: _plain_rows(rows) for group, rows in table.figures.items()}
+            for name, table in self.groups.items()
         }
+        figures["protocols"] = {name: {"users": own.users, "about": own.about} for name, own in self.further.items()}
+        figures["notes"] = {name: table.division.notes for name, table in self.groups.items() if table.division.notes}
+        of_all = [(name, None, rows) for name, rows in self._tables().items()]
+        of_groups = [(name, *entry) for name, table in self.groups.items() for entry in table.figures.items()]
         frame = pl.concat(
-            figures_frame(rows).select(pl.lit(name).alias("table"), pl.all()) for name, rows in self._tables().items()
+            figures_frame(rows).select(pl.lit(name).alias("table"), pl.lit(group, pl.String).alias("group"), pl.all())
+            for name, group, rows in [*of_all, *of_groups]
         )
         return {
             "table.md": "\n\n".join(self._parts(markdown_table)) + "\n",
@@ -98,8 +112,11 @@ class EvaluationReport:
         }
 
     def _tables(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-        tables: dict[str, Mapping[str, Mapping[str, Any]]] = {
-            "ranking": self.ranking,
+        tables: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+        for name in in_order([self.protocol, *self.further]):
+            own = name == self.protocol
+            tables["ranking" if own else f"ranking_{name}"] = self.ranking if own else self.further[name].ranking
+        tables |= {
             "differences": {f"{name} - {other}": own for (name, other), own in self.differences.items()},
             "first": self.first,
             "generation": self.generation,
@@ -112,17 +129,23 @@ class EvaluationReport:
             "differences": "Differences, paired by user, with the p-value of a permutation test:",
             "first": f"The first {self.settings['top_k']} of each user:",
             "generation": "Generated freely:",
+            **{f"ranking_{name}": table.about for name, table in self.further.items()},
         }
         parts = []
         for name, rows in self._tables().items():
             parts += [titles[name], table(rows)]
-            if name != "differences":
+            if name in ("ranking", "first", "generation"):
                 parts.append(legend(metric for row in rows.values() for metric in row))
         sentences = []
         for (name, other), row in self.differences.items():
-            metric = "ndcg@5" if "ndcg@5" in row else next(iter(row))
+            metric = shown_metric(row)
             sentences.append(verdict(name, other, metric, row[metric]))
-        return [*parts, "\n".join(sentences)] if sentences else parts
+        by_group = [part for groups in self.groups.values() for part in groups.parts(table)]
+        return [*parts, *(["\n".join(sentences)] if sentences else []), *by_group]
+
+
+def _plain_rows(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row: {metric: _plain(figure) for metric, figure in own.items()} for row, own in rows.items()}
 
 
 def _plain(figure: Interval | float) -> dict[str, float] | float | None:

@@ -76,32 +76,39 @@ def validation_users(prepared: Prepared, whole_catalogue: bool, titles: Mapping[
     return full_catalogue(users, titles, prepared.template) if whole_catalogue else users
 
 
-def rank_fused(
-    model: Any,
-    tokenizer: Any,
-    validation: Dataset,
-    results: Mapping[str, RankingResult],
-    ranker: Ranker,
-    ranking: Mapping[str, Any],
-) -> dict[str, RankingResult]:
-    """Rank by the model's sum of log-probs and another ranker together.
+def fusion_weight(
+    model: Any, tokenizer: Any, validation: Dataset, ranker: Ranker, ranking: Mapping[str, Any]
+) -> float:
+    """Choose the weight of another ranker beside the model's sum of log-probs.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        validation: The users on whom the weight is chosen.
-        results: The rankings of the test users.
+        validation: The users on whom it is chosen.
         ranker: The other one.
         ranking: Further options of `score_candidates`.
+
+    Example:
+        >>> fusion_weight(model, tokenizer, validation, rankers["item_knn"], {})  # doctest: +SKIP
+        2.0
+    """
+    scored = score_candidates(model, tokenizer, validation, progress="ranking the validation users", **ranking)
+    return choose_weight(rank_by_log_prob(validation, scored, score="sum", name="sum"), ranker(validation))
+
+
+def rank_fused(results: Mapping[str, RankingResult], other: str, weight: float) -> dict[str, RankingResult]:
+    """Rank by the model's sum of log-probs and another ranker together.
+
+    Args:
+        results: The rankings of the test users.
+        other: Name of the other one.
+        weight: Its weight.
 
     Returns:
         The ranking, by its name: `sum + WEIGHT NAME`.
 
     Example:
-        >>> fused = rank_fused(model, tokenizer, validation, results, rankers["item_knn"], {})  # doctest: +SKIP
+        >>> fused = rank_fused(results, "item_knn", 2.0)  # doctest: +SKIP
     """
-    scored = score_candidates(model, tokenizer, validation, progress="ranking the validation users", **ranking)
-    own, other = rank_by_log_prob(validation, scored, score="sum", name="sum"), ranker(validation)
-    weight = choose_weight(own, other)
-    name = f"sum + {weight:g} {other.name}"
-    return {name: fuse(results["sum"], results[other.name], weight, name=name)}
+    name = f"sum + {weight:g} {other}"
+    return {name: fuse(results["sum"], results[other], weight, name=name)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,6 @@ from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from ..data import Prepared
 
 COUNTS = ("popularity", "popularity_shown", "item_knn", "item_knn_shown")
 RESERVED = (*COUNTS, "random", "sum", "mean")
@@ -37,6 +36,14 @@ class EvaluateArguments:
     whole_catalogue: bool = field(
         default=False,
         metadata={"help": "Rank all items that the user has not had, instead of the sampled candidates."},
+    )
+    catalogue_users: int | None = field(
+        default=None,
+        metadata={
+            "help": "Also rank this many users, the first ones, among all items that they have not had, in a table of "
+            "its own. Every title is scored: with 1,700 titles two to three minutes per user on one CPU core. "
+            "Default: none."
+        },
     )
     scores: list[str] | None = field(
         default=None,
@@ -84,7 +91,9 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_at_least(self, top_k=1, tokens_per_batch=1)
+        check_at_least(self, top_k=1, tokens_per_batch=1, catalogue_users=2)
+        if self.whole_catalogue and self.catalogue_users is not None:
+            raise ValueError("--whole_catalogue ranks all users among all items already: leave --catalogue_users out.")
         for entry in self.scores or []:
             name, _, file = entry.partition("=")
             if not re.fullmatch(r"[\w.-]+", name) or not file or name in RESERVED:
@@ -114,7 +123,6 @@ def run(arguments: list[str]) -> None:
     from ..data import Prepared
     from ..evaluation import (
         beyond_accuracy,
-        evaluate_model,
         full_catalogue,
         generate_items,
         load_for_ranking,
@@ -123,23 +131,36 @@ def run(arguments: list[str]) -> None:
     from ..evaluation.metrics import POOLED_AUC, check_metrics
     from ..modeling.loading import check_found
     from ._evaluation import EvaluationReport, default_metrics
-    from ._rankers import other_rankers, rank_fused, validation_users
+    from ._groups import GroupTable, divide
+    from ._protocols import ProtocolTable, further_protocols, in_words, main_protocol
+    from ._rankers import fusion_weight, other_rankers, rank_fused, validation_users
 
     model, options = make_parser().parse(arguments)
     check_metrics(options.metrics or [])
     if options.output_dir is not None and PartialState().is_main_process:
         check_folder(options.output_dir, EVALUATION, overwrite=options.overwrite)  # before the work, not after it
     prepared = Prepared.load(options.data)
-    users = _first_users(prepared, options.split, options.users)
+    users = _first_users(prepared.ranking, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
     popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    divisions = divide(prepared, users)
     if options.whole_catalogue:
         users = full_catalogue(users, titles, prepared.template)
 
+    protocol = main_protocol(prepared, options.whole_catalogue)
+    further = further_protocols(
+        prepared,
+        protocol,
+        lambda splits: _first_users(splits, options.split, options.users),
+        split=options.split,
+        titles=titles,
+        catalogue_users=options.catalogue_users,
+    )
     rankers = other_rankers(prepared, options.scores or [])
-    others = {
-        name: rank(users) for name, rank in rankers.items() if name != "popularity"
-    }  # before the model is loaded
+    others, *others_further = (
+        {name: rank(asked) for name, rank in rankers.items() if name != "popularity"}
+        for asked in (users, *further.values())
+    )  # before the model is loaded
 
     loading = replace(model, revision=None).from_pretrained()  # of the baseline: the revision is that of --model
     if options.baseline is not None:
@@ -148,9 +169,15 @@ def run(arguments: list[str]) -> None:
     ranking: Any = {"tokens_per_batch": options.tokens_per_batch, "special_tokens_in_text": False}
     results = rank_beside_baselines(loaded, tokenizer, users, popularity, **ranking)
     results |= others
+    of_further = {
+        name: rank_beside_baselines(loaded, tokenizer, asked, popularity, **ranking) | own
+        for (name, asked), own in zip(further.items(), others_further, strict=True)
+    }
     if options.fuse is not None:
         held_out = validation_users(prepared, options.whole_catalogue, titles)
-        results |= rank_fused(loaded, tokenizer, held_out, results, rankers[options.fuse], ranking)
+        weight = fusion_weight(loaded, tokenizer, held_out, rankers[options.fuse], ranking)
+        for own in (results, *of_further.values()):
+            own |= rank_fused(own, options.fuse, weight)
     generated = (
         generate_items(loaded, tokenizer, users, titles.values(), name="generation", special_tokens_in_text=False)
         if options.generate
@@ -158,9 +185,10 @@ def run(arguments: list[str]) -> None:
     )
     del loaded  # leaves its memory to the baseline
     if options.baseline is not None:
-        baseline = evaluate_model(options.baseline, users, popularity, **ranking, **loading)
-        for score in ("sum", "mean"):
-            results[f"baseline {score}"] = baseline[score]
+        loaded, tokenizer = load_for_ranking(options.baseline, **loading)
+        for own, asked in zip((results, *of_further.values()), (users, *further.values()), strict=True):
+            baseline = rank_beside_baselines(loaded, tokenizer, asked, popularity, **ranking)
+            own |= {f"baseline {score}": baseline[score] for score in ("sum", "mean")}
     if not PartialState().is_main_process:
         return
     metrics = options.metrics or default_metrics(max(map(len, results["random"].scores)))
@@ -176,7 +204,7 @@ def run(arguments: list[str]) -> None:
     report = EvaluationReport(
         {"model": model.model, **asdict(options), "users": len(users)},
         f"{len(users)} {options.split} users, {candidates} ranked by the sum of log-probs or their mean per token.\n"
-        "Mean [95% bootstrap interval over users].",
+        f"Mean [95% bootstrap interval over users]; {in_words(protocol, further)}",
         {labels[name]: result.intervals(metrics) for name, result in results.items()},
         {
             (labels[score], labels[other]): results[score].minus(results[other], per_user)
@@ -185,13 +213,28 @@ def run(arguments: list[str]) -> None:
         },
         {labels[name]: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()},
         {} if generated is None else {labels["model"]: generated.intervals()},
+        {
+            kind: GroupTable.of(division, {labels[name]: result for name, result in results.items()}, metrics)
+            for kind, division in divisions.items()
+        },
+        protocol,
+        {
+            name: ProtocolTable.of(
+                name,
+                options.split,
+                {labels[ranker]: result for ranker, result in own.items()},
+                options.metrics or default_metrics(max(map(len, own["random"].scores))),
+            )
+            for name, own in of_further.items()
+        },
     )
     print(report.text())
     if options.output_dir is not None:
         with new_folder(options.output_dir, EVALUATION, overwrite=options.overwrite) as folder:
             for name, text in report.files().items():
                 (folder / name).write_text(text, encoding="utf-8")
-            for name, result in results.items():
+            further_results = {f"{kind}/{name}": own[name] for kind, own in of_further.items() for name in own}
+            for name, result in (results | further_results).items():
                 result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
         print(f"\nWritten to {options.output_dir}.")
 
@@ -206,9 +249,9 @@ def _labels(model: str, baseline: str | None) -> dict[str, str]:
     return {"random": "random", "popularity": "popularity", "model": names[""], **labels}
 
 
-def _first_users(prepared: Prepared, split: str, limit: int | None) -> Dataset:
-    """Return the users of a split of a prepared folder, all of them or the first `limit`, but at least two."""
-    users = choose_split(prepared.ranking, split, "--split")
+def _first_users(splits: Mapping[str, Dataset], split: str, limit: int | None) -> Dataset:
+    """Return the users of a split, all of them or the first `limit`, but at least two."""
+    users = choose_split(splits, split, "--split")
     first = users if limit is None else users.select(range(min(limit, len(users))))
     if len(first) < 2:
         raise ValueError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..recommend import UserHistory
 from ..recommend.recommendation import as_json
@@ -68,11 +68,29 @@ class RecommendArguments:
         default=False,
         metadata={"help": "Search on until the outcome is proven to be the best of the whole catalogue."},
     )
+    prior: str | None = field(
+        default=None,
+        metadata={
+            "help": "Order by the model and by what counts know: popularity, popularity_shown, item_knn or "
+            "item_knn_shown (as in `evaluate`, counted in --data), or a Parquet file of user, item and score. With "
+            "--exact over the whole catalogue, else over the best items by the model, as many as there are beams."
+        },
+    )
+    prior_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of --prior. `dmpo-trl evaluate --fuse NAME` finds it: of `sum + 2 item_knn` it is 2."
+        },
+    )
     batch_size: int = field(default=8, metadata={"help": "Users searched together."})
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_at_least(self, k=1, num_beams=1, batch_size=1)
+        check_at_least(self, k=1, num_beams=1, batch_size=1, prior_weight=0)
+        if (self.prior is None) != (self.prior_weight is None):
+            raise ValueError(
+                "--prior and --prior_weight belong together. `dmpo-trl evaluate --fuse NAME` finds the weight."
+            )
 
 
 def make_parser() -> Parser:
@@ -88,6 +106,7 @@ def run(arguments: list[str]) -> None:
     """Recommend as the arguments say: print the items of one user, write those of many to a file."""
     from ..recommend import Recommender
     from ..recommend.batch import check_output
+    from ._prior import prior_of
 
     model, options = make_parser().parse(arguments)
     if [options.history, options.users, options.split].count(None) != 2:
@@ -106,18 +125,27 @@ def run(arguments: list[str]) -> None:
                 raise ValueError(f"--output {options.output} is the file of --users; name another.")
         users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)
 
-    recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
+    prior = None if options.prior is None else prior_of(options.prior, options.data)
+    if prior is not None:  # who has no scores is named before the model is loaded
+        for user in [None] if users is None else (one.user for one in users):
+            prior.check(user)
+    fusion = {"prior": prior, "prior_weight": options.prior_weight}
+    recommender = Recommender.from_pretrained(model.model, data=options.data, **fusion, **model.from_pretrained())
+    about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
     if users is None:
         found = recommender.recommend(options.history, options.k, num_beams=options.num_beams, exact=options.exact)
         if options.json:
-            print(as_json({"history": options.history}, found, recommender.score))
+            print(as_json({"history": options.history, **about}, found, recommender.score))
             return
         kind = "mean log-prob per token" if recommender.score == "mean" else "log-prob"
         for rank, one in enumerate(found, start=1):
-            print(f"{rank:>3}. {one.title}  ({one.item}, {kind} {one.score:.2f})")
+            scores = f"{kind} {one.score:.2f}"
+            if prior is not None:
+                scores = f"{one.score:.2f} of {kind} {one.model_score:.2f} and {prior.name} {one.prior_score:.4g}"
+            print(f"{rank:>3}. {one.title}  ({one.item}, {scores})")
         return
     if options.json:
-        _print_json(recommender, users, options)
+        _print_json(recommender, users, options, about)
         return
     count = recommender.recommend_all(
         users,
@@ -131,7 +159,9 @@ def run(arguments: list[str]) -> None:
     print(f"Recommendations for {count:,} users are in {options.output}.")
 
 
-def _print_json(recommender: Recommender, users: Iterable[UserHistory], options: RecommendArguments) -> None:
+def _print_json(
+    recommender: Recommender, users: Iterable[UserHistory], options: RecommendArguments, about: Mapping[str, Any]
+) -> None:
     """Print a line for each user as soon as their batch is done."""
     waiting = iter(users)
     while batch := list(islice(waiting, options.batch_size)):
@@ -141,6 +171,7 @@ def _print_json(recommender: Recommender, users: Iterable[UserHistory], options:
             exclude=[one.seen for one in batch],
             num_beams=options.num_beams,
             exact=options.exact,
+            users=[one.user for one in batch],
         )
         for user, items in zip(batch, found, strict=True):
-            print(as_json({"user": user.user}, items, recommender.score), flush=True)
+            print(as_json({"user": user.user, **about}, items, recommender.score), flush=True)

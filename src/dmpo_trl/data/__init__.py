@@ -4,6 +4,7 @@ from .datasets import pair_dataset, preference_dataset, ranking_dataset, sft_dat
 from .examples import leave_one_out, longest_histories, next_items
 from .filters import k_core
 from .interactions import Interactions
+from .item_splits import hold_out_items, only_items, split_items
 from .leakage import LeakReport, leak_report, leak_report_of_files
 from .negatives import hard_negatives, sample_negatives
 from .preparation import PrepareConfig, Prepared, prepare
@@ -41,6 +42,7 @@ __all__ = [
     "cache_dir",
     "few_shot",
     "hard_negatives",
+    "hold_out_items",
     "k_core",
     "leak_report",
     "leak_report_of_files",
@@ -48,6 +50,7 @@ __all__ = [
     "longest_histories",
     "natural_title",
     "next_items",
+    "only_items",
     "pair_dataset",
     "preference_dataset",
     "prepare",
@@ -64,6 +67,7 @@ __all__ = [
     "sample_negatives",
     "sft_dataset",
     "split_by_time",
+    "split_items",
     "split_leave_one_out",
     "split_users",
     "tidy_title",

@@ -4,6 +4,7 @@ from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recomme
 from .callback import RankingCallback
 from .fusion import choose_weight, fuse
 from .generation import GenerationResult, generate_items
+from .groups import cold_start_groups, group_intervals, history_groups
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
@@ -33,12 +34,15 @@ __all__ = [
     "beyond_accuracy",
     "bootstrap_mean",
     "choose_weight",
+    "cold_start_groups",
     "coverage",
     "evaluate_model",
     "figures_frame",
     "full_catalogue",
     "fuse",
     "generate_items",
+    "group_intervals",
+    "history_groups",
     "hit_rate",
     "load_for_ranking",
     "long_tail_share",

@@ -35,14 +35,49 @@ def fuse(model: RankingResult, other: RankingResult, weight: float, *, name: str
         >>> fuse(model, counts, 1.0).metrics(["hr@1"])
         {'hr@1': 1.0}
     """
-    if not (np.isfinite(weight) and weight >= 0):
-        raise ValueError(f"The weight must be a number of at least 0, it is {weight}.")
     scores = [
-        _standardised(own) + weight * _standardised(others)
+        fuse_scores(own, others, weight)
         for own, others in zip(model.scores, aligned(other, model).scores, strict=True)
     ]
     name = name or f"{model.name} + {other.name}"
     return RankingResult(name, model.users, scores, model.positives, model.items)
+
+
+def fuse_scores(model: np.ndarray, other: np.ndarray, weight: float) -> np.ndarray:
+    """Return `z(model) + weight * z(other)` of one user's candidates, (candidates,).
+
+    Where all scores of a ranker are equal, its z is 0 and the other one decides.
+
+    Args:
+        model: One ranker's scores, (candidates,).
+        other: Another's, (candidates,).
+        weight: Weight of the other.
+
+    Raises:
+        ValueError: The weight is not a number of at least 0.
+
+    Example:
+        >>> fuse_scores(np.array([3.0, 1.0]), np.array([0.0, 9.0]), 2.0)
+        array([-1.,  1.])
+    """
+    check_weight(weight)
+    return _standardised(model) + weight * _standardised(other)
+
+
+def check_weight(weight: float) -> None:
+    """Refuse a weight that is not a number of at least 0.
+
+    Raises:
+        ValueError: It is not.
+
+    Example:
+        >>> check_weight(-1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: The weight must be a number of at least 0, it is -1.0.
+    """
+    if not (np.isfinite(weight) and weight >= 0):
+        raise ValueError(f"The weight must be a number of at least 0, it is {weight}.")
 
 
 def choose_weight(

@@ -85,6 +85,19 @@ class RankingResult:
         """
         return cls(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))
 
+    def of_rows(self, rows: Sequence[int] | np.ndarray) -> RankingResult:
+        """Return the result of some of the users.
+
+        Args:
+            rows: Their numbers in the result's order, from 0.
+
+        Raises:
+            ValueError: There are none.
+        """
+        own = [int(row) for row in rows]
+        fields = (self.users, self.scores, self.positives, self.items)
+        return RankingResult(self.name, *([values[row] for row in own] for values in fields))  # type: ignore[arg-type]
+
     @cached_property
     def ranks(self) -> Ranks:
         """Positions of the relevant candidates."""

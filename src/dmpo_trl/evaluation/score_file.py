@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,7 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
         ...     rank_by_file(users, f"{folder}/scores.parquet", name="mine").metrics(["hr@1"])
         {'hr@1': 1.0}
     """
-    frame = _read(Path(path))
-    by_user = {
-        user: dict(zip(items, scores, strict=True))
-        for user, items, scores in frame.group_by("user").agg("item", "score").iter_rows()
-    }
+    by_user = read_scores(path)
     without = [
         user
         for user, items in zip(dataset["user"], dataset["items"], strict=True)
@@ -58,9 +55,7 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
     scores, missing, total = [], 0, 0
     for user, items in zip(dataset["user"], dataset["items"], strict=True):
         own = by_user[user]
-        lowest = min(own.values())
-        last = min(lowest - 1.0, np.nextafter(lowest, -np.inf))  # of 1e17 and more, 1 less is the same number
-        scores.append(np.array([own.get(item, last) for item in items], dtype=float))
+        scores.append(scores_of(own, items))
         missing += sum(item not in own for item in items)
         total += len(items)
     if missing:
@@ -71,6 +66,42 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
             total,
         )
     return RankingResult.of(name, dataset, scores)
+
+
+def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read a score file: the score of each item, by user.
+
+    Args:
+        path: See [`rank_by_file`].
+
+    Raises:
+        ValueError: As in [`rank_by_file`].
+
+    Example:
+        >>> read_scores("scores.parquet")["u1"]  # doctest: +SKIP
+        {'a': 0.1, 'b': 0.7}
+    """
+    frame = _read(Path(path))
+    return {
+        user: dict(zip(items, scores, strict=True))
+        for user, items, scores in frame.group_by("user").agg("item", "score").iter_rows()
+    }
+
+
+def scores_of(own: Mapping[str, float], items: Sequence[str]) -> np.ndarray:
+    """Return a user's score of each item, (items,); of those without one, the same score below all that there are.
+
+    Args:
+        own: The user's scores by item, at least one.
+        items: The items.
+
+    Example:
+        >>> scores_of({"a": 0.25, "b": 0.75}, ["b", "c"])
+        array([ 0.75, -0.75])
+    """
+    lowest = min(own.values())
+    last = min(lowest - 1.0, np.nextafter(lowest, -np.inf))  # of 1e17 and more, 1 less is the same number
+    return np.array([own.get(item, last) for item in items], dtype=float)
 
 
 def _read(path: Path) -> pl.DataFrame:

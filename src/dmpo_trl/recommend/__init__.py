@@ -2,7 +2,8 @@
 
 from .catalogue import Catalogue, TitleTrie
 from .explanation import Explanation
+from .prior import Prior
 from .recommendation import Recommendation, UserHistory
 from .recommender import Recommender
 
-__all__ = ["Catalogue", "Explanation", "Recommendation", "Recommender", "TitleTrie", "UserHistory"]
+__all__ = ["Catalogue", "Explanation", "Prior", "Recommendation", "Recommender", "TitleTrie", "UserHistory"]

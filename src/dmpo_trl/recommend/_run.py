@@ -30,6 +30,7 @@ def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
     return {
         **options,
         "score": recommender.score,
+        "prior": None if recommender.fusion is None else recommender.fusion.describe(),
         "model": _hash_of_model(recommender.model),
         "tokenizer": _hash([tokenizer.get_vocab(), tokenizer.chat_template]),
         "catalogue": _hash([catalogue.items, catalogue.titles]),

@@ -49,3 +49,42 @@ def find_beside(path: str, model_options: Mapping[str, Any]) -> tuple[dict[str, 
     )
     saved = {} if settings is None else json.loads(Path(settings).read_text(encoding="utf-8"))
     return saved, None if settings is None or items is None else Path(items)
+
+
+def find_parts(
+    path: str,
+    model_options: Mapping[str, Any],
+    *,
+    data: str | os.PathLike[str] | None,
+    items: pl.DataFrame | None,
+    template: PromptTemplate | None,
+) -> tuple[pl.DataFrame, PromptTemplate, dict[str, Any]]:
+    """Find what a recommender has beside its model: given, or of a prepared folder, or saved, in this order.
+
+    Args:
+        path: Folder or hub id of the model.
+        model_options: See `find_beside`.
+        data: A prepared folder.
+        items: The catalogue.
+        template: Makes the prompts.
+
+    Returns:
+        The catalogue, the template, and the settings that were saved, empty where there are none.
+
+    Raises:
+        ValueError: One of the two is nowhere.
+    """
+    saved, stored = find_beside(path, model_options)
+    if data is not None:
+        from ..data.preparation.folder import Prepared
+
+        prepared = Prepared.load(Path(data))
+        return prepared.items if items is None else items, template or prepared.template, saved
+    if (items is None or template is None) and stored is None:
+        raise ValueError(
+            f"{path} holds no {SETTINGS} and {ITEMS}: name the prepared folder with `data`, or in Python "
+            "give items and template. `Recommender.save_pretrained` stores them beside the model."
+        )
+    if items is None:
+        items = pl.read_parquet(str(stored), glob=False)
+    return items, template or PromptTemplate.from_dict(saved["template"]), saved

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 _SCHEMA = pa.schema(
     {"user": pa.string(), "rank": pa.int32(), "item": pa.string(), "title": pa.string(), "score": pa.float64()}
 )
+_SCORES = pa.schema({"model_score": pa.float64(), "prior_score": pa.float64()})  # where there is a prior
 _USERS_PER_PART = 64  # at least; what is lost at most when a run is killed
 _WHOLE = "whole.parquet"  # sorts behind the parts, and so is the last to be removed
 _RUN = b"dmpo_trl_run"
@@ -62,6 +64,7 @@ def write_recommendations(
     run: Mapping[str, Any],
     recommend: Callable[[list[UserHistory]], list[list[Recommendation]]],
     check: Callable[[UserHistory], object],
+    with_prior: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Write the recommendations of all users, `batch_size` users at a time, to a file that appears when complete.
@@ -77,6 +80,7 @@ def write_recommendations(
         recommend: Returns the recommendations of each user of a batch, from best to worst.
         check: Raises a `ValueError` for a user who cannot be searched for; the name is added to its message. All
             users are checked before the first is searched for, those of a generator a part at a time.
+        with_prior: Whether the file gets the columns `model_score` and `prior_score` too.
         overwrite: Whether a file that is there is replaced.
 
     Returns:
@@ -97,6 +101,7 @@ def write_recommendations(
             _check(UserHistory(*user), check)
     total = len(users) if isinstance(users, Sized) else None
     entries = (UserHistory(*entry) for entry in users)
+    schema = pa.unify_schemas([_SCHEMA, _SCORES]) if with_prior else _SCHEMA
     done = 0
     with (
         scratch(_parts_of(target), target, keep=True) as folder,
@@ -120,13 +125,13 @@ def write_recommendations(
                     for user in part:
                         _check(user, check)
                 batches = [part[start : start + batch_size] for start in range(0, len(part), batch_size)]
-                _write_part(parts[-1], made_of, batches, recommend, bar)
+                _write_part(parts[-1], schema.with_metadata({_RUN: json.dumps(made_of)}), batches, recommend, bar)
             done += len(part)
             bar.n = done
             bar.refresh()
         if len(earlier) > len(parts):
             raise ValueError(_other(folder, [f"number of users (was {len(earlier)} parts, is {len(parts)})"]))
-        with pq.ParquetWriter(folder / _WHOLE, _SCHEMA) as writer:
+        with pq.ParquetWriter(folder / _WHOLE, schema) as writer:
             for file in parts:
                 writer.write_table(pq.read_table(file).replace_schema_metadata())
         place_file(folder / _WHOLE, target, overwrite=overwrite)
@@ -143,7 +148,7 @@ def _part(folder: Path, number: int) -> Path:
 
 def _write_part(
     path: Path,
-    made_of: Mapping[str, Any],
+    schema: pa.Schema,
     batches: Sequence[list[UserHistory]],
     recommend: Callable[[list[UserHistory]], list[list[Recommendation]]],
     bar: Any,
@@ -151,12 +156,11 @@ def _write_part(
     rows = []
     for batch in batches:
         rows += [
-            {"user": user, "rank": rank, "item": one.item, "title": one.title, "score": one.score}
+            {"user": user, "rank": rank, **asdict(one)}
             for (user, *_), own in zip(batch, recommend(batch), strict=True)
             for rank, one in enumerate(own, start=1)
         ]
         bar.update(len(batch))
-    schema = _SCHEMA.with_metadata({_RUN: json.dumps(made_of)})
     unfinished = path.with_suffix(".unfinished")
     pq.write_table(pa.Table.from_pylist(rows, schema), unfinished)
     unfinished.replace(path)

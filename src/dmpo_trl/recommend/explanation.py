@@ -14,6 +14,7 @@ from ..data.prompts import PromptTemplate
 from ..modeling.generation import generate_greedily, stop_tokens
 from ..modeling.limits import Limits
 from ..preprocessing.tokenize import tokenize_completions
+from .catalogue import Catalogue
 
 _HALF = 12  # width of the bars to either side, in characters
 _LITTLE = 0.05  # nats; what changes the score by less does not matter much
@@ -57,6 +58,31 @@ class Explanation:
     effects: np.ndarray
     words: str
     kind: Literal["sum", "mean"] = "sum"
+
+    @classmethod
+    def of(
+        cls,
+        catalogue: Catalogue,
+        row: int,
+        history: Sequence[int],
+        scores: np.ndarray,
+        words: str,
+        kind: Literal["sum", "mean"],
+    ) -> Explanation:
+        """Return the explanation of an item of a catalogue.
+
+        Args:
+            catalogue: The catalogue.
+            row: The item.
+            history: The items of the history.
+            scores: Of the item, after the whole history and without each of its items, (1 + history,).
+            words: See the class.
+            kind: See the class.
+        """
+        items, titles = (tuple(names[had] for had in history) for names in (catalogue.items, catalogue.titles))
+        effects = scores[0] - scores[1:]
+        item, title, score = catalogue.items[row], catalogue.titles[row], float(scores[0])
+        return cls(item, title, score, items, titles, effects, words, kind)
 
     def __str__(self) -> str:
         """Return the effects as bars to either side of zero, from the most positive on, with their scale."""

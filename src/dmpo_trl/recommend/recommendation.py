@@ -33,8 +33,10 @@ class Recommendation:
     Attributes:
         item: Its id.
         title: Its title.
-        score: Log-prob of the title given the prompt, in nats, or the mean per token, as the recommender's `score`
-            says; the higher the better.
+        score: What the items are ordered by, the higher the better: log-prob of the title given the prompt, in nats,
+            or the mean per token, as the recommender's `score` says; with a prior both together (see [`Prior`]).
+        model_score: With a prior, the log-prob or its mean per token; else None.
+        prior_score: With a prior, its own score, in its own unit; else None.
 
     Example:
         >>> Recommendation("7", "Heidi", -3.5).title
@@ -44,6 +46,8 @@ class Recommendation:
     item: str
     title: str
     score: float
+    model_score: float | None = None
+    prior_score: float | None = None
 
 
 def as_json(user: Mapping[str, Any], found: Sequence[Recommendation], score: str) -> str:
@@ -55,11 +59,15 @@ def as_json(user: Mapping[str, Any], found: Sequence[Recommendation], score: str
         score: The kind of their score, `"sum"` or `"mean"`.
 
     Returns:
-        An object with what `user` holds, `score`, and a list `recommendations` of `rank`, `item`, `title` and `score`.
+        An object with what `user` holds, `score`, and a list `recommendations` of `rank`, `item`, `title` and `score`,
+        and where there is a prior also `model_score` and `prior_score`.
 
     Example:
         >>> print(as_json({"user": "u1"}, [Recommendation("7", "Heidi", -3.5)], "sum"))
         {"user": "u1", "score": "sum", "recommendations": [{"rank": 1, "item": "7", "title": "Heidi", "score": -3.5}]}
     """
-    items = [{"rank": rank, **asdict(one)} for rank, one in enumerate(found, start=1)]
+    items = [
+        {"rank": rank, **{name: value for name, value in asdict(one).items() if value is not None}}
+        for rank, one in enumerate(found, start=1)
+    ]
     return json.dumps({**user, "score": score, "recommendations": items}, ensure_ascii=False)

@@ -13,14 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.prompts import PromptTemplate
 from ..modeling.limits import Limits
-from ..modeling.loading import evaluation_mode, load_model_and_tokenizer
+from ..modeling.loading import load_model_and_tokenizer
 from ..scoring import check_score, score_completions
 from ._run import describe_run
-from ._saved import ITEMS, SETTINGS, find_beside, save_beside
+from ._saved import find_parts, save_beside
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
-from .decoding.beam_search import NAN, Search, beam_search, check_found, every_item, exact_search
+from .decoding.beam_search import NAN, Search, find
 from .explanation import Explanation, generate_words, question_why
+from .prior import Fusion, Prior, ranked
 from .recommendation import Recommendation, UserHistory
 
 
@@ -37,9 +38,12 @@ class Recommender:
             so they have the same score and come out together.
         template: Makes the prompts, as in training.
         score: `"sum"` ranks by the log-prob of the whole title, `"mean"` by its mean per token.
+        prior: Scores of popularity, ItemKNN, a file or your own, fused with the model's; see [`Prior`].
+        prior_weight: The prior's weight, above all the one that `dmpo-trl evaluate --fuse` finds.
 
     Raises:
-        ValueError: `score` is neither, or the catalogue is faulty (see `Catalogue`).
+        ValueError: `score` is neither, the catalogue is faulty (see `Catalogue`), one of `prior` and `prior_weight` is
+            given without the other, or the weight is not a number of at least 0.
 
     Example:
         A model that `dmpo-trl train` wrote, with its catalogue and template:
@@ -72,8 +76,11 @@ class Recommender:
         template: PromptTemplate,
         *,
         score: Literal["sum", "mean"] = "sum",
+        prior: Prior | None = None,
+        prior_weight: float | None = None,
     ) -> None:
         check_score(score)
+        self.fusion = Fusion.of(prior, prior_weight)
         self.model = model
         self.tokenizer = tokenizer
         self.catalogue = Catalogue(items)
@@ -90,6 +97,8 @@ class Recommender:
         items: pl.DataFrame | None = None,
         template: PromptTemplate | None = None,
         score: Literal["sum", "mean"] | None = None,
+        prior: Prior | None = None,
+        prior_weight: float | None = None,
         **model_options: Any,
     ) -> Recommender:
         """Load a model with its tokenizer, catalogue and template.
@@ -103,6 +112,7 @@ class Recommender:
             items: See the class.
             template: See the class.
             score: See the class; by default what was saved beside the model, else `"sum"`.
+            prior, prior_weight: See the class; they are not saved with a model.
             **model_options: For the model's `from_pretrained`: `dtype`, `device_map`, `revision`,
                 `trust_remote_code`, ...
 
@@ -110,30 +120,18 @@ class Recommender:
             The recommender, its model in evaluation mode.
 
         Raises:
-            ValueError: No catalogue or no template is given and none was saved.
+            ValueError: No catalogue or no template is given and none was saved; and as in the class.
 
         Example:
             >>> Recommender.from_pretrained("outputs/dmpo", data="data", dtype="bfloat16")  # doctest: +SKIP
         """
         path = str(path)
-        saved, stored = find_beside(path, model_options)
-        if data is not None:
-            from ..data.preparation.folder import Prepared
-
-            prepared = Prepared.load(Path(data))
-            items = prepared.items if items is None else items
-            template = template or prepared.template
-        elif items is None or template is None:
-            if stored is None:
-                raise ValueError(
-                    f"{path} holds no {SETTINGS} and {ITEMS}: name the prepared folder with `data`, or in Python "
-                    "give items and template. `Recommender.save_pretrained` stores them beside the model."
-                )
-            items = pl.read_parquet(stored, glob=False) if items is None else items
-            template = template or PromptTemplate.from_dict(saved["template"])
-
+        items, template, saved = find_parts(path, model_options, data=data, items=items, template=template)
+        Fusion.of(prior, prior_weight)  # refused before the model is loaded
         model, tokenizer = load_model_and_tokenizer(path, **model_options)
-        return cls(model.eval(), tokenizer, items, template, score=score or saved.get("score", "sum"))
+        score = score or saved.get("score", "sum")
+        parts = model.eval(), tokenizer, items, template
+        return cls(*parts, score=score, prior=prior, prior_weight=prior_weight)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Save model (or adapter), tokenizer, catalogue and template to a folder that `from_pretrained` loads.
@@ -159,18 +157,22 @@ class Recommender:
         """
         save_beside(folder, self.catalogue.frame, self.template, self.score)
 
-    def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[Recommendation]:
+    def rank(
+        self, history: Sequence[str], candidates: Sequence[str], *, user: str | None = None
+    ) -> list[Recommendation]:
         """Score candidates after a history and sort them.
 
         Args:
             history: Items from old to new.
             candidates: Items. Equal scores keep their order.
+            user: The user's name, for a prior that needs it.
 
         Returns:
             The candidates, from best to worst.
 
         Raises:
-            ValueError: An entry is not in the catalogue, there are no candidates, or the model's log-probs are NaN.
+            ValueError: An entry is not in the catalogue, there are no candidates, the model's log-probs are NaN, or
+                the prior has no scores of the user.
 
         Example:
             >>> for one in recommender.rank(["Alien"], candidates=["Aliens", "Heidi"]):  # doctest: +SKIP
@@ -179,11 +181,10 @@ class Recommender:
         rows = self.catalogue.rows(candidates, "candidates")
         if not rows:
             raise ValueError("candidates: the list is empty; there is nothing to rank.")
-        titles = [self.catalogue.titles[row] for row in rows]
-        shown = titles if self.template.candidates is not None else None
-        prompt = self.template.prompt(self._titles(history, "history"), shown)
-        scores = self._score_titles([prompt], [titles])[0]
-        return [self._recommendation(rows[i], scores[i]) for i in np.argsort(-scores, kind="stable")]
+        had = self.catalogue.rows(history, "history")
+        if self.fusion is not None:
+            self.fusion.prior.check(user)
+        return self._ranked(rows, self._score_rows(had, rows), had, user)
 
     def recommend(
         self,
@@ -193,6 +194,7 @@ class Recommender:
         exclude: Iterable[str] = (),
         num_beams: int = 100,
         exact: bool = False,
+        user: str | None = None,
     ) -> list[Recommendation]:
         """Search the whole catalogue for the best items after a history, with beams that can only spell titles.
 
@@ -203,21 +205,24 @@ class Recommender:
             exclude: Further items that must not be recommended.
             num_beams: Number of title beginnings followed at a time, raised to `k` where it is less. The more, the
                 closer to scoring the whole catalogue, and the slower.
-            exact: Search on until the result is proven to be the best `k` of all; with `"mean"`, score every title.
+            exact: Search on until the result is proven to be the best `k` of all; with `"mean"` or a prior, score
+                every title.
+            user: The user's name, for a prior that needs it.
 
         Returns:
             The items, from best to worst, with the score that `rank` gives. Beams follow the sum; with `score="mean"`
-            these are the best by the mean of as many items, best by the sum, as there are beams.
+            or a prior these are the best by it of as many items, best by the sum, as there are beams.
 
         Raises:
             ValueError: An entry is not in the catalogue, `k` or `num_beams` is below 1, the template lists
-                candidates in the prompt, the model has no embedding for a token or for the prompt's length, or its
-                log-probs are NaN.
+                candidates in the prompt, the model has no embedding for a token or for the prompt's length, its
+                log-probs are NaN, or the prior has no scores of the user.
 
         Example:
             >>> recommender.recommend(["Alien", "Heidi"], k=3, exclude=["Aliens"])  # doctest: +SKIP
         """
-        return self.recommend_batch([history], k, exclude=[exclude], num_beams=num_beams, exact=exact)[0]
+        search: dict[str, Any] = {"num_beams": num_beams, "exact": exact}
+        return self.recommend_batch([history], k, exclude=[exclude], users=[user], **search)[0]
 
     def recommend_batch(
         self,
@@ -227,6 +232,7 @@ class Recommender:
         exclude: Sequence[Iterable[str]] | None = None,
         num_beams: int = 100,
         exact: bool = False,
+        users: Sequence[str | None] | None = None,
     ) -> list[list[Recommendation]]:
         """Run `recommend` for several users in one search.
 
@@ -234,6 +240,7 @@ class Recommender:
             histories: Items of each user, from old to new. They, and their titles, are not recommended again.
             exclude: Further items that must not be recommended, one entry per user.
             k, num_beams, exact: See `recommend`.
+            users: Their names, for a prior that needs them.
 
         Returns:
             The items of each user, from best to worst.
@@ -251,24 +258,24 @@ class Recommender:
                 "The template lists candidates in the prompt, so it cannot recommend from the whole catalogue: rank "
                 "candidates, or train with a template without them."
             )
-        if exclude is not None and len(exclude) != len(histories):
-            raise ValueError(f"exclude: {len(histories)} histories need one entry each, there are {len(exclude)}.")
-        by_mean = self.score == "mean"
+        for name, given in {"exclude": exclude, "users": users}.items():
+            if given is not None and len(given) != len(histories):
+                raise ValueError(f"{name}: {len(histories)} histories need one entry each, there are {len(given)}.")
+        users = users or [None] * len(histories)
+        # The search finds what is best by the sum; another order needs more of it to choose from
+        other_order = self.score == "mean" or self.fusion is not None
         searches = [
-            self._search(history, own_exclude, max(k, num_beams) if by_mean else k)
-            for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True)
+            self._search(history, own_exclude, max(k, num_beams) if other_order else k, user)
+            for history, own_exclude, user in zip(histories, exclude or [()] * len(histories), users, strict=True)
         ]
-        with evaluation_mode(self.model):
-            has_items = [len(search.nodes) > 0 for search in searches]
-            search_for = every_item if exact and by_mean else exact_search if exact else beam_search
-            search_for(self.model, searches, max(k, num_beams))
-        if any(has_any and not search.found for search, has_any in zip(searches, has_items, strict=True)):
-            raise ValueError(NAN)
-        check_found(searches, k)
-        if by_mean:
-            found = [[self.catalogue.items[row] for _, row in search.found] for search in searches]
-            return [self.rank(had, own)[:k] if own else [] for had, own in zip(histories, found, strict=True)]
-        return [[self._recommendation(row, score) for score, row in search.found] for search in searches]
+        find(self.model, searches, k, max(k, num_beams), exact=exact, by_sum=not other_order)
+        known = self.score == "sum" and not (exact and other_order)  # else nothing was scored, or otherwise
+        found = []
+        for search, history, user in zip(searches, histories, users, strict=True):
+            had, rows = self.catalogue.rows(history, "history"), [row for _, row in search.found]
+            scores = np.array([score for score, _ in search.found]) if known else self._score_rows(had, rows)
+            found.append(self._ranked(rows, scores, had, user)[:k])
+        return found
 
     def recommend_all(
         self,
@@ -287,7 +294,8 @@ class Recommender:
 
         Args:
             users: `UserHistory`, or pairs of a user and a history; may be a generator.
-            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`; its folder is created if needed.
+            path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`, with a prior also `model_score`
+                and `prior_score`; its folder is created if needed.
             k, num_beams, exact: See `recommend`.
             batch_size: Number of users searched together.
             overwrite: Replace a file that exists.
@@ -306,11 +314,12 @@ class Recommender:
         search: dict[str, Any] = {"k": k, "num_beams": num_beams, "exact": exact}
 
         def recommend(batch: list[UserHistory]) -> list[list[Recommendation]]:
-            return self.recommend_batch([one.history for one in batch], exclude=[one.seen for one in batch], **search)
+            histories, seen = [one.history for one in batch], [one.seen for one in batch]
+            return self.recommend_batch(histories, exclude=seen, users=[one.user for one in batch], **search)
 
         def check(user: UserHistory) -> None:
             self.catalogue.rows(user.seen, "seen")
-            self._search(user.history, user.seen, k)
+            self._search(user.history, user.seen, k, user.user)
 
         return write_recommendations(
             users,
@@ -319,11 +328,12 @@ class Recommender:
             run=describe_run(self, **search),
             recommend=recommend,
             check=check,
+            with_prior=self.fusion is not None,
             overwrite=overwrite,
         )
 
     def explain(self, history: Sequence[str], item: str, *, max_new_tokens: int = 0) -> Explanation:
-        """Measure how much each item of a history contributes to a recommendation; see `Explanation`.
+        """Measure how much each item of a history adds to the model's score, prior or not; see `Explanation`.
 
         Args:
             history: Items from old to new, at least one.
@@ -351,25 +361,27 @@ class Recommender:
         prompts = [self.template.prompt(variant) for variant in variants]
         question = question_why(self.template, titles, title)
         words = generate_words(self.model, self.tokenizer, question, max_new_tokens)
-        full, *without = (float(scores[0]) for scores in self._score_titles(prompts, [[title]] * len(prompts)))
-        return Explanation(
-            item=self.catalogue.items[row],
-            title=title,
-            score=full,
-            history=tuple(self.catalogue.items[row] for row in rows),
-            titles=tuple(titles),
-            effects=full - np.array(without),
-            words=words,
-            kind=self.score,
-        )
+        scores = np.concatenate(self._score_titles(prompts, [[title]] * len(prompts)))
+        return Explanation.of(self.catalogue, row, rows, scores, words, self.score)
 
-    def _search(self, history: Sequence[str], exclude: Iterable[str], k: int) -> Search:
+    def _search(self, history: Sequence[str], exclude: Iterable[str], k: int, user: str | None) -> Search:
+        if self.fusion is not None:
+            self.fusion.prior.check(user)
         seen = self.catalogue.rows(history, "history")
         prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
         # In place of all titles, one that is as long as the longest, of the largest token
         Limits.of(self.model).check("history", prompt_ids, [[int(trie.token.max())] * trie.depth])
         had = self.catalogue.of_same_title([*seen, *self.catalogue.rows(exclude, "exclude")])
         return Search(prompt_ids, trie, had, k)
+
+    def _score_rows(self, history: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        """Score items of the catalogue after a history, (rows,)."""
+        if not rows:
+            return np.zeros(0)
+        titles = [self.catalogue.titles[row] for row in rows]
+        shown = titles if self.template.candidates is not None else None
+        prompt = self.template.prompt([self.catalogue.titles[row] for row in history], shown)
+        return self._score_titles([prompt], [titles])[0]
 
     def _score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Score the titles after each prompt by the recommender's `score`; one array (titles,) per prompt."""
@@ -379,8 +391,9 @@ class Recommender:
             raise ValueError(NAN)
         return [one.by(self.score) for one in scored]
 
-    def _titles(self, entries: Iterable[str], what: str) -> list[str]:
-        return [self.catalogue.titles[row] for row in self.catalogue.rows(entries, what)]
-
-    def _recommendation(self, row: int, score: float) -> Recommendation:
-        return Recommendation(self.catalogue.items[row], self.catalogue.titles[row], float(score))
+    def _ranked(
+        self, rows: Sequence[int], scores: np.ndarray, history: Sequence[int], user: str | None
+    ) -> list[Recommendation]:
+        """Sort items of the catalogue by their scores, and by the prior where there is one."""
+        items, titles = ([names[row] for row in rows] for names in (self.catalogue.items, self.catalogue.titles))
+        return ranked(items, titles, scores, [self.catalogue.items[row] for row in history], user, self.fusion)

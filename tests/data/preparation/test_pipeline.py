@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, TrlParser
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
-from dmpo_trl.data import MOVIES, PromptTemplate, read_table
+from dmpo_trl.data import MOVIES, PromptTemplate, leak_report, read_table
 from dmpo_trl.data.preparation.pipeline import PrepareConfig, Prepared, prepare
 from dmpo_trl.data.prompts import TEMPLATES
 
@@ -566,6 +566,63 @@ def test_what_is_no_manifest_is_not_prepared_data(tmp_path, text):
         Prepared.load(tmp_path)
 
 
+@pytest.mark.parametrize("strategy", ["uniform", "popularity", "in_batch"])
+def test_held_out_items_are_nowhere_in_training(raw, tmp_path, strategy):
+    """Each item's title is in no prompt, answer or rejected answer, nobody had it, and it ranks among its like."""
+    options = {"split": "items", "validation_items": 0.2, "test_items": 0.2, "examples_per_user": 0}
+    options |= {"negative_strategy": strategy} | ({"batch_size": 32} if strategy == "in_batch" else {})
+    made = prepare(config(raw, tmp_path / "out", **options))
+    liked = {user: [item for _, item in rows] for user, rows in liked_by(raw, 0).items()}
+    held_out = {}
+    for split in ("validation", "test"):
+        rows = made.ranking[split].to_list()
+        held_out[split] = {item for row in rows for item in row["items"]}
+        for row in rows:
+            assert row["items"][row["positive"]] == liked[row["user"]][-1]
+            assert len(set(row["items"])) == 6
+            assert set(row["items"]) & set(liked[row["user"]]) == {liked[row["user"]][-1]}
+    secret = held_out["validation"] | held_out["test"]
+    assert len(held_out["validation"]) <= 12 >= len(held_out["test"])
+    assert not held_out["validation"] & held_out["test"]
+    text = json.dumps([made.preference["train"].to_list(), made.sft["train"].to_list()])
+    shown = {item for item in map(str, range(ITEMS)) if re.search(rf"{title(item)}(?!\d)", text)}
+    assert shown
+    assert not shown & secret
+    assert not set(made.interactions["item"]) & secret
+    assert made.items.filter(pl.col("item").is_in(list(secret)))["popularity"].to_list() == [0] * len(secret)
+    assert not set(made.interactions["user"]) & {row["user"] for split in made.ranking for row in made.ranking[split]}
+    assert leak_report(made.preference["train"], made.ranking["test"]).findings == []
+    (told,) = leak_report(made.preference["train"], made.ranking["test"])["shared targets"]
+    assert told.values["share"] == 0
+
+
+def test_several_ways_to_draw_candidates_ask_the_same_questions(raw, tmp_path):
+    both = prepare(config(raw, tmp_path / "both", candidate_strategy=["popularity", "uniform"]))
+    assert list(both.protocols) == ["popularity", "uniform"]
+    assert both.manifest["rows"]["ranking_uniform"] == both.manifest["rows"]["ranking"]
+    for strategy in ("popularity", "uniform"):
+        alone = prepare(config(raw, tmp_path / strategy, candidate_strategy=strategy))
+        assert list(alone.protocols) == [strategy]
+        for split in ("validation", "test"):  # as if each had been the only one
+            assert both.protocols[strategy][split].to_list() == alone.ranking[split].to_list()
+        assert both.preference["train"].to_list() == alone.preference["train"].to_list()
+    assert both.ranking["test"].to_list() == both.protocols["popularity"]["test"].to_list()
+    same = [[row[name] for name in ("user", "history", "prompt")] for row in both.ranking["test"]]
+    assert same == [[row[name] for name in ("user", "history", "prompt")] for row in both.protocols["uniform"]["test"]]
+    assert "Candidates: popularity, uniform in `ranking_uniform`." in (both.folder / "README.md").read_text()
+    loaded = datasets.load_dataset(str(both.folder), "ranking_uniform")
+    assert loaded["test"].to_list() == both.protocols["uniform"]["test"].to_list()
+    del both.manifest["options"]["candidate_strategy"]  # as in folders of earlier versions
+    assert list(both.protocols) == ["uniform"]
+
+
+def test_too_few_held_out_items_for_a_ranking_are_refused_by_their_option(raw, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"test_items=0\.05 are 3 items, too few for 6 in a ranking; raise test_items"
+    ):
+        prepare(config(raw, tmp_path / "out", split="items", validation_items=0.2, test_items=0.05))
+
+
 def test_options_from_the_command_line_and_from_yaml(tmp_path):
     arguments = ["--dataset", "movielens", "--output_dir", "o", "--min_rating", "4", "--no_conversational"]
     (parsed,) = HfArgumentParser(PrepareConfig).parse_args_into_dataclasses(arguments)
@@ -581,7 +638,7 @@ def test_options_from_the_command_line_and_from_yaml(tmp_path):
     ("options", "message"),
     [
         ({"dataset": "netflix"}, "dataset must be one of movielens, amazon, .* it is 'netflix'"),
-        ({"split": "random"}, "split must be one of users, leave_one_out, time, it is 'random'"),
+        ({"split": "random"}, "split must be one of users, leave_one_out, time, items, it is 'random'"),
         ({"dataset": "amazonn"}, r"it is 'amazonn'\. Did you mean amazon\?"),
         (
             {"path": pl.DataFrame()},
@@ -589,6 +646,18 @@ def test_options_from_the_command_line_and_from_yaml(tmp_path):
         ),
         ({"items": pl.DataFrame()}, r"`items` is the path of a file, .*prepare\(config, items=\.\.\.\)"),
         ({"train_users": 5, "split": "time"}, "train_users belongs to the split users; with time use few_shot_users"),
+        (
+            {"candidate_strategy": ["uniform", "popular"]},
+            "uniform, popularity, it is 'popular'. Did you mean popularity",
+        ),
+        ({"candidate_strategy": []}, "candidate_strategy must be one or more, each once; it is "),
+        ({"candidate_strategy": ["uniform", "uniform"]}, "candidate_strategy must be one or more, each once; it is "),
+        ({"test_items": 1.0}, r"^test_items must be above 0 and below 1, it is 1\.0\.$"),
+        ({"validation_items": 0.0}, r"^validation_items must be above 0 and below 1, it is 0\.0\.$"),
+        (
+            {"split": "items", "candidate_strategy": "popularity"},
+            "nobody had a candidate; use candidate_strategy unif",
+        ),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -609,7 +678,10 @@ def test_options_out_of_their_range_are_named():
             with pytest.raises(ValueError, match=rf"^{name} must be at least {lowest}, it is {value}\.$"):
                 PrepareConfig(**common, **{name: value})
     numbers = [name for name, kind in kinds.items() if kind in (float, float | None)]
-    assert set(numbers) == {"min_rating", "validation_from", "test_from", "alpha"}
+    assert set(numbers) == {
+        *("min_rating", "validation_from", "test_from", "alpha"),
+        *("validation_items", "test_items"),
+    }
     for name in numbers:
         for value in (float("nan"), float("inf")):
             with pytest.raises(ValueError, match=rf"^{name} must be a finite number, it is {value}\.$"):

@@ -100,9 +100,11 @@ class PrepareConfig:
     k_core_items: int = _option("Keep items with at least this many interactions, liked or not.", 1)
     split: str = _option(
         "users: some users to train on, others to evaluate on, with the last item each liked. leave_one_out: the last "
-        "item of each user to test, the one before to validate. time: what comes after a point in time.",
+        "item of each user to test, the one before to validate. time: what comes after a point in time. items: some "
+        "items are held out (cold start); the users whose last liked item is one of them are evaluated, ranking it "
+        "among the other held-out items, and the others train without any of them.",
         "users",
-        ["users", "leave_one_out", "time"],
+        ["users", "leave_one_out", "time", "items"],
     )
     train_users: int | None = _option("With --split users: number of users to train on. Default: all others.")
     validation_users: int | None = _option(
@@ -115,6 +117,8 @@ class PrepareConfig:
     test_from: float = _option(
         "With --split time: test from here on, a time or the share of earlier interactions.", 0.9
     )
+    validation_items: float = _option("With --split items: share of the items to validate on.", 0.1)
+    test_items: float = _option("With --split items: share of the items to test on.", 0.1)
     few_shot_users: int | None = _option("Train on only this many of the training users, drawn at random.")
     history: str = _option(
         "latest: a prompt has the latest items before its target. growing: the histories of a user's training "
@@ -142,11 +146,14 @@ class PrepareConfig:
     alpha: float = _option("With a strategy popularity: draw in proportion to popularity^alpha.", 1.0)
     batch_size: int | None = _option("With --negative_strategy in_batch: examples in a batch.")
     candidates: int = _option("Items to rank in the evaluation: one that the user had next, the rest never.", 20)
-    candidate_strategy: str = _option(
-        "How the other candidates are drawn. uniform: most of them are items that few users had, so that ranking by "
-        "popularity does well. popularity: in proportion to popularity^alpha among the training users.",
-        "uniform",
-        ["uniform", "popularity"],
+    candidate_strategy: list[str] = field(
+        default_factory=lambda: ["uniform"],
+        metadata={
+            "help": "How the other candidates are drawn. uniform: most of them are items that few users had, so that "
+            "ranking by popularity does well. popularity: in proportion to popularity^alpha among the training users. "
+            "Of several, the first is what is trained and evaluated with, and `evaluate` prints a table for each.",
+            "choices": ["uniform", "popularity"],
+        },
     )
 
     template: str | None = _option(
@@ -159,17 +166,21 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading anything."""
+        if isinstance(self.candidate_strategy, str):
+            self.candidate_strategy = [self.candidate_strategy]
         # Of this class by name: a subclass may have other defaults, but the choices stay
         for name, spec in PrepareConfig.__dataclass_fields__.items():
-            choices = spec.metadata.get("choices")
-            if choices and getattr(self, name) not in choices:
-                hint = _did_you_mean(getattr(self, name), choices)
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {getattr(self, name)!r}.{hint}")
+            choices: list[str] = spec.metadata.get("choices", [])
             value = getattr(self, name)
+            for one in value if isinstance(value, list) else [value]:
+                if choices and one not in choices:
+                    hint = _did_you_mean(one, choices)
+                    raise ValueError(f"{name} must be one of {', '.join(choices)}, it is {one!r}.{hint}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, it is {value}.")
             if name in _AT_LEAST and value is not None and value < _AT_LEAST[name]:
                 raise ValueError(f"{name} must be at least {_AT_LEAST[name]}, it is {value}.")
+        self._check_items()
         if self.alpha <= 0:
             raise ValueError(f"alpha must be above 0, it is {self.alpha}.")
         for name in ("path", "items"):
@@ -181,6 +192,18 @@ class PrepareConfig:
                 )
         if self.train_users is not None and self.split != "users":
             raise ValueError(f"train_users belongs to the split users; with {self.split} use few_shot_users.")
+
+    def _check_items(self) -> None:
+        for name in ("validation_items", "test_items"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be above 0 and below 1, it is {getattr(self, name)}.")
+        if not self.candidate_strategy or len(set(self.candidate_strategy)) < len(self.candidate_strategy):
+            raise ValueError(f"candidate_strategy must be one or more, each once; it is {self.candidate_strategy}.")
+        if self.split == "items" and "popularity" in self.candidate_strategy:
+            raise ValueError(
+                "candidate_strategy popularity draws by how many training users had an item, and with the split items "
+                "nobody had a candidate; use candidate_strategy uniform."
+            )
 
     def prompt_template(self) -> PromptTemplate:
         """Return the template that the options describe.

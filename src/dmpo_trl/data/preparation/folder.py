@@ -101,6 +101,13 @@ class Prepared:
         return self._dataset("ranking")
 
     @property
+    def protocols(self) -> dict[str, DatasetDict]:
+        """`ranking`, and the same users with candidates drawn in other ways, by `candidate_strategy`."""
+        strategies = self.manifest.get("options", {}).get("candidate_strategy", "uniform")
+        first, *others = [strategies] if isinstance(strategies, str) else strategies
+        return {first: self.ranking} | {name: self._dataset(further_ranking(name)) for name in others}
+
+    @property
     def items(self) -> pl.DataFrame:
         """`item`, `title`, and `popularity`: how many training users had the item, before what is evaluated."""
         return pl.read_parquet(self.folder / "items.parquet", glob=False)
@@ -145,6 +152,11 @@ class Prepared:
             raise ValueError(f"{self.folder / name} is not the file that was prepared; {_AGAIN}.")
 
 
+def further_ranking(strategy: str) -> str:
+    """Return the name of the dataset with candidates of a strategy that is not the first."""
+    return f"ranking_{strategy}"
+
+
 def is_prepared(path: str | Path | None) -> bool:
     """Return whether there is a folder of prepared data at a path; None is none."""
     return path is not None and read_manifest(Path(path)) is not None
@@ -186,6 +198,11 @@ def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
         raise ValueError(f"{path} names files outside of its folder: {', '.join(outside)}; {_AGAIN}.")
 
 
+def _strategies(options: Mapping[str, Any]) -> str:
+    first, *others = options["candidate_strategy"]
+    return ", ".join([first, *(f"{name} in `{further_ranking(name)}`" for name in others)])
+
+
 _ABOUT = {
     "preference": "Prompt, chosen and a list of rejected completions, for DMPOTrainer.",
     "sft": "Prompt and completion, for SFTTrainer.",
@@ -206,7 +223,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         {
             "config_name": kind,
             # `datasets` caches by what is here, and without a checksum would load old files after an overwrite
-            "description": f"{_ABOUT[kind]} Contents: {_contents(manifest, kind)}.",
+            "description": f"{_ABOUT.get(kind, _ABOUT['ranking'])} Contents: {_contents(manifest, kind)}.",
             "data_files": [{"split": split, "path": f"{kind}/{split}.parquet"} for split in splits],
             **({"default": True} if kind == "preference" else {}),
         }
@@ -234,7 +251,7 @@ The terms of the raw data hold for this folder too.
 - `preference`: prompt, chosen and a list of rejected completions, for `DMPOTrainer`.
 - `sft`: prompt and completion, for TRL's `SFTTrainer`.
 - `pairs`, where it was asked for: prompt, chosen and one rejected completion, for TRL's `DPOTrainer`.
-- `ranking`: a prompt and candidates of which one is what the user had next.
+- `ranking`: a prompt and candidates of which one is what the user had next. Candidates: {_strategies(options)}.
 - `items.parquet`: item, title, and popularity, the number of training users that had it (not what is evaluated on).
 - `interactions.parquet`: what the training users had, and whether it is shown in a training example.
 

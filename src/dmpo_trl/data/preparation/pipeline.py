@@ -21,12 +21,13 @@ from ..datasets import text_tables
 from ..examples import longest_histories, next_items
 from ..filters import k_core
 from ..interactions import Interactions
+from ..item_splits import hold_out_items, only_items, split_items
 from ..negatives import sample_negatives
 from ..prompts import PromptTemplate
 from ..readers import read_amazon, read_lastfm, read_movielens, read_recbole, read_table
 from ..splits import few_shot, split_by_time, split_leave_one_out, split_users
 from .config import PrepareConfig
-from .folder import CARD, INTERACTIONS, PREPARED, Prepared, card
+from .folder import CARD, INTERACTIONS, PREPARED, Prepared, card, further_ranking
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,15 @@ def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepa
     data = data if isinstance(data, Interactions) else _read(config, *source)
     if config.k_core_users > 1 or config.k_core_items > 1:
         data = k_core(data, users=config.k_core_users, items=config.k_core_items)
-    examples = _split(data, config)
-    interactions = _training_interactions(data, examples["train"], whole_users=config.split == "users")
+    shares = {"validation": config.validation_items, "test": config.test_items}
+    held_out = hold_out_items(data, shares, seed=config.seed) if config.split == "items" else {}
+    pools = _pools(data, held_out, config)
+    examples = _split(data, held_out, config)
+    interactions = _training_interactions(
+        pools["train"], examples["train"], whole_users=config.split in ("users", "items")
+    )
     items = _with_popularity(data.items, interactions)
-    tables = _tables(examples, data, items, config)
+    tables = _tables(examples, pools, items, config)
     with new_folder(output, PREPARED, overwrite=config.overwrite) as folder:
         rows: dict[str, dict[str, int]] = {}
         for (kind, split), (part, seed) in tables.items():
@@ -181,7 +187,26 @@ def _read(config: PrepareConfig, source: Any, items: Any) -> Interactions:
         raise error.spelled(lambda name: f"`{name if name in own else f'{name}_column'}`") from error
 
 
-def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]:
+def _pools(data: Interactions, held_out: Mapping[str, pl.Series], config: PrepareConfig) -> dict[str, Interactions]:
+    """Return the items that each part's negatives and candidates are drawn from, with who had them.
+
+    Held-out items are ranked among each other: nobody had any of them, so that only their titles tell them apart.
+    """
+    if not held_out:
+        return dict.fromkeys(("train", "validation", "test"), data)
+    every = pl.concat([data.items["item"], *held_out.values()])
+    pools = {"train": every.filter(every.is_unique()), **held_out}
+    for name, own in held_out.items():
+        most = max(config.candidates, config.negatives + 1) if name == "validation" else config.candidates
+        if len(own) < most:
+            raise ValueError(
+                f"{name}_items={getattr(config, f'{name}_items')} are {len(own)} items, too few for {most} in a "
+                f"ranking; raise {name}_items, or lower candidates or negatives."
+            )
+    return {name: only_items(data, own) for name, own in pools.items()}
+
+
+def _split(data: Interactions, held_out: Mapping[str, pl.Series], config: PrepareConfig) -> dict[str, pl.DataFrame]:
     """Make examples of each part. Histories that do not grow have one item more than a prompt: the target of SFT."""
     growing = config.history == "growing"
     options: dict[str, Any] = {
@@ -203,7 +228,9 @@ def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]
         for name in sizes:
             parts[name] = parts[name].unique("user", keep="last", maintain_order=True)
     else:
-        if config.split == "leave_one_out":
+        if config.split == "items":
+            parts = split_items(data, held_out, **options)
+        elif config.split == "leave_one_out":
             parts = split_leave_one_out(data, **options)
         else:
             parts = split_by_time(data, **options, validation_from=config.validation_from, test_from=config.test_from)
@@ -216,7 +243,7 @@ def _split(data: Interactions, config: PrepareConfig) -> dict[str, pl.DataFrame]
 
 
 def _tables(
-    examples: Mapping[str, pl.DataFrame], data: Interactions, items: pl.DataFrame, config: PrepareConfig
+    examples: Mapping[str, pl.DataFrame], pools: Mapping[str, Interactions], items: pl.DataFrame, config: PrepareConfig
 ) -> dict[tuple[str, str], tuple[pl.DataFrame, int]]:
     """Return the examples of each dataset and split, with negatives, and the seed of their order.
 
@@ -224,17 +251,20 @@ def _tables(
     """
 
     def draw(split: str, n: int, seed: int, strategy: str) -> pl.DataFrame:
+        pool = pools[split]
         if strategy != "in_batch":
             return sample_negatives(
-                examples[split], data, n, seed=seed, strategy=strategy, alpha=config.alpha, popularity=items
+                examples[split], pool, n, seed=seed, strategy=strategy, alpha=config.alpha, popularity=items
             )
         batches = _shuffled(examples[split], seed)
-        return sample_negatives(batches, data, n, seed=seed, strategy=strategy, batch_size=config.batch_size)
+        return sample_negatives(batches, pool, n, seed=seed, strategy=strategy, batch_size=config.batch_size)
 
     # Splits can have the same users, and then must not share their draws; neither must runs with other seeds
     train_seed, test_seed, validation_seed, loss_seed = range(4 * config.seed, 4 * config.seed + 4)
     train = draw("train", config.negatives, train_seed, config.negative_strategy)
-    validation = draw("validation", config.negatives, loss_seed, config.negative_strategy)
+    # Held-out items have no popularity
+    strategy = "uniform" if config.split == "items" else config.negative_strategy
+    validation = draw("validation", config.negatives, loss_seed, strategy)
     if config.history == "growing":
         sft = longest_histories(train)
     else:
@@ -244,12 +274,11 @@ def _tables(
         ("preference", "validation"): (validation, loss_seed),
         ("sft", "train"): (sft, train_seed),
         ("sft", "validation"): (validation, loss_seed),
-        ("ranking", "validation"): (
-            draw("validation", config.candidates - 1, validation_seed, config.candidate_strategy),
-            validation_seed,
-        ),
-        ("ranking", "test"): (draw("test", config.candidates - 1, test_seed, config.candidate_strategy), test_seed),
     }
+    for place, strategy in enumerate(config.candidate_strategy):
+        for split, seed in (("validation", validation_seed), ("test", test_seed)):
+            candidates = draw(split, config.candidates - 1, seed, strategy)
+            tables["ranking" if place == 0 else further_ranking(strategy), split] = candidates, seed
     if config.pairs:
         tables |= {("pairs", split): tables["preference", split] for split in ("train", "validation")}
     shorter = pl.col("history").list.tail(config.history_length)
@@ -277,6 +306,7 @@ def _write(
     """Write one split of one dataset, and return its number of rows."""
     path.parent.mkdir(exist_ok=True)
     writer, rows = None, 0
+    kind = kind.partition("_")[0]  # ranking_popularity is a ranking
     for table in text_tables(kind, examples, data, template, seed=seed):
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)

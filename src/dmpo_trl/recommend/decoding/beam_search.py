@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...modeling.loading import evaluation_mode
 from ..catalogue import TitleTrie
 from .choice import open_prefixes
 from .prefixes import Prefixes
@@ -176,6 +177,29 @@ def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Se
         forced = [search.trie.forced_after(node) for search in searches for node in search.nodes]
         prefixes.extend(np.concatenate(parents), tokens, forced)
     return searches
+
+
+def find(model: Any, searches: Sequence[Search], k: int, num_beams: int, *, exact: bool, by_sum: bool) -> None:
+    """Run the searches in the way that is asked for; afterwards their `found` holds what there is to choose from.
+
+    Args:
+        model: See `beam_search`; in any mode.
+        searches: One search per user.
+        k: How many items each user gets in the end.
+        num_beams: Number of beginnings that each search follows.
+        exact: Whether the best of all items must be among what is found.
+        by_sum: Whether items are ordered by the sum of log-probs, which bounds what can come of a beginning; for
+            another order an exact search leaves every item to be scored.
+
+    Raises:
+        ValueError: A score is not finite.
+    """
+    has_items = [len(search.nodes) > 0 for search in searches]
+    with evaluation_mode(model):
+        (beam_search if not exact else exact_search if by_sum else every_item)(model, searches, num_beams)
+    if any(has_any and not search.found for search, has_any in zip(searches, has_items, strict=True)):
+        raise ValueError(NAN)
+    check_found(searches, k)
 
 
 def check_found(searches: Sequence[Search], k: int) -> None:

@@ -1,0 +1,41 @@
+"""The prior of `dmpo-trl recommend`: counts of a prepared folder, by the names of `evaluate`, or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data import Prepared
+from ..recommend import Prior
+from .evaluate import COUNTS
+
+
+def prior_of(name: str, data: str | None) -> Prior:
+    """Return the prior that an option names.
+
+    Args:
+        name: `popularity`, `item_knn` (of all that the training users had), `popularity_shown`, `item_knn_shown` (of
+            what stands in a training example), or a Parquet file of user, item and score.
+        data: The prepared folder whose interactions are counted.
+
+    Raises:
+        ValueError: Counts are asked for and there is no folder to count in, or the file is faulty.
+
+    Example:
+        >>> prior_of("item_knn", "data").name  # doctest: +SKIP
+        'item_knn'
+    """
+    if name not in COUNTS:
+        if not Path(name).is_file():
+            raise ValueError(f"--prior must be one of {', '.join(COUNTS)} or a file of scores, it is {name!r}.")
+        return Prior.of_file(name)
+    if data is None:
+        raise ValueError(f"--prior {name} counts what the training users had: name the prepared folder with --data.")
+    prepared = Prepared.load(data)
+    if name == "popularity":  # which folders of earlier versions have too
+        return Prior.popularity(dict(prepared.items.select("item", "popularity").iter_rows()))
+    had = prepared.interactions
+    if name.endswith("_shown"):
+        had = had.filter("shown")
+    if name == "popularity_shown":
+        return Prior.popularity(dict(had.group_by("item").len().iter_rows()), name=name)
+    return Prior.item_knn(had, name=name)

@@ -1,0 +1,89 @@
+"""`dmpo-trl recommend --prior`: by the names of `evaluate`, or a file."""
+
+import json
+
+import polars as pl
+import pytest
+from support import save_model
+
+from dmpo_trl.cli import main
+from dmpo_trl.data import Prepared
+from dmpo_trl.evaluation import rank_by_item_knn, rank_by_popularity
+from dmpo_trl.evaluation.item_knn import ItemKNN
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior")
+    save_model(folder / "model")
+    had = [(user, (7 * user + 3 * step) % 40, step) for user in range(30) for step in range(6)]
+    rows = [f"{user},{item},{step},Film {item}" for user, item, step in had]
+    (folder / "rows.csv").write_text("\n".join(["user,item,timestamp,title", *rows]) + "\n")
+    common = ["--dataset", "table", "--path", str(folder / "rows.csv"), "--template", "movies", "--candidates", "5"]
+    main(["prepare", *common, "--history_length", "2", "--test_users", "3", "--output_dir", str(folder / "data")])
+    return folder
+
+
+def recommend(folders, *options):
+    main(["recommend", "--model", str(folders / "model"), "--data", str(folders / "data"), *options])
+
+
+@pytest.mark.parametrize("name", ["popularity", "popularity_shown", "item_knn", "item_knn_shown"])
+def test_counts_are_those_that_evaluate_ranks_by(folders, name, capsys):
+    prepared = Prepared.load(folders / "data")
+    recommend(
+        folders, "--split", "test", "--json", "--k", "50", "--num_beams", "50", "--prior", name, "--prior_weight", "2"
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    users = prepared.ranking["test"]
+    assert [line["user"] for line in lines] == users["user"][:]
+    assert {(line["prior"], line["prior_weight"]) for line in lines} == {(name, 2.0)}
+    had = prepared.interactions.filter("shown") if name.endswith("shown") else prepared.interactions
+    if name.startswith("item_knn"):
+        expected = rank_by_item_knn(users, ItemKNN(had))
+    else:
+        expected = rank_by_popularity(users, dict(had.group_by("item").len().iter_rows()))
+    for line, items, scores in zip(lines, expected.items, expected.scores, strict=True):
+        found = {one["item"]: one["prior_score"] for one in line["recommendations"]}
+        assert [found[item] for item in items] == pytest.approx(scores.tolist())
+    assert len({one["prior_score"] for line in lines for one in line["recommendations"]}) > 1
+
+
+def test_one_user_is_told_both_scores(folders, capsys):
+    recommend(folders, "--history", "1", "4", "--k", "2", "--prior", "item_knn", "--prior_weight", "1")
+    first, second = capsys.readouterr().out.splitlines()
+    assert " of log-prob -" in first
+    assert " and item_knn 0." in first + second
+
+
+def test_a_file_scores_the_users_of_a_split(folders, tmp_path, capsys):
+    users = Prepared.load(folders / "data").ranking["test"]["user"][:]
+    rows = [(user, str(item), float(item)) for user in users for item in range(40)]
+    frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
+    frame.write_parquet(tmp_path / "mine.parquet")
+    prior = ["--prior", str(tmp_path / "mine.parquet"), "--prior_weight", "100"]
+    recommend(folders, "--split", "test", "--output", str(tmp_path / "all.parquet"), "--k", "3", *prior)
+    found = pl.read_parquet(tmp_path / "all.parquet")
+    assert found["prior_score"].to_list() == [float(item) for item in found["item"]]
+    assert found.filter(rank=1)["item"].cast(pl.Int64).min() > 34  # the model hardly counts
+    frame.filter(user=users[0]).write_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(SystemExit, match=rf"mine.parquet has no scores of user '{users[1]}'"):
+        main(["recommend", "--model", "none", "--data", str(folders / "data"), "--split", "test", "--json", *prior])
+    with pytest.raises(SystemExit, match=r"mine.parquet has scores by user: say which user it is"):
+        main(["recommend", "--model", "none", "--data", str(folders / "data"), "--history", "1", *prior])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prior", "item_knn"], "--prior and --prior_weight belong together. `dmpo-trl evaluate --fuse NAME`"),
+        (["--prior_weight", "1"], "--prior and --prior_weight belong together"),
+        (["--prior", "item_knn", "--prior_weight", "-1"], "--prior_weight must be at least 0, it is -1"),
+        (["--prior", "item_knn", "--prior_weight", "1"], "counts what the training users had: name .* --data"),
+        (["--prior", "itemknn", "--prior_weight", "1"], "must be one of popularity, .* or a file of scores"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["recommend", "--model", "no such model", "--history", "1", *options])
