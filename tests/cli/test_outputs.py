@@ -167,26 +167,6 @@ def test_training_into_prepared_data_is_refused(model, table, tmp_path):
 
 
 @pytest.mark.usefixtures("no_training")
-def test_training_over_a_readme_of_others_is_refused(model, data, tmp_path):
-    (tmp_path / "README.md").write_text("# My project\n")
-    with pytest.raises(SystemExit, match=r"holds a README\.md that training did not write"):
-        train(model, data, tmp_path)
-    assert contents(tmp_path) == {"README.md": b"# My project\n"}
-
-
-@pytest.mark.parametrize("peft", [[], ["--use_peft", "true"]])
-def test_training_among_other_files_replaces_only_its_own_card(model, data, tmp_path, peft):
-    (tmp_path / "notes.txt").write_text("mine")
-    for _ in range(2):  # the second time over the card of the first
-        train(model, data, tmp_path, *peft)
-        assert "## Training data" in (tmp_path / "README.md").read_text()
-    (tmp_path / "README.md").write_text("")  # killed before it was written
-    train(model, data, tmp_path, *peft)
-    assert "## Training data" in (tmp_path / "README.md").read_text()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-@pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("mixture", [False, True])
 def test_training_on_data_with_a_forged_card_is_refused(model, table, tmp_path, mixture):
     """`datasets` loads what the card says."""
