@@ -7,6 +7,7 @@ from .generation import GenerationResult, generate_items
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
+from .parts import ResultParts
 from .ranking import (
     full_catalogue,
     rank_at_random,
@@ -29,6 +30,7 @@ __all__ = [
     "RankingCallback",
     "RankingResult",
     "Ranks",
+    "ResultParts",
     "auc",
     "beyond_accuracy",
     "bootstrap_mean",
