@@ -110,13 +110,12 @@ def make_parser() -> Parser:
 
 def run(arguments: list[str]) -> None:
     """Evaluate as the arguments say. Under `accelerate launch` the users are divided among the processes."""
-    from accelerate import PartialState
-
     from ..evaluation.metrics import check_metrics
+    from ..training.distributed import begin_process_group
 
     model, options = make_parser().parse(arguments)
     check_metrics(options.metrics or [])
-    if options.output_dir is not None and PartialState().is_main_process:
+    if begin_process_group().is_main_process and options.output_dir is not None:
         check_output(options.output_dir, overwrite=options.overwrite)  # before the work, not after it
     with keep_parts(options.output_dir) as parts:
         _evaluate(model, options, parts)
