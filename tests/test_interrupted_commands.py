@@ -51,8 +51,10 @@ def given(tmp_path_factory, start):
     (folder / "rows.csv").write_text("\n".join(lines))
     users = [{"user": user, "history": [str(user % 40), str((user * 7 + 1) % 40)]} for user in range(150)]
     (folder / "users.jsonl").write_text("\n".join(map(json.dumps, users)))
-    code, *_ = start([*PREPARE.split(), "--path", f"{folder}/rows.csv", "--output_dir", "data"], folder)
-    assert code == 0, (folder.with_name(f"{folder.name}.log")).read_text()
+    for output, test_users in (("data", "4"), ("many", "20")):
+        options = ["--path", f"{folder}/rows.csv", "--output_dir", output, "--test_users", test_users]
+        code, *_ = start([*PREPARE.split(), *options], folder)
+        assert code == 0, (folder.with_name(f"{folder.name}.log")).read_text()
     return folder
 
 
@@ -71,7 +73,10 @@ VARIANTS = {
     "prepare": (f"{PREPARE} --path {{given}}/rows.csv --output_dir out", ".", nothing, 6),
     "prepare-overwrite": (f"{PREPARE} --path {{given}}/rows.csv --output_dir out --overwrite", ".", earlier_data, 7),
     "prepare-in-place": (f"{PREPARE} --path {{given}}/rows.csv --output_dir . --overwrite", "out", earlier_data, 7),
-    "evaluate": ("evaluate --model {given}/model --data {given}/data --output_dir out", ".", nothing, KILLS),
+    "evaluate": (
+        "evaluate --model {given}/model --data {given}/many --output_dir out --generate --fuse popularity",
+        *(".", nothing, KILLS),
+    ),
     "recommend": (
         "recommend --model {given}/model --data {given}/data --users {given}/users.jsonl --output out --k 3 "
         "--num_beams 3 --batch_size 32",
@@ -128,6 +133,9 @@ def test_a_killed_command_ends_as_one_that_was_left_alone(variant, given, start,
         assert contents(root) == whole_run, kill
         assert names(root) == names(whole), kill
     assert "old" in states
+    if variant == "evaluate":
+        logs = [(tmp_path / f"{number}.log").read_text() for number in range(kills)]
+        assert sum("users were done by an interrupted run" in log for log in logs) > kills // 4
 
 
 def test_the_kills_are_twenty_of_each_command():

@@ -1,6 +1,7 @@
 """What commands write: refused before the work where something is in its place, and never over what is not ours."""
 
 import json
+from importlib import import_module
 
 import polars as pl
 import pytest
@@ -88,6 +89,76 @@ def test_evaluate_replaces_an_earlier_evaluation_where_it_may(model, data, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.fixture
+def two_users_per_part(monkeypatch):
+    monkeypatch.setattr("dmpo_trl.evaluation.parts.USERS_PER_PART", 2)
+
+
+@pytest.fixture
+def interrupted(model, data, tmp_path, monkeypatch, two_users_per_part):
+    """An evaluation that failed at its second part; gives its arguments and those of the calls that follow."""
+    from dmpo_trl.evaluation import ranking
+
+    scored, calls = ranking.stream_scores, []
+
+    def stream_scores(*arguments, total, **options):
+        calls.append(total)
+        if len(calls) == 2:
+            raise MemoryError("full")
+        return scored(*arguments, total=total, **options)
+
+    monkeypatch.setattr(ranking, "stream_scores", stream_scores)
+    arguments = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="Memory ran out"):
+        main(arguments)
+    assert calls == [2, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parts"]
+    return arguments, calls
+
+
+def test_evaluate_goes_on_where_it_was(interrupted, tmp_path, caplog):
+    arguments, calls = interrupted
+    main([*arguments, "--top_k", "2"])  # changes no score
+    assert calls == [2, 2, 2]
+    assert "2 of 4 users were done by an interrupted run" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    main([*arguments[:-1], str(tmp_path / "whole"), "--top_k", "2"])
+    for name in ("sum.parquet", "mean.parquet", "metrics.csv", "table.md"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_evaluate_with_another_model_starts_over_and_says_so(interrupted, tmp_path, caplog):
+    arguments, calls = interrupted
+    make_model(seed=1).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    main(["evaluate", "--model", str(tmp_path / "other"), *arguments[3:]])
+    assert calls == [2, 2, 2, 2]
+    assert "1 parts in" in caplog.text
+    assert "were of another evaluation, and are removed" in caplog.text
+    assert not (tmp_path / "out.parts").exists()
+
+
+def test_parts_of_a_finished_evaluation_are_removed(model, data, tmp_path, monkeypatch, two_users_per_part):
+    """Killed when the folder had its name, and the parts were still there."""
+    arguments = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("dmpo_trl.writing.scratch"), "_remove", lambda _: None)
+        main(arguments)
+    assert (tmp_path / "out.parts").exists()
+    with pytest.raises(SystemExit, match="holds an evaluation already"):
+        main(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_evaluate_refuses_a_folder_that_is_in_the_way_of_its_parts(model, data, tmp_path):
+    (tmp_path / "out.parts").mkdir()
+    (tmp_path / "out.parts" / "part-1.parquet").write_text("mine")
+    with pytest.raises(SystemExit, match=r"out\.parts is in the way"):
+        main(["evaluate", "--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")])
+    assert contents(tmp_path) == {"out.parts/part-1.parquet": b"mine"}
+
+
 @pytest.mark.usefixtures("no_model")
 def test_explain_refuses_to_draw_over_a_picture(model, data, tmp_path):
     picture = tmp_path / "mine.png"
@@ -164,26 +235,6 @@ def test_training_into_prepared_data_is_refused(model, table, tmp_path):
         with pytest.raises(SystemExit, match=rf"{name} holds prepared data, whose README\.md .* Choose another"):
             train(model, tmp_path / "same", tmp_path / name)
     assert contents(tmp_path / "same") == before
-
-
-@pytest.mark.usefixtures("no_training")
-def test_training_over_a_readme_of_others_is_refused(model, data, tmp_path):
-    (tmp_path / "README.md").write_text("# My project\n")
-    with pytest.raises(SystemExit, match=r"holds a README\.md that training did not write"):
-        train(model, data, tmp_path)
-    assert contents(tmp_path) == {"README.md": b"# My project\n"}
-
-
-@pytest.mark.parametrize("peft", [[], ["--use_peft", "true"]])
-def test_training_among_other_files_replaces_only_its_own_card(model, data, tmp_path, peft):
-    (tmp_path / "notes.txt").write_text("mine")
-    for _ in range(2):  # the second time over the card of the first
-        train(model, data, tmp_path, *peft)
-        assert "## Training data" in (tmp_path / "README.md").read_text()
-    (tmp_path / "README.md").write_text("")  # killed before it was written
-    train(model, data, tmp_path, *peft)
-    assert "## Training data" in (tmp_path / "README.md").read_text()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("no_training")

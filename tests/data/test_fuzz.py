@@ -20,6 +20,7 @@ from dmpo_trl.data import (
     read_dmpo,
     read_lastfm,
     read_llara,
+    read_minionerec,
     read_movielens,
     read_msl,
     read_recbole,
@@ -122,6 +123,14 @@ SOURCES = {
     ),
     "sdpo": Source({"test.json": json.dumps(LISTS)}, lambda path: read_sdpo(path).interactions),
     "dmpo": Source({"rec_X_dpo_ranking_1.json": json.dumps(RANKED)}, lambda path: read_dmpo(path, "X").interactions),
+    "minionerec": Source(
+        {
+            "test/X_5.csv": "user_id,history_item_title,item_title,history_item_id,item_id\n"
+            'A1,"[\'Pen\', ""Ink\'s""]",Desk,"[0, 1]",2\nA2,[\'Desk\'],Pen,[2],0\n',
+            "info/X_5.txt": "<a_1>\tPen\t0\n<a_2>\tInk's\t1\n<a_3>\tDesk\t2\n",
+        },
+        lambda path: read_minionerec(path).interactions,
+    ),
     "msl": Source(
         {
             "test.csv": 'user_id,item_ids,timestamp\n7,"[1, 9, 3, 2]",14\n8,"[3, 1]",15\n',
@@ -199,9 +208,11 @@ def count_of_rows(source: Source, data: bytes) -> tuple[int, int] | None:
 
 
 def check(source: Source, folder: Path, files: dict[str, bytes], named: Sequence[str] = ()) -> None:
-    for path in folder.iterdir():
-        path.unlink()
+    for path in list(folder.rglob("*")):
+        if path.is_file():
+            path.unlink()
     for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     try:
         found = source.read(folder)

@@ -1,11 +1,67 @@
-"""A process that has trained in DDP ends: about one in twenty of `dmpo-trl train`'s hung for ever."""
+"""Processes of a group end: about one in twenty of `dmpo-trl train`'s hung for ever."""
 
 import subprocess
 import sys
 
-from support import SCRIPTS
+import pytest
+import torch.distributed as dist
+from support import SCRIPTS, cpu_environment, save_model
+
+from dmpo_trl.cli import main
+from dmpo_trl.data import PrepareConfig, prepare
 
 
 def test_the_last_holder_of_a_process_group_releases_the_gil():
     command = [sys.executable, str(SCRIPTS / "process_group_end.py")]
     assert subprocess.check_output(command, text=True, timeout=120) == "the end\n"
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A model, and prepared data."""
+    folder = tmp_path_factory.mktemp("given")
+    save_model(folder / "model")
+    rows = [
+        f"{user},{(7 * user + 3 * step) % 40},{step},Film {(7 * user + 3 * step) % 40}"
+        for user in range(30)
+        for step in range(5)
+    ]
+    (folder / "rows.csv").write_text("\n".join(["user,item,timestamp,title", *rows]))
+    prepare(
+        PrepareConfig(
+            dataset="table",
+            path=str(folder / "rows.csv"),
+            template="movies",
+            candidates=5,
+            test_users=4,
+            output_dir=str(folder / "data"),
+        )
+    )
+    return folder
+
+
+def test_a_command_ends_the_process_group_after_its_models(given, monkeypatch):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    main(["evaluate", "--model", f"{given}/model", "--data", f"{given}/data"])
+    assert not dist.is_initialized()
+
+
+def test_a_command_without_a_process_group_begins_none():
+    main(["completion", "bash"])
+    assert not dist.is_initialized()
+
+
+@pytest.mark.slow
+def test_an_evaluation_in_two_processes_shares_the_users_and_ends(given, tmp_path):
+    launcher = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
+    arguments = ["evaluate", "--model", f"{given}/model", "--data", f"{given}/data", "--generate"]
+    run = subprocess.run(
+        [*launcher, str(SCRIPTS / "launched_command.py"), *arguments, "--output_dir", str(tmp_path / "out")],
+        env=cpu_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    assert run.stdout.count("Written to") == 1

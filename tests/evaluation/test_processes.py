@@ -30,7 +30,10 @@ def found(tmp_path_factory):
     return [json.loads((folder / f"{process}.json").read_text()) for process in (0, 1)]
 
 
-@pytest.mark.parametrize(("case", "count"), [("plain", 7), ("ddp", 7), ("fsdp", 7), ("fewer users than processes", 1)])
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [("plain", 7), ("ddp", 7), ("fsdp", 7), ("fewer users than processes", 1), ("in parts", 7), ("from parts", 7)],
+)
 def test_every_user_is_ranked_once_in_order(found, case, count):
     alone = rank_with_model(make_model(), make_tokenizer(), make_users(count), score="sum", name="one")
     for process in found:
@@ -46,6 +49,11 @@ def test_processes_share_the_users_unless_the_model_is_sharded(found):
     assert max(first, second) < everything
     assert min(first, second) > 0
     assert [process["fewer users than processes"]["forwards"] for process in found] == [1, 0]
+
+
+def test_processes_share_each_part_and_take_it_from_the_main_process(found):
+    assert min(process["in parts"]["forwards"] for process in found) > 0
+    assert [process["from parts"]["forwards"] for process in found] == [0, 0]
 
 
 def test_generated_items_stand_in_the_users_order(found):

@@ -1,18 +1,17 @@
 """The training runs of a JSON file, one after the other, in each process of `accelerate launch`."""
 
-import gc
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from support.training import train
 
 from dmpo_trl.modeling import logprobs
+from dmpo_trl.training.distributed import end_process_group
 
 
 def as_with_gpus(*_: Any) -> tuple[str, DistributedType]:
@@ -21,6 +20,8 @@ def as_with_gpus(*_: Any) -> tuple[str, DistributedType]:
 
 
 def main(folder: Path) -> None:
+    # A thread gets the interpreter only where it is released: an end that hangs or aborts now and then does so always
+    sys.setswitchinterval(1000)  # seconds
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         PartialState._prepare_backend = as_with_gpus
     found = {}
@@ -29,8 +30,7 @@ def main(folder: Path) -> None:
         logprobs.MAX_KEPT_SOFTMAX = 0 if options.pop("recompute_logits", False) else 2**25
         found[name] = train(folder, name, **options)
     (folder / f"found{os.environ['RANK']}.json").write_text(json.dumps(found))
-    gc.collect()  # models before the group: `distributed.end_process_group` says why
-    torch.distributed.destroy_process_group()
+    end_process_group()
 
 
 if __name__ == "__main__":

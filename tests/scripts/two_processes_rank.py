@@ -15,17 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.evaluation.callback import RankingCallback
 from dmpo_trl.evaluation.generation import generate_items
-from dmpo_trl.evaluation.ranking import rank_with_model
+from dmpo_trl.evaluation.parts import ResultParts
+from dmpo_trl.evaluation.ranking import rank_by_log_prob, score_candidates
 from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.probe import prepare_for_scoring
 from dmpo_trl.training.distributed import end_process_group
 
 
-def rank(model, users):
+def rank(model, users, parts=None):
     prepare_for_scoring(model, base_model_of(model), "auto")  # the probe's forwards are not to be counted
     forwards = []
     base_model_of(model).register_forward_hook(lambda *_: forwards.append(1))
-    result = rank_with_model(model, make_tokenizer(), users, score="sum", name="two", tokens_per_batch=24)
+    scored = score_candidates(model, make_tokenizer(), users, tokens_per_batch=24, parts=parts)
+    result = rank_by_log_prob(users, scored, score="sum", name="two")
     return {"users": result.users, "scores": [own.tolist() for own in result.scores], "forwards": len(forwards)}
 
 
@@ -49,6 +51,13 @@ def train(folder):
     return {"before": before, "after": trainer.evaluate()}
 
 
+def rank_in_parts(folder, users):
+    """As `rank`, with parts on the disk of the main process only."""
+    if PartialState().is_main_process:
+        folder.mkdir(exist_ok=True)
+    return rank(make_model(), users, ResultParts(folder if PartialState().is_main_process else None))
+
+
 def find(folder):
     """What this process finds. No model outlives the call: `end_process_group` says why."""
     mesh = init_device_mesh("cpu", (PartialState().num_processes,))
@@ -56,6 +65,8 @@ def find(folder):
     return {
         "plain": rank(make_model(), make_users(7)),
         "fewer users than processes": rank(make_model(), make_users(1)),
+        "in parts": rank_in_parts(Path(folder, "parts"), make_users(7)),
+        "from parts": rank_in_parts(Path(folder, "parts"), make_users(7)),
         "ddp": rank(DistributedDataParallel(make_model()), make_users(7)),
         "fsdp": rank(sharded, make_users(7)),
         "generated": generate_items(

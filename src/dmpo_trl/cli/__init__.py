@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         with _quiet_libraries():
             command = importlib.import_module(f"{__name__}.{options.command}")
             command.run(options.arguments)
+        _end_process_group()
     except Exception as error:
         if options.verbose:
             raise
@@ -74,6 +75,15 @@ def main(argv: list[str] | None = None) -> None:
         if message is None:
             raise
         sys.exit(f"dmpo-trl {options.command}: {message}")
+
+
+def _end_process_group() -> None:
+    """End the process group that a command began under `accelerate launch` or `torchrun`, when its models are gone."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        from ..training.distributed import end_process_group
+
+        end_process_group()
 
 
 @contextmanager

@@ -18,14 +18,13 @@ from trl import (
 
 from ..config import DMPOConfig
 from ..data import Prepared
-from ..data.preparation.folder import PREPARED, check_before_loading, is_prepared, read_manifest
+from ..data.preparation.folder import check_before_loading, is_prepared
 from ..evaluation import RankingCallback
 from ..losses import trained_score
 from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
-from ..training.model_card import is_own_card
-from ..writing import is_unfinished
+from ._run_folder import begin_run, check_run_folder, end_run
 from ._splits import choose_split
 from ._train_options import RankingArguments
 
@@ -48,7 +47,7 @@ def train(
         mixture: Data sets to train on instead of the one of `script`.
         ranking: Users to rank at each evaluation.
     """
-    check_output_dir(Path(str(config.output_dir)))
+    check_run_folder(str(config.output_dir), resumes=bool(config.resume_from_checkpoint))
     paths: list[str | None] = [one.path for one in mixture.datasets] or [script.dataset_name]
     if config.special_tokens_in_text is None and all(map(is_prepared, paths)):
         config.special_tokens_in_text = False
@@ -63,6 +62,8 @@ def train(
     score = ranking.ranking_score or trained_score(config.loss_type)
     if ranking.ranking_data is not None:
         trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, score, trainer))
+    if trainer.is_world_process_zero():
+        begin_run(str(config.output_dir))
     _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, score)
 
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
@@ -74,27 +75,8 @@ def train(
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
         trainer.accelerator.print(f"It is on the hub too: https://huggingface.co/{trainer.hub_model_id}")
-
-
-def check_output_dir(folder: Path) -> None:
-    """Check before the training that the model and its card take the place of nothing that training did not write.
-
-    Args:
-        folder: The folder of the run. Checkpoints of an earlier run in it are as in TRL.
-
-    Raises:
-        FileExistsError: It is a folder of prepared data, or `README.md` in it is somebody else's.
-    """
-    if read_manifest(folder) is not None or is_unfinished(folder, PREPARED):
-        raise FileExistsError(
-            f"--output_dir {folder} holds prepared data, whose README.md the model's card would replace. Choose "
-            "another folder."
-        )
-    if not is_own_card(folder / "README.md"):
-        raise FileExistsError(
-            f"--output_dir {folder} holds a README.md that training did not write, and that the model's card would "
-            "replace. Move it away, or choose another folder."
-        )
+    if trainer.is_world_process_zero():
+        end_run(str(config.output_dir))
 
 
 def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:

@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..writing import Kind, check_folder, new_folder
+from ._evaluation_folder import check_output, keep_parts, write_evaluation
 from ._splits import choose_split
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..evaluation import ResultParts
+
 COUNTS = ("popularity", "popularity_shown", "item_knn", "item_knn_shown")
 RESERVED = (*COUNTS, "random", "sum", "mean")
-EVALUATION = Kind("dmpo-trl evaluation, version 1", command="evaluate", holds="an evaluation")
 
 
 @dataclass
@@ -79,7 +80,8 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "Folder for the table (table.md), its figures (metrics.json, metrics.csv) and every user's scores "
-            "(one Parquet file per ranker). Default: the table is printed only."
+            "(one Parquet file per ranker). Default: the table is printed only. A run that was interrupted goes on "
+            "where it was: its parts are in the folder OUTPUT_DIR.parts until all are there."
         },
     )
     overwrite: bool = field(
@@ -118,6 +120,19 @@ def make_parser() -> Parser:
 
 def run(arguments: list[str]) -> None:
     """Evaluate as the arguments say. Under `accelerate launch` the users are divided among the processes."""
+    from ..evaluation.metrics import check_metrics
+    from ..training.distributed import begin_process_group
+
+    model, options = make_parser().parse(arguments)
+    check_metrics(options.metrics or [])
+    if begin_process_group().is_main_process and options.output_dir is not None:
+        check_output(options.output_dir, overwrite=options.overwrite)  # before the work, not after it
+    with keep_parts(options.output_dir) as parts:
+        _evaluate(model, options, parts)
+
+
+def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultParts | None) -> None:
+    """Evaluate, and keep what is computed in `parts`."""
     from accelerate import PartialState
 
     from ..data import Prepared
@@ -128,17 +143,13 @@ def run(arguments: list[str]) -> None:
         load_for_ranking,
         rank_beside_baselines,
     )
-    from ..evaluation.metrics import POOLED_AUC, check_metrics
+    from ..evaluation.metrics import POOLED_AUC
     from ..modeling.loading import check_found
     from ._evaluation import EvaluationReport, default_metrics
     from ._groups import GroupTable, divide
     from ._protocols import ProtocolTable, further_protocols, in_words, main_protocol
     from ._rankers import fusion_weight, other_rankers, rank_fused, validation_users
 
-    model, options = make_parser().parse(arguments)
-    check_metrics(options.metrics or [])
-    if options.output_dir is not None and PartialState().is_main_process:
-        check_folder(options.output_dir, EVALUATION, overwrite=options.overwrite)  # before the work, not after it
     prepared = Prepared.load(options.data)
     users = _first_users(prepared.ranking, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
@@ -166,7 +177,7 @@ def run(arguments: list[str]) -> None:
     if options.baseline is not None:
         check_found(options.baseline, **loading)  # before the work, not after it
     loaded, tokenizer = load_for_ranking(model.model, **model.from_pretrained())
-    ranking: Any = {"tokens_per_batch": options.tokens_per_batch, "special_tokens_in_text": False}
+    ranking: Any = {"tokens_per_batch": options.tokens_per_batch, "special_tokens_in_text": False, "parts": parts}
     results = rank_beside_baselines(loaded, tokenizer, users, popularity, **ranking)
     results |= others
     of_further = {
@@ -179,7 +190,9 @@ def run(arguments: list[str]) -> None:
         for own in (results, *of_further.values()):
             own |= rank_fused(own, options.fuse, weight)
     generated = (
-        generate_items(loaded, tokenizer, users, titles.values(), name="generation", special_tokens_in_text=False)
+        generate_items(
+            *(loaded, tokenizer, users, titles.values()), name="generation", special_tokens_in_text=False, parts=parts
+        )
         if options.generate
         else None
     )
@@ -229,13 +242,9 @@ def run(arguments: list[str]) -> None:
         },
     )
     print(report.text())
-    if options.output_dir is not None:
-        with new_folder(options.output_dir, EVALUATION, overwrite=options.overwrite) as folder:
-            for name, text in report.files().items():
-                (folder / name).write_text(text, encoding="utf-8")
-            further_results = {f"{kind}/{name}": own[name] for kind, own in of_further.items() for name in own}
-            for name, result in (results | further_results).items():
-                result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
+    if options.output_dir is not None and parts is not None:
+        results |= {f"{kind}/{name}": result for kind, own in of_further.items() for name, result in own.items()}
+        write_evaluation(options.output_dir, report.files(), results, parts, overwrite=options.overwrite)
         print(f"\nWritten to {options.output_dir}.")
 
 

@@ -30,7 +30,6 @@ def run(arguments: list[str]) -> None:
         return
 
     from ..training.checkpoints import last_whole_checkpoint
-    from ..training.distributed import end_process_group
     from ._training import train
 
     script, config, model, mixture, ranking, resume = parser.instances(parsed)
@@ -41,5 +40,4 @@ def run(arguments: list[str]) -> None:
                 "names: pass one of the two."
             )
         config.resume_from_checkpoint = last_whole_checkpoint(config.output_dir)
-    train(script, config, model, mixture, ranking)  # its trainer is gone when it returns
-    end_process_group()
+    train(script, config, model, mixture, ranking)

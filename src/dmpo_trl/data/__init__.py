@@ -9,7 +9,7 @@ from .leakage import LeakReport, leak_report, leak_report_of_files
 from .negatives import hard_negatives, sample_negatives
 from .preparation import PrepareConfig, Prepared, prepare
 from .prompts import GAMES, GENERAL, MOVIES, MUSIC, PRODUCTS, TEMPLATES, PromptTemplate
-from .published import PublishedSplits, read_dmpo, read_llara, read_msl, read_sdpo
+from .published import PublishedSplits, read_dmpo, read_llara, read_minionerec, read_msl, read_sdpo
 from .readers import (
     DownloadError,
     RemoteFile,
@@ -59,6 +59,7 @@ __all__ = [
     "read_dmpo",
     "read_lastfm",
     "read_llara",
+    "read_minionerec",
     "read_movielens",
     "read_msl",
     "read_recbole",

@@ -52,9 +52,10 @@ class SourceFiles:
         return (str(self._source),) if self._found else ()
 
     def find(self, *names: str) -> Path | None:
-        """Return the path of the first of these base names that is there, itself or as `name.gz`, else None.
+        """Return the path of the first of these names that is there, itself or as `name.gz`, else None.
 
-        Of several files with the name the least deep counts. A member of an archive is extracted to a temporary
+        A name is a base name, or that with the folder that it must lie in (`test/items.csv`). Of several files with
+        the name the least deep counts. A member of an archive is extracted to a temporary
         folder that lasts as long as the source is open.
 
         Raises:
@@ -64,7 +65,7 @@ class SourceFiles:
         if self.given and self.given.name in wanted:
             wanted = [self.given.name]
         for name in wanted:
-            members = [member for member, base in zip(self._members, self.names, strict=True) if base == name]
+            members = [member for member in self._members if _ends_in(member, name)]
             if not members:
                 continue
             if len(members) > 1 and members[0].count("/") == members[1].count("/"):
@@ -76,6 +77,12 @@ class SourceFiles:
                 self._found[members[0]] = self._open_member(members[0])
             return self._found[members[0]]
         return None
+
+    def in_folder(self, folder: str) -> list[str]:
+        """Return the base names of all files that lie in a folder of this name."""
+        return sorted(
+            {_base_name(member) for member in self._members if _ends_in(member, f"{folder}/{_base_name(member)}")}
+        )
 
     def ending(self, suffix: str) -> list[str]:
         """Return the base names that end in `suffix`, without `.gz`, of the least deep files that do.
@@ -143,7 +150,8 @@ def open_source(path: str | Path) -> Iterator[SourceFiles]:
                 members, open_stream = _open_archive(path, stack)
 
             def extract(member: str) -> Path:
-                target = scratch / _base_name(member)
+                # In a folder of its own: two members may have one base name
+                target = Path(tempfile.mkdtemp(dir=scratch)) / _base_name(member)
                 with _problems_named(path), open_stream(member) as stream, target.open("wb") as file:
                     shutil.copyfileobj(stream, file, 1 << 20)
                 return target
@@ -157,6 +165,10 @@ def open_source(path: str | Path) -> Iterator[SourceFiles]:
 def _base_name(member: str) -> str:
     # Archives made on Windows may hold backslashes
     return PurePosixPath(member.replace("\\", "/")).name
+
+
+def _ends_in(member: str, name: str) -> bool:
+    return f"/{PurePosixPath(member.replace(chr(92), '/'))}".endswith(f"/{name}")
 
 
 def _open_archive(path: Path, stack: ExitStack) -> tuple[list[str], Callable[[str], IO[bytes]]]:

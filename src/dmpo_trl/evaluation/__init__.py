@@ -8,6 +8,7 @@ from .groups import cold_start_groups, group_intervals, history_groups
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
+from .parts import ResultParts
 from .ranking import (
     full_catalogue,
     rank_at_random,
@@ -30,6 +31,7 @@ __all__ = [
     "RankingCallback",
     "RankingResult",
     "Ranks",
+    "ResultParts",
     "auc",
     "beyond_accuracy",
     "bootstrap_mean",

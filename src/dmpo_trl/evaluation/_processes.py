@@ -12,15 +12,17 @@ from torch.distributed.tensor import DTensor
 T = TypeVar("T")
 
 
-def over_processes(compute: Callable[[Sequence[int]], Sequence[T]], count: int, model: torch.nn.Module) -> list[T]:
-    """Return the results of `compute` for the indices 0 to `count - 1`, each computed by one of the processes.
+def over_processes(
+    compute: Callable[[Sequence[int]], Sequence[T]], indices: Sequence[int], model: torch.nn.Module
+) -> list[T]:
+    """Return the results of `compute` for some indices, each computed by one of the processes.
 
     Every process must call it. Where the model's parameters are sharded (FSDP, ZeRO-3, tensor parallelism) each
     forward needs all processes, so every process computes everything.
 
     Args:
         compute: Takes indices and returns a result for each.
-        count: Number of indices.
+        indices: The indices, the same in every process.
         model: Decides whether the work can be shared.
 
     Returns:
@@ -28,9 +30,10 @@ def over_processes(compute: Callable[[Sequence[int]], Sequence[T]], count: int, 
     """
     state = PartialState()
     if state.num_processes == 1 or is_sharded(model):
-        return list(compute(range(count)))
-    own = range(state.process_index, count, state.num_processes)
-    numbered: list[tuple[int, T]] = gather_object(list(zip(own, compute(own), strict=True)))
+        return list(compute(indices))
+    own = range(state.process_index, len(indices), state.num_processes)
+    results = compute([indices[place] for place in own])
+    numbered: list[tuple[int, T]] = gather_object(list(zip(own, results, strict=True)))
     return [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
 
 

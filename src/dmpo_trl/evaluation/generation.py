@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -18,6 +19,7 @@ from ..modeling.limits import Limits
 from ..preprocessing.tokenize import tokenize_completions
 from ._processes import is_sharded, on_main_process, over_processes
 from .intervals import Interval, bootstrap_mean
+from .parts import ResultParts, describe_scoring
 
 # `tokenize_completions` for one tokenizer
 Tokenize = Callable[[Any, Sequence[Any]], tuple[list[int], list[list[int]]]]
@@ -79,6 +81,7 @@ def generate_items(
     name: str,
     batch_size: int = 16,
     special_tokens_in_text: bool | None = None,
+    parts: ResultParts | None = None,
 ) -> GenerationResult:
     """Let a model complete each prompt greedily, and compare the texts with the titles, letter by letter.
 
@@ -93,6 +96,7 @@ def generate_items(
         name: Name of the result, also shown on the progress bar.
         batch_size: Number of prompts generated together.
         special_tokens_in_text: See [`score_completions`].
+        parts: See [`score_candidates`].
 
     Returns:
         The texts, and which of them are items.
@@ -119,10 +123,21 @@ def generate_items(
     longest = _longest_title(tokenize, questions[0], titles)
 
     def generate(rows: Sequence[int]) -> list[str]:
-        bar = on_main_process(name)
+        bar = None if parts else on_main_process(name)
         return _generate(model, tokenizer, tokenize, questions.select(rows), longest, batch_size, bar)
 
-    outputs = over_processes(generate, len(dataset), model)
+    if parts is None:
+        outputs = over_processes(generate, range(len(dataset)), model)
+    else:
+        options = {"longest": longest, "batch_size": batch_size, "special_tokens_in_text": special_tokens_in_text}
+        outputs = parts.over(
+            lambda rows: over_processes(generate, rows, model),
+            questions,
+            made_of=describe_scoring(model, tokenizer, **options),
+            to_frame=lambda texts: pl.DataFrame({"text": texts}, schema={"text": pl.String}),
+            from_frame=lambda frame: frame["text"].to_list(),
+            progress=on_main_process(name),
+        )
     catalogue = {title.strip() for title in titles}
     among_candidates, hits = [], []
     for output, row in zip(outputs, dataset.select_columns(["candidates", "positive"]), strict=True):

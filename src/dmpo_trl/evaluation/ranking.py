@@ -6,12 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.prompts import PromptTemplate
 from ..scoring import CompletionScores, check_score, stream_scores
 from ._processes import on_main_process, over_processes
+from .parts import ResultParts, describe_scoring
 from .result import RankingResult
 
 
@@ -75,6 +77,7 @@ def score_candidates(
     tokens_per_batch: int = 4096,
     special_tokens_in_text: bool | None = None,
     progress: str | None = None,
+    parts: ResultParts | None = None,
 ) -> list[CompletionScores]:
     """Compute the log-probs of all candidates once, to rank by them in several ways.
 
@@ -88,6 +91,7 @@ def score_candidates(
         tokens_per_batch: See [`score_completions`].
         special_tokens_in_text: See [`score_completions`].
         progress: Label of a progress bar; None for no bar.
+        parts: Keeps the scores in files while they are computed, and has those of an interrupted run.
 
     Returns:
         Sums and lengths, one entry per row of the dataset.
@@ -111,13 +115,28 @@ def score_candidates(
                 examples,
                 tokens_per_batch=tokens_per_batch,
                 special_tokens_in_text=special_tokens_in_text,
-                progress=on_main_process(progress),
+                progress=None if parts else on_main_process(progress),
                 total=len(rows),
                 name=lambda index: f"user {users[rows[index]]!r}",
             )
         )
 
-    return over_processes(score, len(dataset), model)
+    if parts is None:
+        return over_processes(score, range(len(dataset)), model)
+    options = {"tokens_per_batch": tokens_per_batch, "special_tokens_in_text": special_tokens_in_text}
+    return parts.over(
+        lambda rows: over_processes(score, rows, model),
+        questions,
+        made_of=describe_scoring(model, tokenizer, **options),
+        to_frame=lambda scored: pl.DataFrame(
+            {"logps": [one.logps.tolist() for one in scored], "lengths": [one.lengths.tolist() for one in scored]}
+        ),
+        from_frame=lambda frame: [
+            CompletionScores(logps.to_numpy(), lengths.to_numpy())
+            for logps, lengths in zip(frame["logps"], frame["lengths"], strict=True)
+        ],
+        progress=on_main_process(progress),
+    )
 
 
 def rank_by_log_prob(

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import load_model_and_tokenizer
 from ..scoring import SCORES, check_tokens_per_batch
+from .parts import ResultParts
 from .ranking import rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
 from .result import RankingResult
 
@@ -22,6 +23,7 @@ def evaluate_model(
     *,
     tokens_per_batch: int = 4096,
     special_tokens_in_text: bool | None = None,
+    parts: ResultParts | None = None,
     **model_options: Any,
 ) -> dict[str, RankingResult]:
     """Rank with a saved model, by both kinds of score, and with its baselines.
@@ -34,6 +36,7 @@ def evaluate_model(
         popularity: Count by item, see [`rank_by_popularity`].
         tokens_per_batch: See [`score_completions`].
         special_tokens_in_text: See [`score_completions`].
+        parts: See [`score_candidates`].
         **model_options: See [`load_for_ranking`].
 
     Returns:
@@ -52,6 +55,7 @@ def evaluate_model(
         popularity,
         tokens_per_batch=tokens_per_batch,
         special_tokens_in_text=special_tokens_in_text,
+        parts=parts,
     )
 
 
@@ -82,6 +86,7 @@ def rank_beside_baselines(
     *,
     tokens_per_batch: int = 4096,
     special_tokens_in_text: bool | None = None,
+    parts: ResultParts | None = None,
 ) -> dict[str, RankingResult]:
     """Rank with a loaded model, by both kinds of score, and with its baselines.
 
@@ -92,6 +97,7 @@ def rank_beside_baselines(
         popularity: See [`evaluate_model`].
         tokens_per_batch: See [`evaluate_model`].
         special_tokens_in_text: See [`evaluate_model`].
+        parts: See [`score_candidates`].
 
     Returns:
         As [`evaluate_model`].
@@ -106,6 +112,7 @@ def rank_beside_baselines(
         tokens_per_batch=tokens_per_batch,
         special_tokens_in_text=special_tokens_in_text,
         progress="ranking",
+        parts=parts,
     )
     results = [rank_at_random(dataset), rank_by_popularity(dataset, popularity)]
     results += [rank_by_log_prob(dataset, scored, score=score, name=score) for score in SCORES]

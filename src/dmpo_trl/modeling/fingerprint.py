@@ -1,9 +1,12 @@
-"""Fingerprints of models: what their numbers depend on, as bytes to hash."""
+"""Fingerprints of models: what their numbers depend on, as bytes to hash, and hashed."""
 
+import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
+from datasets.fingerprint import Hasher
 
 from .loading import base_model_of
 
@@ -43,3 +46,36 @@ def weight_buffers(weights: Mapping[str, torch.Tensor]) -> Iterator[Any]:
         yield f"{name} {weight.dtype} {tuple(weight.shape)}".encode()
         if not weight.is_meta:
             yield weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def hash_of(value: Any) -> str:
+    """Return a hash of a value that JSON can hold.
+
+    Args:
+        value: The value.
+
+    Example:
+        >>> hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1})
+        True
+    """
+    return Hasher.hash_bytes([json.dumps(value, sort_keys=True).encode()])
+
+
+def hash_of_model(model: Any) -> str:
+    """Return a hash of a model's weights and of the part of its config that its numbers depend on.
+
+    Args:
+        model: A transformers model, or a wrapper around one. None of its weights is sharded.
+    """
+    weights = {name: weight for name, weight in model.state_dict().items() if isinstance(weight, torch.Tensor)}
+    config = json.dumps(config_of(model), sort_keys=True, default=str).encode()
+    return Hasher.hash_bytes(chain([config], weight_buffers(weights)))
+
+
+def hash_of_tokenizer(tokenizer: Any) -> str:
+    """Return a hash of a tokenizer's vocabulary and chat template.
+
+    Args:
+        tokenizer: Of transformers.
+    """
+    return hash_of([tokenizer.get_vocab(), tokenizer.chat_template])

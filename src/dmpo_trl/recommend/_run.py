@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
-from itertools import chain
 from typing import Any
 
-import torch
-from datasets.fingerprint import Hasher
-
-from ..modeling.fingerprint import config_of, weight_buffers
+from ..modeling.fingerprint import hash_of, hash_of_model, hash_of_tokenizer
 
 
 def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
@@ -31,19 +26,9 @@ def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
         **options,
         "score": recommender.score,
         "prior": None if recommender.fusion is None else recommender.fusion.describe(),
-        "model": _hash_of_model(recommender.model),
-        "tokenizer": _hash([tokenizer.get_vocab(), tokenizer.chat_template]),
-        "catalogue": _hash([catalogue.items, catalogue.titles]),
-        "template": _hash(recommender.template.to_dict()),
+        "model": hash_of_model(recommender.model),
+        "tokenizer": hash_of_tokenizer(tokenizer),
+        "catalogue": hash_of([catalogue.items, catalogue.titles]),
+        "template": hash_of(recommender.template.to_dict()),
         "dmpo-trl": version("dmpo-trl"),
     }
-
-
-def _hash(value: Any) -> str:
-    return Hasher.hash_bytes([json.dumps(value, sort_keys=True).encode()])
-
-
-def _hash_of_model(model: Any) -> str:
-    weights = {name: weight for name, weight in model.state_dict().items() if isinstance(weight, torch.Tensor)}
-    config = json.dumps(config_of(model), sort_keys=True, default=str).encode()
-    return Hasher.hash_bytes(chain([config], weight_buffers(weights)))

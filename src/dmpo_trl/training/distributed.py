@@ -170,6 +170,15 @@ def gathered_parameters(model: torch.nn.Module) -> Iterator[None]:
             hook.remove()
 
 
+def begin_process_group() -> PartialState:
+    """Join the processes of `accelerate launch` or `torchrun`, where there are several, and return this one's state.
+
+    Without `cpu=True` accelerate joins processes on accelerators only, and those of a machine without one would each
+    do all of the work.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def end_process_group() -> None:
     """Destroy the default process group, if there is one, after everything unreachable that holds it is freed.
 
