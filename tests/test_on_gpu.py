@@ -31,6 +31,7 @@ from dmpo_trl import DMPOTrainer, score_completions
 from dmpo_trl.batching.collator import lay_out
 from dmpo_trl.data import MOVIES
 from dmpo_trl.modeling.attention import packed_length, use_trie_attention
+from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.scoring_head import add_scoring_head
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend import Recommender
@@ -130,10 +131,19 @@ def test_a_training_step(tmp_path, device, bf16, lora):
     assert abs(expected.item() - math.log(2)) > 1e-2
 
     trainer.model.train()
+    trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)  # as `train` does
+    assert base_model_of(trainer.model).is_gradient_checkpointing
+    layer_runs = []
+    # Before, not after: the second run stops as soon as it has what the gradient needs
+    first_layer = base_model_of(trainer.model).model.layers[0]
+    handle = first_layer.mlp.register_forward_pre_hook(lambda *_: layer_runs.append(torch.is_grad_enabled()))
     batch = trainer._prepare_inputs(trainer.data_collator(examples))
     assert batch["input_ids"].device.type == device
     loss = trainer.compute_loss(trainer.model, batch)
     trainer.accelerator.backward(loss)
+    handle.remove()
+    assert layer_runs[-1] is True  # computed again in the backward pass
+    assert len(layer_runs) == (3 if lora else 2)  # with LoRA the reference is the same model
     assert loss.item() == pytest.approx(expected.item(), rel=5e-2 if bf16 else 1e-4)
     assert gradients(trainer.model).keys() == gradients(policy).keys()
     assert relative(gradient(trainer.model), gradient(policy)) <= (1e-1 if bf16 else 1e-3)

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..batching.collator import lay_out
 from .attention import plain_attention, use_trie_attention
+from .backends import ieee_float32
 from .head_check import head_obstacle
 from .loading import evaluation_mode, learns_prompt
 from .quantization import unpacked_layers
@@ -33,6 +34,7 @@ _WINDOW = 12  # shorter than the prompts, so that windows matter
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
+@ieee_float32()
 def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | bool) -> bool:
     """Install the scoring head in a model and decide whether the model may run in the trie layout.
 
