@@ -90,7 +90,7 @@ def tf32(tensor):
 def test_a_model_shares_prefixes_whatever_products_the_user_wants(set_by_user):
     """A GPU rounds operands where this is set, and so do these layers; the probe would blame the model."""
     set_by_user()
-    model = make_model("llama")
+    model = make_model("llama", num_hidden_layers=8)
 
     def as_a_gpu_does(layer, arguments):
         return (tf32(arguments[0]) if CUDA.fp32_precision == "tf32" else arguments[0],)

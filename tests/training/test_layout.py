@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from support import make_model, save_model
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
@@ -64,6 +65,23 @@ def test_the_main_process_decides_for_all(monkeypatch, main_shares):
     assert policy.scores_own_logits is reference.scores_own_logits is main_shares
     if main_shares:
         assert attention(policy) == attention(reference) == "trie_sdpa"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "lora", "warned"),
+    [
+        ("cuda", torch.float32, True, True),
+        ("cuda", torch.bfloat16, True, False),
+        ("cuda", torch.float32, False, False),  # trained weights are float32 for the optimizer
+        ("cpu", torch.float32, True, False),
+    ],
+)
+def test_frozen_weights_in_float32_are_named_on_a_gpu(device, dtype, lora, warned, caplog):
+    model = make_model("llama").to(dtype)
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    choose_layout(model, None, "auto", SimpleNamespace(device=torch.device(device)))
+    assert ("frozen weights are float32" in caplog.text) is warned
 
 
 def test_nothing_is_packed_where_a_compiler_would_compile_each_packing():

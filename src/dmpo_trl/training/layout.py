@@ -4,8 +4,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
@@ -16,6 +18,8 @@ from ..modeling.probe import prepare_for_scoring, require_finite_logits
 from ..modeling.quantization import keep_trainable
 from ..modeling.scoring_head import add_scoring_head
 from .distributed import gathered_parameters
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def choose_layout(
         else:
             share = prepare_for_scoring(reference, reference, mode if share else False) and share
     decision = [share, *(base_model.scores_own_logits for base_model in base_models)]
+    if accelerator.device.type == "cuda":
+        warn_of_float32_weights(policy)
     broadcast_object_list(decision, from_process=0)
     found, (share, *own_logits) = share, decision
     for base_model, scores_own_logits in zip(base_models, own_logits, strict=True):
@@ -93,6 +99,23 @@ def choose_layout(
         attention_balance=attention_balance(policy.config),
         packed_length=None if compiles else packed_length(accelerator.device, *base_models),
     )
+
+
+def warn_of_float32_weights(model: Any) -> None:
+    """Warn of frozen matrices in float32, which autocast casts anew in every forward pass.
+
+    Args:
+        model: The transformers model of the policy, with an adapter or without.
+    """
+    frozen = sum(
+        weight.numel() for weight in model.parameters() if not weight.requires_grad and weight.dtype == torch.float32
+    )
+    if 2 * frozen > sum(weight.numel() for weight in model.parameters()):
+        logger.warning(
+            f"{frozen:,} frozen weights are float32: on a GPU they take twice the memory of bfloat16, and with "
+            "`bf16=True` each forward pass casts them again. Set `dtype=bfloat16` (of the command, or in "
+            "`model_init_kwargs`)."
+        )
 
 
 def remove_fused_lm_head(model: Any) -> None:
