@@ -42,6 +42,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "peft.tuners.tuners_utils:BaseTunerLayer": {"3e51e6e0256e8030": "peft 0.21.2"},
     "transformers.data.data_collator:DataCollatorMixin": {"b10e5c115c7f7417": "transformers 5.17.0"},
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS": {"11f19252e5a79327": "transformers 5.17.0"},
+    "transformers.masking_utils:causal_mask_function": {"e8566f1e2978274a": "transformers 5.17.0"},
     "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS": {
         "b5b1ad306aefecfb": "transformers 5.17.0",
         "6ed7bf8337578f6a": "transformers 5.23.0",

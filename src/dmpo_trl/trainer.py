@@ -131,7 +131,14 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
             collator = vision_collator(self.data_collator, datasets, self.args)
         if collator is not None:
             mode = getattr(collator, "prefix_sharing", False)
-        layout = choose_layout(self.model, self.ref_model, mode, self.accelerator, self.args.torch_compile)
+        layout = choose_layout(
+            self.model,
+            self.ref_model,
+            mode,
+            self.accelerator,
+            compiles=self.args.torch_compile,
+            in_blocks=getattr(self.args, "block_attention", True),
+        )
         return layout.collator(self.data_collator) if collator is None else collator
 
     # Data

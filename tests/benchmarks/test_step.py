@@ -152,7 +152,7 @@ def test_a_gpu_has_kernels_of_its_own(sides, monkeypatch):
     on_gpu = sides.make_sides(32, device="cuda", **options)
     assert set(on_gpu) - on_cpu == {"copies, FlashAttention", "trie, FlexAttention"}
     assert on_gpu["copies, FlashAttention"].attention == "flash_attention_2"
-    assert on_gpu["trie, FlexAttention"].attention == "trie_flex_attention"
+    assert on_gpu["trie, FlexAttention"].attention == "trie_sdpa_blocks"
 
 
 def test_an_unknown_side_is_refused(step):
