@@ -55,15 +55,16 @@ def run_step(side: Side, models: Models, batches: list[Examples]) -> Outcome:
             total, batch_loss = sum(map(len, parts)), 0.0
             for place, part in enumerate(parts):
                 batch = _to(device, side.collate(part))
-                if side.loss == "sft":
-                    ref_logps = None
-                elif known is not None:
-                    ref_logps = known[index][place]
-                else:
-                    with models.as_reference() as reference:
-                        ref_logps = side.score(_compiled(reference) if side.compiled else reference, batch)
-                policy = _compiled(models.policy) if side.compiled else models.policy
-                logps = side.score(policy, batch)
+                with models.autocast():
+                    if side.loss == "sft":
+                        ref_logps = None
+                    elif known is not None:
+                        ref_logps = known[index][place]
+                    else:
+                        with models.as_reference() as reference:
+                            ref_logps = side.score(_compiled(reference) if side.compiled else reference, batch)
+                    policy = _compiled(models.policy) if side.compiled else models.policy
+                    logps = side.score(policy, batch)
                 loss = loss_of(side.loss, logps, ref_logps, len(part)) * (len(part) / total)
                 loss.backward()
                 batch_loss += loss.item()
@@ -86,7 +87,7 @@ def run_step(side: Side, models: Models, batches: list[Examples]) -> Outcome:
 
 
 def score_reference(side: Side, models: Models, examples: Examples) -> list[torch.Tensor]:
-    with models.as_reference() as reference:
+    with models.autocast(), models.as_reference() as reference:
         return [side.score(reference, _to(models.device, side.collate(part))) for part in side.split(examples)]
 
 

@@ -121,6 +121,12 @@ class Models:
             with self.policy.disable_adapter():
                 yield self.policy
 
+    def autocast(self) -> torch.autocast:
+        """As the trainer does: adapters are float32 on half-precision weights, whose products are not to be."""
+        dtype = base_model(self.policy).dtype
+        half = isinstance(self.policy, PeftModel) and dtype != torch.float32
+        return torch.autocast(self.device.type, dtype if half else None, enabled=half)
+
     @property
     def bases(self) -> list[Any]:
         """The transformers models of policy and reference."""

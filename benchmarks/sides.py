@@ -10,9 +10,9 @@
                                  through the cache
     trie                         dmpo-trl: every distinct prefix of a batch once
     trie, one at a time          one trie per example; for batches of several examples
-    trie, padded rows            rows no longer than the longest tree, attended to as a whole, as on a GPU; for
-                                 batches of several examples
-    trie, FlexAttention          the mask in blocks, of which empty ones are skipped; on a GPU
+    trie, padded rows            rows no longer than the longest tree, attended to as a whole; for batches of several
+                                 examples. On a GPU this is `trie` where attention in blocks is off
+    trie, FlexAttention          one row, of which hidden blocks are not visited; on a GPU
     trie, precomputed reference  without the reference's forward pass
     trie, compiled               through `torch.compile`; with --compile
     trl pairs                    TRL's `DPOTrainer`: one row per pair in TRL's own layout, fused head. The loss is a
@@ -35,14 +35,14 @@ from typing import Any
 import torch
 from cases import Examples
 from models import Work
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig
 from transformers.utils import is_flash_attn_2_available
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.losses import ScoredBatch, preference_loss
-from dmpo_trl.modeling.attention import PACKED_LENGTH
 from dmpo_trl.modeling.loading import base_model_of
+from dmpo_trl.modeling.row_plan import RowPlan, plan_for
 from dmpo_trl.recommend.decoding.prefixes import cache_argument
 
 BASELINE = "full logits"
@@ -90,22 +90,31 @@ def make_sides(
     """
 
     on_gpu = device != "cpu"
-    packed_length = None if on_gpu else PACKED_LENGTH
+    config = LlamaConfig(hidden_size=hidden_size, num_attention_heads=1)  # of which a plan asks the width alone
+
+    def plan(attention: str, **options: Any) -> RowPlan:
+        return plan_for(torch.device(device).type, [attention], config, **options)
 
     def copies(score: Callable[..., torch.Tensor], **options: Any) -> Side:
         return Side(partial(by_copies, copies_at_once), collate_copies, score, **options)
 
-    def trie(packed: int | None = packed_length, **options: Any) -> Side:
+    def trie(rows: RowPlan | None = None, **options: Any) -> Side:
         ours = {"split": at_once, "score": score_with_ours, "count": count_scored, "attention": "trie_sdpa"}
-        return Side(collate=collator(True, packed), **ours | options)
+        return Side(collate=collator(True, rows or plan("trie_sdpa")), **ours | options)
 
-    def collator(prefix_sharing: bool, packed: int | None = None) -> Callable[[Examples], Batch]:
+    def collator(prefix_sharing: bool, rows: RowPlan) -> Callable[[Examples], Batch]:
         return DataCollatorForMultiPreference(
-            0, prefix_sharing=prefix_sharing, attention_balance=6.0 * hidden_size, packed_length=packed
+            0,
+            prefix_sharing=prefix_sharing,
+            pad_to_multiple_of=rows.multiple,
+            attention_balance=rows.attention_balance,
+            packed_length=rows.packed_length,
         )
 
+    in_blocks = "trie_sdpa_blocks"
+    rows_of_texts = collator(True, plan("sdpa"))
     fused = {"score": score_with_trl, "count": count_fused}
-    own_copies = Side(partial(by_copies, copies_at_once), collator(False), score_with_ours, count_scored)
+    own_copies = Side(partial(by_copies, copies_at_once), collator(False, plan("sdpa")), score_with_ours, count_scored)
     flash = replace(own_copies, attention="flash_attention_2")
     sides = {
         BASELINE: copies(score_with_full_logits, count=count_all),
@@ -116,13 +125,15 @@ def make_sides(
         "cached prompt": Side(one_by_one, collate_for_cache, score_with_cache, count_cached),
         "trie": trie(),
         "trie, one at a time": trie(split=one_by_one) if several else None,
-        "trie, padded rows": trie(packed=None) if several and packed_length else None,
-        "trie, FlexAttention": trie(attention="trie_flex_attention") if on_gpu else None,
+        "trie, padded rows": trie(plan("trie_sdpa", compiles=True)) if several and not on_gpu else None,
+        "trie, FlexAttention": trie(plan(in_blocks), attention=in_blocks) if on_gpu else None,
         "trie, precomputed reference": trie(precomputed=True),
-        "trie, compiled": trie(packed=None, compiled=True) if compiled else None,
+        "trie, compiled": trie(plan("trie_sdpa", compiles=True), compiled=True) if compiled else None,
         "trl pairs": Side(partial(by_pairs, copies_at_once), collate_pairs, score_pairs, count_fused, loss="sigmoid"),
         "trie, sigmoid": trie(loss="sigmoid"),
-        "sft": Side(at_once, partial(collate_plain, collator(True)), score_plain, count_scored, loss="sft"),
+        "sft": Side(
+            at_once, partial(collate_plain, collator(True, plan("sdpa"))), score_plain, count_scored, loss="sft"
+        ),
     }
     wanted = set(sides if only is None else only)
     if unknown := wanted - set(sides):

@@ -30,7 +30,9 @@ from support import (
 from dmpo_trl import DMPOTrainer, score_completions
 from dmpo_trl.batching.collator import lay_out
 from dmpo_trl.data import MOVIES
-from dmpo_trl.modeling.attention import packed_length, use_trie_attention
+from dmpo_trl.modeling.attention import use_trie_attention
+from dmpo_trl.modeling.loading import base_model_of
+from dmpo_trl.modeling.row_plan import plan_for
 from dmpo_trl.modeling.scoring_head import add_scoring_head
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 from dmpo_trl.recommend import Recommender
@@ -56,12 +58,12 @@ def relative(found, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "sdpa_blocks", "eager", "flex_attention"])
 @pytest.mark.parametrize("name", ["llama", "qwen2_windows", "gemma3"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_shared_prefixes(device, name, attention, dtype):
     """As near to float64 as one sequence at a time in the same dtype, values and gradients."""
-    if device == "cpu" and attention == "flex_attention":
+    if device == "cpu" and attention in ("sdpa_blocks", "flex_attention"):
         pytest.skip("FlexAttention has no backward pass on the CPU")
     prompts, completions = prompts_and_completions(ragged_examples(1, (3, 1, 7, 4)))
     count = sum(map(len, completions))
@@ -71,22 +73,26 @@ def test_shared_prefixes(device, name, attention, dtype):
     (weights * expected).sum().backward()
 
     def errors(score):
-        model = make_model(name, **SIZES, attn_implementation=attention).to(device, dtype)
+        base = attention.removesuffix("_blocks")
+        model = make_model(name, **SIZES, attn_implementation=base).to(device, dtype)
         logps = score(model)
         (weights.to(logps) * logps).sum().backward()
         return relative(logps, expected.detach()), relative(gradient(model), gradient(exact))
 
     def score_in_layout(model):
         add_scoring_head(model)
-        assert use_trie_attention(model)
-        assert model.config._attn_implementation == f"trie_{attention}"
+        assert use_trie_attention(model, blocks=attention == "sdpa_blocks")
+        name = model.config._attn_implementation
+        assert name == f"trie_{attention}"
+        plan = plan_for(device, [name], model.config)
         batch = lay_out(
             prompts,
             completions,
             prefix_sharing=True,
             pad_token_id=0,
-            attention_balance=6.0 * 64,
-            packed_length=packed_length(torch.device(device), model),
+            attention_balance=plan.attention_balance,
+            packed_length=plan.packed_length,
+            pad_to_multiple_of=plan.multiple,
         )
         return layout_logps(model, {key: tensor.to(device) for key, tensor in batch.items()}, count)
 
@@ -130,10 +136,19 @@ def test_a_training_step(tmp_path, device, bf16, lora):
     assert abs(expected.item() - math.log(2)) > 1e-2
 
     trainer.model.train()
+    trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)  # as `train` does
+    assert base_model_of(trainer.model).is_gradient_checkpointing
+    layer_runs = []
+    # Before, not after: the second run stops as soon as it has what the gradient needs
+    first_layer = base_model_of(trainer.model).model.layers[0]
+    handle = first_layer.mlp.register_forward_pre_hook(lambda *_: layer_runs.append(torch.is_grad_enabled()))
     batch = trainer._prepare_inputs(trainer.data_collator(examples))
     assert batch["input_ids"].device.type == device
     loss = trainer.compute_loss(trainer.model, batch)
     trainer.accelerator.backward(loss)
+    handle.remove()
+    assert layer_runs[-1] is True  # computed again in the backward pass
+    assert len(layer_runs) == (3 if lora else 2)  # with LoRA the reference is the same model
     assert loss.item() == pytest.approx(expected.item(), rel=5e-2 if bf16 else 1e-4)
     assert gradients(trainer.model).keys() == gradients(policy).keys()
     assert relative(gradient(trainer.model), gradient(policy)) <= (1e-1 if bf16 else 1e-3)

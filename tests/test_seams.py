@@ -42,6 +42,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "peft.tuners.tuners_utils:BaseTunerLayer": {"3e51e6e0256e8030": "peft 0.21.2"},
     "transformers.data.data_collator:DataCollatorMixin": {"b10e5c115c7f7417": "transformers 5.17.0"},
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS": {"11f19252e5a79327": "transformers 5.17.0"},
+    "transformers.masking_utils:causal_mask_function": {"e8566f1e2978274a": "transformers 5.17.0"},
     "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS": {
         "b5b1ad306aefecfb": "transformers 5.17.0",
         "6ed7bf8337578f6a": "transformers 5.23.0",
@@ -68,6 +69,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "trl.trainer.utils:use_adapter": {"edd0e493f99fa685": "trl 1.15.0"},
     "trl:DPOTrainer.__init__": {"f9b212f7e3772056": "trl 1.15.0", "632f447c71dcb043": "trl 1.16.0"},
     "trl:DPOTrainer._compute_loss": {"5e58a1699e0d76cd": "trl 1.15.0"},
+    "trl:DPOTrainer._get_grad_norm": {"913ba6f52f074d10": "transformers 5.17.0"},
     "trl:DPOTrainer._get_dataloader": {
         "5f975c2449044c83": "transformers 5.17.0",
         "d1296dbd4dcb6a20": "transformers 5.23.0",
@@ -84,6 +86,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "trl:DPOTrainer.compute_ref_log_probs": {"90611af9cbadb8ec": "trl 1.15.0"},
     "trl:DPOTrainer.create_model_card": {"4f8a407fd9fd3f6e": "trl 1.15.0"},
     "trl:DPOTrainer.evaluate": {"c4ef502ba33a335a": "trl 1.15.0"},
+    "trl:DPOTrainer.training_step": {"bba41f264647016a": "trl 1.15.0"},
     "trl:DPOTrainer.train": {"f2ab74639cb0528d": "transformers 5.17.0", "9a3c2bcd066d8f99": "transformers 5.23.0"},
 }
 # Leant on without being overridden

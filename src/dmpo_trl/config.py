@@ -48,6 +48,10 @@ class DMPOConfig(DPOConfig):
             Whether to compute every distinct prefix of a batch once. `"auto"` does where a probe before the first
             step finds the model's numbers unchanged by it, and says so where not; `True` does or raises; `False`
             computes a copy of the prompt for every completion.
+        block_attention (`bool`, *optional*, defaults to `True`):
+            Whether shared prefixes are attended to block by block on CUDA, with FlexAttention, where model and probe
+            allow it and Triton is installed: blocks that a token does not see cost nothing, and a batch is one row.
+            `False`, a CPU and other models attend with dense masks. docs/prefix-sharing.md says more.
         train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
             Those of `transformers`, and `"group_by_prompt"`: examples whose prompts share at least half of their
             tokens (the same history) come in the same batch, so that prefix sharing computes the history once; batches
@@ -147,6 +151,14 @@ class DMPOConfig(DPOConfig):
         metadata={
             "help": "Whether to compute every distinct prefix of a batch once: 'auto' where a probe finds it right "
             "for the model, 'true' (or an error), 'false' (a copy of the prompt for every completion)."
+        },
+    )
+
+    block_attention: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether shared prefixes are attended to block by block on CUDA (FlexAttention), where model and "
+            "probe allow it; otherwise with dense masks."
         },
     )
 

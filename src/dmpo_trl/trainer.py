@@ -20,7 +20,6 @@ from .batching.vision import vision_collator
 from .config import DMPOConfig
 from .losses import SELECTIONS, ScoredBatch, weighted_loss, wpo_weights
 from .modeling.aux_loss import num_copies
-from .modeling.loading import base_model_of
 from .preprocessing.dataset import tokenize_dataset
 from .preprocessing.format import CHOSEN_COLUMNS, PAIR_COLUMNS, REFERENCE_COLUMNS, VALUE_COLUMNS
 from .preprocessing.truncate import max_num_chosen, max_num_rejected
@@ -28,6 +27,7 @@ from .preprocessing.validate import check_rows, named_datasets, shown_name
 from .training.checkpoints import set_damaged_cache_aside
 from .training.checks import check_limits, check_options, check_step
 from .training.distributed import check_compute_metrics, num_own_rows, readable_by_all, rows_of_table
+from .training.guards import GuardedTrainer
 from .training.layout import choose_layout
 from .training.metrics import example_metrics, means_over_processes, token_metrics
 from .training.model_card import PAPER, TrainingSummary, complete_card, hub_dataset, may_write_card
@@ -36,7 +36,7 @@ from .training.resuming import ResumableTrainer
 from .training.run_record import describe_models
 
 
-class DMPOTrainer(ResumableTrainer):
+class DMPOTrainer(GuardedTrainer, ResumableTrainer):
     """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions per prompt.
 
     Takes the place of [`~trl.DPOTrainer`]: constructor and datasets are the parent's, except that `rejected`
@@ -133,7 +133,14 @@ class DMPOTrainer(ResumableTrainer):
             collator = vision_collator(self.data_collator, datasets, self.args)
         if collator is not None:
             mode = getattr(collator, "prefix_sharing", False)
-        layout = choose_layout(self.model, self.ref_model, mode, self.accelerator, self.args.torch_compile)
+        layout = choose_layout(
+            self.model,
+            self.ref_model,
+            mode,
+            self.accelerator,
+            compiles=self.args.torch_compile,
+            in_blocks=getattr(self.args, "block_attention", True),
+        )
         return layout.collator(self.data_collator) if collator is None else collator
 
     # Data
@@ -316,8 +323,7 @@ class DMPOTrainer(ResumableTrainer):
             self._metrics[mode][name] += [mean] * (1 if mode == "train" else examples)
         if mode == "train":
             self._total_train_tokens += tokens // self._tp_size
-            fp16 = self.accelerator.mixed_precision == "fp16" or base_model_of(self.model).dtype == torch.float16
-            check_step(means["rewards/margins"], self.state.global_step, fp16)
+            check_step(means["rewards/margins"], self.state.global_step, self.is_fp16)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     # Model card

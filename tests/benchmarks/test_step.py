@@ -152,7 +152,7 @@ def test_a_gpu_has_kernels_of_its_own(sides, monkeypatch):
     on_gpu = sides.make_sides(32, device="cuda", **options)
     assert set(on_gpu) - on_cpu == {"copies, FlashAttention", "trie, FlexAttention"}
     assert on_gpu["copies, FlashAttention"].attention == "flash_attention_2"
-    assert on_gpu["trie, FlexAttention"].attention == "trie_flex_attention"
+    assert on_gpu["trie, FlexAttention"].attention == "trie_sdpa_blocks"
 
 
 def test_an_unknown_side_is_refused(step):
@@ -250,3 +250,15 @@ def test_checkpointing_computes_layers_again_and_only_where_asked_for(sides, mod
         calls.clear()
         run_step(made[name], loaded, [tiny_examples(1, 3)])
         assert len(calls) == expected
+
+
+def test_adapters_are_computed_in_half_precision_as_in_the_trainer(step, models, sides):
+    """Though their weights are float32, whose products a trainer does not compute."""
+    loaded = models.load_models(models.ModelSettings(tiny=True, lora=True, dtype="bfloat16"))
+    seen = []
+    (adapter,) = loaded.bases[0].model.layers[0].mlp.down_proj.lora_A.values()
+    assert adapter.weight.dtype == torch.float32
+    adapter.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    side = sides.make_sides(32, device="cpu", copies_at_once=16, several=False, compiled=False)["trie"]
+    importlib.import_module("measure").run_step(side, loaded, [importlib.import_module("cases").tiny_examples(1, 3)])
+    assert set(seen) == {torch.bfloat16}

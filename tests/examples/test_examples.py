@@ -112,6 +112,23 @@ def test_configs_are_understood_and_fit_together(name):
     assert model.model_name_or_path == sft.output_dir != dmpo.output_dir
 
 
+def test_the_config_for_a_gpu_has_what_matters_there():
+    """Half-precision weights, layers computed once, no reference in the step, and batches laid out meanwhile."""
+    configs = EXAMPLES / "configs" / "movielens"
+    types = (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments)
+    # Read on a CPU, which has no bf16 training: as the command line does, without it
+    (data, args, model, *_) = TrlParser(types).parse_args_and_config(
+        ["--config", str(configs / "dmpo_gpu.yaml"), "--use_cpu", "True"]
+    )
+    assert model.dtype == "bfloat16"
+    assert args.bf16
+    assert not args.gradient_checkpointing
+    assert args.precompute_ref_log_probs
+    assert args.dataloader_num_workers == 2
+    (prepare,) = TrlParser((PrepareConfig,)).parse_args_and_config(["--config", str(configs / "prepare.yaml")])
+    assert data.dataset_name == prepare.output_dir
+
+
 @pytest.mark.parametrize("name", ["movielens", "amazon", "lastfm", "quickstart"])
 def test_examples_are_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 120

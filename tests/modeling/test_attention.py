@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from dmpo_trl.batching.collator import lay_out
 from dmpo_trl.modeling import attention
-from dmpo_trl.modeling.attention import packed_length, use_trie_attention
+from dmpo_trl.modeling.attention import use_trie_attention
 from dmpo_trl.modeling.scoring_head import add_scoring_head
 
 SDPA = ["llama", "qwen2_windows", "qwen3", "gemma3", "mistral_window", "phi3_window", "gpt2", "gpt_neox", "mixtral"]
@@ -173,16 +173,27 @@ def test_sdpa_gets_one_mask_of_numbers_for_all_layers(trees, monkeypatch):
     assert len({mask.data_ptr() for mask in masks}) == trees
 
 
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+def test_no_layer_converts_the_mask_again(autocast, monkeypatch):
+    """Under autocast sdpa asks for its precision, whatever that of queries is."""
+    masks, conversions = [], []
+    plain = attention._as_scores
+
+    def noted(mask, query):
+        masks.append(mask)
+        conversions.append(plain(mask, query) is not mask)
+        return plain(mask, query)
+
+    monkeypatch.setattr(attention, "_as_scores", noted)
+    model = scoring_model("llama")
+    _, completions, batch = batch_of(4096)
+    with torch.no_grad(), torch.autocast("cpu", autocast, enabled=autocast is not None):
+        layout_logps(model, batch, sum(map(len, completions)))
+    assert {mask.dtype for mask in masks} == {autocast or torch.float32}
+    assert not any(conversions)
+
+
 def test_short_neighbours_are_taken_together(monkeypatch):
     monkeypatch.setattr(attention, "_LEAST_LENGTH", 4)
     # trees of 3, 1, 2, 6, 1, 1 tokens
     assert attention._tree_lengths([3, 3, 3, 4, 6, 6, 12, 12, 12, 12, 12, 12, 13, 14]) == [4, 2, 6, 2]
-
-
-def test_rows_are_packed_for_sdpa_on_a_cpu_alone():
-    cpu = torch.device("cpu")
-    assert packed_length(cpu, scoring_model("llama")) == 4096
-    assert packed_length(torch.device("cuda"), scoring_model("llama")) is None
-    assert packed_length(cpu, make_model("llama")) is None
-    assert packed_length(cpu, scoring_model("gpt_oss")) is None
-    assert packed_length(cpu, scoring_model("llama"), scoring_model("gemma2")) is None

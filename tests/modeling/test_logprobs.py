@@ -303,6 +303,15 @@ def test_fewer_tokens_get_wider_tiles(tokens, tiles_visited):
     assert fold.call_count == tiles_visited
 
 
+@given(st.integers(1, 5000), st.integers(1, 300_000), st.booleans())
+def test_tiles_begin_at_aligned_addresses(tokens, vocabulary, on_cpu):
+    """Unless one tile holds the whole vocabulary; and no more logits exist at once than the bound."""
+    _, width = logprobs._tile_shape(tokens, vocabulary, on_cpu)
+    assert width == vocabulary or width % 128 == 0
+    most = logprobs.CPU_TILE if on_cpu else logprobs.GPU_TILE
+    assert 0 < min(tokens, most[0]) * width <= most[0] * most[1]
+
+
 @pytest.mark.parametrize(("path", "most"), [("frozen", 96 * 4), ("recompute", 500 * 4)])
 def test_kept_for_the_backward_pass(path, most):
     kept = []
@@ -449,9 +458,10 @@ def test_triton_kernel_in_the_interpreter():
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: it comes with the test group on Linux")
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
 @pytest.mark.parametrize("tile_type", ["*fp32", "*bf16", "*fp16"])
 @pytest.mark.parametrize("everything", [False, True])
-def test_triton_kernel_compiles_without_a_gpu(tile_type, everything):
+def test_triton_kernel_compiles_without_a_gpu(tile_type, everything, capability):
     # The interpreter runs Python: it accepts loops whose types change, which the compiler rejects.
     import triton
     from triton.backends.compiler import GPUTarget
@@ -474,7 +484,7 @@ def test_triton_kernel_compiles_without_a_gpu(tile_type, everything):
         for name in kernel.arg_names
     }
     indices = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    compiled = triton.compile(ASTSource(kernel, signature, indices), target=GPUTarget("cuda", 80, 32))
+    compiled = triton.compile(ASTSource(kernel, signature, indices), target=GPUTarget("cuda", capability, 32))
     assert compiled.asm["cubin"]
 
 

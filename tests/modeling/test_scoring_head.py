@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from support import layout_logps, make_model, naive_logps, prompts_and_completions, ragged_examples
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from dmpo_trl.batching.collator import lay_out
@@ -223,3 +224,25 @@ def test_a_scored_model_can_be_pickled(lora):
     prepare_for_scoring(again, base_model_of(again), True)
     found, own = scored_and_expected(again)
     torch.testing.assert_close(found, own, atol=2e-5, rtol=1e-5)
+
+
+def test_positions_are_picked_on_the_device_of_the_states():
+    """Layers may be spread over devices (`device_map`): the last one need not be where the batch is."""
+    model = make_model()
+    add_scoring_head(model)
+    model = model.to("meta")
+    scored = {"scored_rows": [0, 0], "scored_columns": [-2, -1], "scored_targets": [5, 6]}
+    devices = []
+
+    class Picked(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.index.Tensor:
+                devices.append({own.device.type for own in (args[0], *args[1])})
+            return function(*args, **(kwargs or {}))
+
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+    scored = {name: torch.tensor(values) for name, values in scored.items()}  # on the CPU
+    with Picked(), torch.no_grad(), pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        model(ids, **scored, scored_outputs=("logits",))  # the outcome is brought back to the targets
+    assert {"meta"} in devices
+    assert {"meta", "cpu"} not in devices

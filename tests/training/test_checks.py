@@ -1,8 +1,11 @@
-"""Options that hardly train are named when a run begins."""
+"""Options that hardly train are named when a run begins, and devices that would lose pairs refused."""
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from support import make_model, make_rows, make_trainer
+from support import make_config, make_model, make_rows, make_tokenizer, make_trainer, save_model
+
+from dmpo_trl import DMPOTrainer
+from dmpo_trl.training.checks import check_devices
 
 LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -21,3 +24,26 @@ def test_a_learning_rate_at_which_an_adapter_does_not_learn_is_named(tmp_path, c
 def test_a_learning_rate_that_others_use_is_not_named(tmp_path, caplog, lora, learning_rate):
     make_trainer(tmp_path, make_rows((1, 2)), peft_config=LORA if lora else None, learning_rate=learning_rate)
     assert "hardly moves" not in caplog.text
+
+
+@pytest.mark.parametrize("given", ["model", "path"])
+def test_several_gpus_in_one_process_are_refused(tmp_path, given, monkeypatch):
+    """What `TrainingArguments` finds on such a machine. Of a model, before its rows are tokenised."""
+    args = make_config(tmp_path)
+    assert args.n_gpu <= 1
+    args._n_gpu = 2
+    tokenised = []
+    prepare = DMPOTrainer._prepare_dataset
+    monkeypatch.setattr(
+        DMPOTrainer, "_prepare_dataset", lambda self, *args: tokenised.append(1) or prepare(self, *args)
+    )
+    model = make_model() if given == "model" else save_model(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"accelerate launch"):
+        DMPOTrainer(model, args=args, train_dataset=make_rows((1, 2)), processing_class=make_tokenizer())
+    assert bool(tokenised) is (given == "path")
+
+
+def test_a_model_whose_layers_are_spread_over_gpus_is_not_refused():
+    model = make_model()
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    check_devices(2, model)

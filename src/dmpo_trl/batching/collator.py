@@ -9,6 +9,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from ..preprocessing.format import VALUE_COLUMNS, holds_several
+from .lengths import row_length
 from .trie import Row, TokenIds, build_row, join_trees, pack, plan_rows, plan_trees
 
 
@@ -21,6 +22,7 @@ def lay_out(
     pad_to_multiple_of: int | None = None,
     attention_balance: float = 4096.0,
     packed_length: int | None = None,
+    skip_half_blocks: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Lay token sequences out as the inputs of a forward that scores every completion.
 
@@ -35,6 +37,7 @@ def lay_out(
         packed_length: Pack trees into rows of so many tokens, or of the longest tree's. For attention that goes tree
             by tree (`attention.packed_length`), to which a long row costs no more than short ones. None: no row is
             longer than the longest tree, and the others are padded.
+        skip_half_blocks: Give rows no length at which cuDNN's gradients are NaN; see `row_length`.
 
     Returns:
         `input_ids`, `attention_mask` (rows, length) and, in the trie layout, `position_ids` and `subtree_end`;
@@ -66,15 +69,12 @@ def lay_out(
             for prompt, options, own_numbers in zip(prompts, completions, numbers, strict=True)
             for completion, number in zip(options, own_numbers, strict=True)
         ]
-    return _to_tensors(rows, prefix_sharing, pad_token_id, pad_to_multiple_of)
+    longest = max(1, *(len(row.input_ids) for row in rows))
+    length = row_length(longest, pad_to_multiple_of, skip_half_blocks=skip_half_blocks)
+    return _to_tensors(rows, prefix_sharing, pad_token_id, length)
 
 
-def _to_tensors(
-    rows: list[Row], prefix_sharing: bool, pad_token_id: int, pad_to_multiple_of: int | None
-) -> dict[str, torch.Tensor]:
-    length = max(1, *(len(row.input_ids) for row in rows))
-    if pad_to_multiple_of:
-        length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
+def _to_tensors(rows: list[Row], prefix_sharing: bool, pad_token_id: int, length: int) -> dict[str, torch.Tensor]:
 
     def padded(values: list[list[int]], filler: int) -> torch.Tensor:
         return torch.tensor([value + [filler] * (length - len(value)) for value in values])
@@ -205,6 +205,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             pad_to_multiple_of=self.pad_to_multiple_of,
             attention_balance=self.attention_balance,
             packed_length=self.packed_length,
+            # On any device: who makes a collator need not know where its batches will be computed
+            skip_half_blocks=True,
         )
         for name in VALUE_COLUMNS:
             if name in examples[0]:

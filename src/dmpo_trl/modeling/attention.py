@@ -6,10 +6,12 @@ tokens of the row belong to that sequence. The model's own mask (causal, sliding
 is evaluated on depths instead of places in the row.
 
 transformers looks attention functions and mask functions up by name. Both are registered here under names of our own
-(`trie_sdpa`, ...) that do what the plain ones do, except while a layout is active. The names live in the model's
-config in memory only; transformers does not save them.
+(`trie_sdpa`, ...) that do what the plain ones do, except while a layout is active. `trie_sdpa_blocks` attends to a row
+of whole blocks with FlexAttention (`block_attention.py`), and does as `trie_sdpa` otherwise. The names live in the
+model's config in memory only; transformers does not save them.
 """
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +22,14 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..batching.lengths import BLOCK
+from .block_attention import attend, block_mask
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +37,7 @@ MaskFunction = Callable[[Any, Any, Any, Any], torch.Tensor]  # of batch, head, q
 
 _PREFIX = "trie_"
 _BASES = ("sdpa", "eager", "flex_attention")
+_IN_BLOCKS = _PREFIX + "sdpa_blocks"
 # Trees shorter than this are not worth an attention of their own
 _LEAST_LENGTH = 128
 # The mask of a row, built once per forward, has the square of this many values
@@ -108,32 +115,58 @@ def _is_ancestor(subtree_end: torch.Tensor, batch: Any, query: Any, key: Any) ->
 
 
 def _by_depth(mask_function: MaskFunction, layout: Visibility, device: torch.device) -> MaskFunction:
-    depth, table = layout.depth.to(device), layout.table.to(device)
+    depth, table, is_on_path = layout.depth.to(device), layout.table.to(device), layout.sees
 
     def sees(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> torch.Tensor:
         by_depth = mask_function(batch_idx, head_idx, depth[batch_idx, q_idx], depth[batch_idx, kv_idx])
-        return by_depth & layout.sees(table, batch_idx, q_idx, kv_idx)
+        return by_depth & is_on_path(table, batch_idx, q_idx, kv_idx)
 
     return sees
 
 
-def _make_mask(base: str) -> Callable[..., Any]:
+def _make_mask(base: str, in_blocks: bool = False) -> Callable[..., Any]:
     plain = ALL_MASK_ATTENTION_FUNCTIONS[base]
 
     def mask_by_depth(*, mask_function: MaskFunction, attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:
         layout = _active_layout.get()
         if layout is None:
             return plain(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+        if in_blocks and _is_whole_blocks(layout):
+            return _block_mask(mask_function, layout, kwargs["device"])
         # Every token sees at least itself, padding too, so that no row of the mask is empty
         mask_function = _by_depth(mask_function, layout, kwargs["device"])
         kwargs["allow_is_causal_skip"] = False
         mask = plain(mask_function=mask_function, attention_mask=None, **kwargs)
-        on_cpu = base == "sdpa" and mask.device.type == "cpu"
-        if on_cpu and layout.subtree_end is not None and not torch.compiler.is_compiling():
-            _masks_of_trees[mask] = _cut(mask, layout.subtree_end.tolist(), kwargs.get("dtype", torch.float32))
+        if base == "sdpa" and layout.subtree_end is not None and not torch.compiler.is_compiling():
+            device = mask.device.type
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            dtype = autocast or kwargs.get("dtype", torch.float32)
+            # Elsewhere than on a CPU, reading where the trees end would wait for all that was launched before
+            by_tree = device == "cpu"
+            _masks_of_trees[mask] = (
+                _cut(mask, layout.subtree_end.tolist(), dtype) if by_tree else [[_additive(mask, dtype)]]
+            )
         return mask
 
     return mask_by_depth
+
+
+def _is_whole_blocks(layout: Visibility) -> bool:
+    """Whether a layout is one row of whole trees in whole blocks, as training lays batches out for such attention."""
+    rows, length = layout.depth.shape
+    return layout.subtree_end is not None and rows == 1 and length % BLOCK == 0
+
+
+def _block_mask(mask_function: MaskFunction, layout: Visibility, device: torch.device) -> BlockMask:
+    ends = layout.table.to(device)
+    plain: Any = causal_mask_function
+    if mask_function is plain:  # which on depths says of ancestors nothing that is not so
+
+        def sees(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> torch.Tensor:
+            return _is_ancestor(ends, batch_idx, q_idx, kv_idx)
+
+        return block_mask(ends, sees, ancestors_only=True)
+    return block_mask(ends, _by_depth(mask_function, layout, device), ancestors_only=False)
 
 
 def _cut(mask: torch.Tensor, subtree_end: list[list[int]], dtype: torch.dtype) -> list[list[torch.Tensor]]:
@@ -190,15 +223,20 @@ def _sdpa_attention(
     if trees is None or kwargs.get("position_bias") is not None:
         return plain(module, query, key, value, attention_mask, **kwargs)
     if len(trees) == len(trees[0]) == 1:
-        return plain(module, query, key, value, trees[0][0].to(query.dtype), **kwargs)
+        return plain(module, query, key, value, _as_scores(trees[0][0], query), **kwargs)
     rows = []
     # The backward pass of `split` is one concatenation; that of a slice is a tensor of zeros
     for masks, *states in zip(trees, query.split(1), key.split(1), value.split(1), strict=True):
         lengths = [mask.shape[-1] for mask in masks]
         parts = zip(*(state.split(lengths, dim=2) for state in states), masks, strict=True)
-        outputs = [plain(module, q, k, v, mask.to(q.dtype), **kwargs)[0] for q, k, v, mask in parts]
+        outputs = [plain(module, q, k, v, _as_scores(mask, q), **kwargs)[0] for q, k, v, mask in parts]
         rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows), None
+
+
+def _as_scores(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """The mask in the precision that sdpa asks for; autocast, for which it was made, converts queries instead."""
+    return mask if torch.is_autocast_enabled(query.device.type) else mask.to(query.dtype)
 
 
 def _eager_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -213,6 +251,27 @@ for _base in _BASES:
     AttentionMaskInterface.register(_PREFIX + _base, _make_mask(_base))
 
 
+def _attention_in_blocks(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, Any]:
+    attention = attend if isinstance(mask, BlockMask) else functools.partial(_sdpa_attention, module)
+    return attention(query, key, value, mask, **kwargs)
+
+
+AttentionInterface.register(_IN_BLOCKS, _attention_in_blocks)
+AttentionMaskInterface.register(_IN_BLOCKS, _make_mask("sdpa", in_blocks=True))
+
+
+def attends_in_blocks(name: str | None) -> bool:
+    """Return whether the attention implementation of a name is the one that attends in blocks.
+
+    Example:
+        >>> attends_in_blocks("trie_sdpa_blocks"), attends_in_blocks("trie_sdpa")
+        (True, False)
+    """
+    return name == _IN_BLOCKS
+
+
 def plain_attention(model: PreTrainedModel, bases: Sequence[str] = _BASES) -> str:
     """Return the name of transformers' implementation that does the work inside of ours.
 
@@ -220,34 +279,38 @@ def plain_attention(model: PreTrainedModel, bases: Sequence[str] = _BASES) -> st
         model: A transformers model, switched or not.
         bases: Implementations to keep; for any other it is `"sdpa"`.
     """
-    name = (model.config._attn_implementation or "sdpa").removeprefix(_PREFIX)
+    name = (model.config._attn_implementation or "sdpa").removeprefix(_PREFIX).removesuffix("_blocks")
     return name if name in bases else "sdpa"
 
 
-def use_trie_attention(model: PreTrainedModel) -> bool:
+def use_trie_attention(model: PreTrainedModel, *, blocks: bool = False) -> bool:
     """Switch `model` to the attention that `trie_layout` steers; outside of it nothing changes.
 
     A model loaded with an attention that takes no such mask (FlashAttention) is switched to sdpa, with a warning.
 
     Args:
         model: A transformers model.
+        blocks: Attend to one row of whole blocks with FlexAttention, and to what else there is with sdpa; False leaves
+            a model that does as it is.
 
     Returns:
         Whether the model could be switched: older architectures do not look their attention up in the registry.
     """
     current = model.config._attn_implementation
-    if current is not None and current.startswith(_PREFIX):
+    ours = current is not None and current.startswith(_PREFIX)
+    if ours and (attends_in_blocks(current) or not blocks):
         return True
     base = plain_attention(model)
-    if base != current:
+    if base != current and not ours:
         logger.warning(
             "Attention implementation %r cannot take the mask of shared prefixes: the model is switched to 'sdpa'. "
             "Set `prefix_sharing=False` to keep %r and compute a copy of the prompt for every completion.",
             current,
             current,
         )
-    model.set_attn_implementation(_PREFIX + base)
-    return model.config._attn_implementation == _PREFIX + base
+    name = _IN_BLOCKS if blocks else _PREFIX + base
+    model.set_attn_implementation(name)
+    return model.config._attn_implementation == name
 
 
 @contextmanager
@@ -295,19 +358,3 @@ def attention_balance(config: PretrainedConfig) -> float:
         384.0
     """
     return 6.0 * float(config.get_text_config().hidden_size)
-
-
-def packed_length(device: torch.device, *models: PreTrainedModel) -> int | None:
-    """Return the tokens of a row that trees may be packed into for `models`, which were switched; see `lay_out`.
-
-    Sdpa on a CPU attends tree by tree. On a GPU, where that was not measured, rows are attended to whole.
-
-    Args:
-        device: Where the models will compute; FSDP and DeepSpeed move them there late.
-        models: Policy and reference.
-
-    Returns:
-        The length, or None where trees should not be packed.
-    """
-    by_tree = all(model.config._attn_implementation == _PREFIX + "sdpa" for model in models)
-    return PACKED_LENGTH if device.type == "cpu" and by_tree else None

@@ -4,6 +4,8 @@ No list of architectures can be trusted, so numbers decide: the scoring head aga
 trie layout (or a beam search's cache) against one sequence at a time. Answers are remembered for each model.
 """
 
+import functools
+import importlib.util
 import logging
 import random
 from collections.abc import Iterator
@@ -14,10 +16,13 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..batching.collator import lay_out
-from .attention import plain_attention, use_trie_attention
+from .attention import attends_in_blocks, plain_attention, use_trie_attention
+from .backends import ieee_float32
+from .block_attention import block_obstacle
 from .head_check import head_obstacle
-from .loading import evaluation_mode, learns_prompt
+from .loading import base_model_of, evaluation_mode, learns_prompt
 from .quantization import unpacked_layers
+from .row_plan import plan_for
 from .scoring_head import add_scoring_head
 from .verdict import NonFiniteLogitsError, compared, obstacle, remembered
 
@@ -33,7 +38,10 @@ _WINDOW = 12  # shorter than the prompts, so that windows matter
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | bool) -> bool:
+@ieee_float32()
+def prepare_for_scoring(
+    model: Any, base_model: PreTrainedModel, mode: str | bool, *, device_type: str | None = None
+) -> bool:
     """Install the scoring head in a model and decide whether the model may run in the trie layout.
 
     A model whose logits are not what its scoring head computes is scored through its own logits from then on, with one
@@ -43,6 +51,8 @@ def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | boo
         model: What will be called: the model or the wrapper around it (a `PeftModel`).
         base_model: The transformers model inside.
         mode: `"auto"`, True or False; see `DMPOConfig.prefix_sharing`.
+        device_type: Where batches of one row will be computed, if the model may attend to them in blocks; None for
+            rows of any other kind.
 
     Returns:
         Whether to use the trie layout. Where not, the model's attention implementation is as it was.
@@ -60,10 +70,13 @@ def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | boo
     scoring_model.scores_own_logits = reason is not None
     if mode is False:
         return False
-    of_trie = "trie", plain_attention(base_model), *setting
-    reason = remembered(base_model, of_trie, lambda: _trie_obstacle(model, base_model))
-    if reason is None:
-        return use_trie_attention(base_model)
+    for blocks in (True, False) if _may_attend_in_blocks(base_model, device_type) else (False,):
+        of_trie = "trie", plain_attention(base_model), blocks, *setting
+        reason = remembered(base_model, of_trie, functools.partial(_trie_obstacle, model, base_model, blocks))
+        if reason is None:
+            return use_trie_attention(base_model, blocks=blocks)
+        if blocks:
+            remembered(base_model, (*of_trie, "warning"), functools.partial(_warn_of_dense_masks, base_model, reason))
     if mode is True:
         raise ValueError(
             f"`prefix_sharing=True`, but {type(base_model).__name__} cannot share prefixes: {reason}. Set it to "
@@ -73,7 +86,29 @@ def prepare_for_scoring(model: Any, base_model: PreTrainedModel, mode: str | boo
     return False
 
 
-def _warn_of_copies(base_model: PreTrainedModel, reason: str) -> None:
+def _may_attend_in_blocks(base_model: PreTrainedModel, device_type: str | None) -> bool:
+    if device_type is None:
+        return False
+    triton = importlib.util.find_spec("triton") is not None
+    reason = block_obstacle(base_model.config, plain_attention(base_model), device_type, triton=triton)
+    if reason is None and len(set(getattr(base_model, "hf_device_map", None) or [None])) > 1:
+        reason = "its layers are spread over devices"
+    if reason is not None:
+        logger.info("%s does not attend in blocks: %s.", type(base_model).__name__, reason)
+    return reason is None
+
+
+def _warn_of_dense_masks(base_model: PreTrainedModel, reason: str) -> None:
+    logger.warning(
+        "%s cannot attend in blocks (%s): it goes on with dense masks, which gives the same results and takes more "
+        "time and memory. Please open an issue that names the model and the GPU. Set `block_attention=False` to skip "
+        "this probe.",
+        type(base_model).__name__,
+        reason,
+    )
+
+
+def _warn_of_copies(base_model: PreTrainedModel, reason: str | None) -> None:
     logger.warning(
         "Prefix sharing is off: %s computes something else in the trie layout (%s). Every completion gets a copy of "
         "its prompt, which gives the same results and takes longer. Set `prefix_sharing=False` to skip the probe.",
@@ -105,13 +140,13 @@ def require_finite_logits(model: Any, base_model: PreTrainedModel) -> None:
         raise NonFiniteLogitsError(base_model)
 
 
-def _trie_obstacle(model: Any, base_model: PreTrainedModel) -> str | None:
+def _trie_obstacle(model: Any, base_model: PreTrainedModel, blocks: bool = False) -> str | None:
     """Why `model` may not run in the trie layout, and its attention as it was; None if it may, and it is switched."""
     layer_types = getattr(base_model.config.get_text_config(), "layer_types", None) or []
     if foreign := sorted(set(layer_types) - _ATTENTION_LAYERS):
         return f"its layers of type {', '.join(foreign)} see other tokens without an attention mask"
     before = base_model.config._attn_implementation
-    if use_trie_attention(base_model):
+    if use_trie_attention(base_model, blocks=blocks):
         reason = obstacle(lambda: probe(model, base_model))
     else:
         reason = "its attention is not looked up in transformers' registry, so the mask cannot reach it"
@@ -166,7 +201,12 @@ def _layout_logits(
     model: Any, prompts: list[list[int]], completions: list[list[list[int]]], share: bool, device: torch.device
 ) -> torch.Tensor:
     """Logits of the completions' tokens, completion by completion, (T, V)."""
-    batch = lay_out(prompts, completions, prefix_sharing=share, pad_token_id=0, attention_balance=float("inf"))
+    packing: dict[str, Any] = {"attention_balance": float("inf")}
+    name = base_model_of(model).config._attn_implementation
+    if share and attends_in_blocks(name):
+        plan = plan_for(device.type, [name], base_model_of(model).config)
+        packing |= {"packed_length": plan.packed_length, "pad_to_multiple_of": plan.multiple}
+    batch = lay_out(prompts, completions, prefix_sharing=share, pad_token_id=0, **packing)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     pairs = batch.pop("token_pairs")[batch.pop("token_completions").argsort(stable=True)]
     logits: torch.Tensor = model(**batch, scored_outputs=("logits",), use_cache=False).logits

@@ -222,10 +222,10 @@ def _forward(
 
     logits = None
     if by_own_logits:
-        logits = output.logits[scored_rows, scored_columns]  # (S, V)
+        logits = _picked(output.logits, scored_rows, scored_columns)  # (S, V)
         scores = logprobs_of_logits(logits, scored_targets.to(logits.device), outputs=scored_outputs)
     else:
-        hidden = output.last_hidden_state[scored_rows, scored_columns]  # (S, H)
+        hidden = _picked(output.last_hidden_state, scored_rows, scored_columns)  # (S, H)
         scale, softcap = logit_transform(self.config)
         options = {"logit_scale": scale, "softcap": softcap, "outputs": scored_outputs}
         scores = TokenLogProbs(*_scoring_head_of(self)(hidden, scored_targets=scored_targets, **options))
@@ -233,4 +233,10 @@ def _forward(
     if kwargs.get("output_router_logits"):
         token_weights = kwargs.get("attention_mask") if num_copies is None else num_copies
         aux_loss = load_balancing_loss(self.config, output.router_logits, token_weights)
-    return ScoringOutput(**vars(scores), logits=logits if "logits" in scored_outputs else None, aux_loss=aux_loss)
+    # Where the model is spread over devices, the head may be on another than the inputs are
+    own_device = {name: None if x is None else x.to(scored_targets.device) for name, x in vars(scores).items()}
+    return ScoringOutput(**own_device, logits=logits if "logits" in scored_outputs else None, aux_loss=aux_loss)
+
+
+def _picked(values: torch.Tensor, rows: Any, columns: Any) -> torch.Tensor:
+    return values[rows.to(values.device), columns.to(values.device)]

@@ -39,7 +39,7 @@ def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: 
 
     Raises:
         TypeError: The collator takes pairs only.
-        ValueError: `activation_offloading` without an accelerator.
+        ValueError: `activation_offloading` without an accelerator, or several GPUs in one process.
     """
     if isinstance(data_collator, DataCollatorForPreference):
         raise TypeError(
@@ -51,6 +51,7 @@ def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: 
             "`activation_offloading=True` moves activations from an accelerator to the CPU, and training runs on "
             "the CPU already: leave it out."
         )
+    check_devices(args.n_gpu, model)
     trains_adapter = peft_config is not None or isinstance(model, PeftModel)
     if trains_adapter and args.learning_rate < _LOWEST_OF_ADAPTERS:
         logger.warning(
@@ -65,6 +66,34 @@ def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: 
             "common: it is set to False."
         )
     accelerator_config.dispatch_batches = False
+
+
+def check_devices(gpus: int, model: Any) -> None:
+    """Refuse `nn.DataParallel`, which cuts ragged batches in two: pairs would get lost, or indices out of range.
+
+    TRL refuses it too, when the datasets have been tokenised. A path is not judged: TRL loads it over all GPUs.
+
+    Args:
+        gpus: GPUs that this process sees and no launcher has shared out, `TrainingArguments.n_gpu`.
+        model: The policy, or its path.
+
+    Raises:
+        ValueError: The trainer would put a replica of the model on each GPU.
+
+    Example:
+        >>> check_devices(2, torch.nn.Linear(1, 1))
+        Traceback (most recent call last):
+        ...
+        ValueError: 2 GPUs are visible to one process, which would cut every batch into 2 parts (...
+        >>> check_devices(1, torch.nn.Linear(1, 1))
+    """
+    if gpus > 1 and isinstance(model, torch.nn.Module) and getattr(model, "hf_device_map", None) is None:
+        raise ValueError(
+            f"{gpus} GPUs are visible to one process, which would cut every batch into {gpus} parts "
+            "(`nn.DataParallel`): examples whose numbers of completions differ cannot be cut. Run `accelerate launch "
+            f"--num_processes {gpus} train.py` to train on all of them, set CUDA_VISIBLE_DEVICES=0 to train on one, "
+            'or load the model with `device_map="auto"` to spread its layers over them.'
+        )
 
 
 @dataclass(frozen=True)
@@ -193,16 +222,40 @@ def check_step(margin: float, step: int, fp16: bool) -> None:
     Raises:
         FloatingPointError: The margin is not finite.
     """
-    if math.isfinite(margin):
-        return
-    problem = f"The log-probs of a batch are not finite after {step} optimizer steps."
+    if not math.isfinite(margin):
+        _stop(f"The log-probs of a batch are not finite after {step} optimizer steps.", fp16)
+
+
+def check_gradient(norm: float, step: int, fp16: bool, *, before_update: bool = True) -> None:
+    """Stop a run whose gradients are not numbers, although its log-probs are.
+
+    Clipping by such a norm makes every gradient NaN, and the optimizer then every weight.
+
+    Args:
+        norm: Norm of all gradients, over all processes.
+        step: As in `check_step`.
+        fp16: As in `check_step`.
+        before_update: Whether the optimizer step with these gradients is still to come; DeepSpeed has made it.
+
+    Raises:
+        FloatingPointError: The norm is not finite.
+    """
+    if not math.isfinite(norm):
+        problem = f"The gradients of a batch are not finite after {step} optimizer steps, though its log-probs are."
+        _stop(problem, fp16, before_update=before_update)
+
+
+def _stop(problem: str, fp16: bool, *, before_update: bool = True) -> None:
     if fp16:
         logger.warning_once(
             f"{problem} float16 overflows above 65,504. With `fp16=True` the step is skipped; weights that are "
             "float16 themselves may become NaN. If it lasts, train in bf16 or fp32."
         )
         return
+    weights = "The weights are still those of before this batch: the"
+    if not before_update:
+        weights = "The weights may not be either; the"
     raise FloatingPointError(
-        f"{problem} The weights are still those of before this batch: the last checkpoint is good. Lower "
-        "`learning_rate` or `max_grad_norm`, or train in bf16 or fp32."
+        f"{problem} {weights} last checkpoint is good. Lower `learning_rate` or `max_grad_norm`, or train in bf16 or "
+        "fp32."
     )

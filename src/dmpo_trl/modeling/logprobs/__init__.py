@@ -18,6 +18,7 @@ __all__ = ["TokenLogProbs", "gather_logprobs", "logprobs_of_logits"]
 # wide tiles of TRL's fused head keep the matrix products large.
 CPU_TILE = (1024, 2048)
 GPU_TILE = (4096, 32768)
+_ALIGNMENT = 128
 # Under a trainable head a CPU keeps the softmax for the backward pass up to this many values (256 MiB in float32):
 # 25 to 50% less time than computing it again, at 36 to 1,024 tokens of a vocabulary of 49,152 and at 36 and 144 of
 # vocabularies up to 262,144.
@@ -149,6 +150,8 @@ def _tile_shape(n_tokens: int, vocabulary_size: int, on_cpu: bool) -> tuple[int,
     tokens, vocabulary = CPU_TILE if on_cpu else GPU_TILE
     if 0 < n_tokens < tokens:  # fewer, wider tiles: each costs a handful of kernel launches or thread barriers
         vocabulary = tokens * vocabulary // n_tokens
+        # Rows of a tile begin at multiples of its width: without this, addresses that no fast matrix product takes
+        vocabulary -= vocabulary % _ALIGNMENT
     return tokens, min(vocabulary, vocabulary_size)
 
 

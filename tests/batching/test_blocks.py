@@ -1,0 +1,93 @@
+"""Blocks from `subtree_end` alone, against torch's from the whole mask."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import prompts_and_completions, ragged_examples
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dmpo_trl.batching.blocks import visible_blocks
+from dmpo_trl.batching.collator import lay_out
+
+
+@st.composite
+def forests(draw):
+    """`subtree_end` of a random forest in depth-first order, from the depth of each token."""
+    steps = draw(st.lists(st.integers(-40, 1), min_size=1, max_size=60))
+    depths, depth = [], -1
+    for step in steps:
+        depth = min(depth + 1, max(0, depth + step))
+        depths.append(depth)
+    length = len(depths)
+    return [next((q for q in range(k + 1, length) if depths[q] <= depths[k]), length) for k in range(length)]
+
+
+def by_torch(subtree_end, block):
+    rows, length = subtree_end.shape
+
+    def sees(b, h, q, k):
+        return (k <= q) & (q < subtree_end[b, k])
+
+    mask = create_block_mask(sees, rows, None, length, length, device="cpu", BLOCK_SIZE=block)
+    count = mask.kv_indices.shape[-1]
+
+    def dense(counts, indices):
+        chosen = torch.arange(count) < counts[:, 0, :, None]
+        return torch.zeros_like(chosen).scatter(-1, indices[:, 0].long(), chosen)
+
+    full = dense(mask.full_kv_num_blocks, mask.full_kv_indices)
+    return dense(mask.kv_num_blocks, mask.kv_indices) | full, full
+
+
+@settings(deadline=None)
+@given(st.lists(forests(), min_size=1, max_size=2), st.sampled_from([2, 4, 8]))
+def test_they_are_those_of_the_whole_mask(rows, block):
+    length = max(map(len, rows))
+    ends = torch.tensor([row + list(range(len(row) + 1, length + 1)) for row in rows])  # padded as `lay_out` does
+    visited, full = visible_blocks(ends, block)
+    expected_visited, expected_full = by_torch(ends, block)
+    assert torch.equal(visited, expected_visited)
+    assert torch.equal(full, expected_full)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_they_are_those_of_real_batches(seed):
+    """One row of several trees, in the blocks of a GPU's kernels."""
+    prompts, completions = prompts_and_completions(ragged_examples(seed, (15, 3, 7, 15, 1) * 3))
+    prompts = [[9] * (20 * index) + prompt for index, prompt in enumerate(prompts)]
+    options = {"prefix_sharing": True, "pad_token_id": 0, "attention_balance": float("inf")}
+    ends = lay_out(prompts, completions, **options, packed_length=2**31, pad_to_multiple_of=128)["subtree_end"]
+    assert ends.shape[0] == 1
+    assert ends.shape[1] >= 512
+    for found, expected in zip(visible_blocks(ends), by_torch(ends, 128), strict=True):
+        assert torch.equal(found, expected)
+        assert 0 < found.sum() < found.numel()
+
+
+class Largest(TorchDispatchMode):
+    """Values of the largest tensor that was made."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.values = max(self.values, one.numel())
+        return made
+
+
+def test_a_row_of_32k_tokens_is_laid_out_without_a_tensor_of_its_square():
+    prompts = [[5, *range(10, 2009)], [6, *range(10, 2009)]] * 8
+    completions = [[[7 + option, *range(4)] for option in range(16)] for _ in prompts]
+    prompts = [[index, *prompt] for index, prompt in enumerate(prompts)]
+    options = {"prefix_sharing": True, "pad_token_id": 0, "attention_balance": float("inf")}
+    with Largest() as largest:
+        ends = lay_out(prompts, completions, **options, packed_length=2**31, pad_to_multiple_of=128)["subtree_end"]
+        visited, _ = visible_blocks(ends)
+    assert ends.shape[0] == 1
+    assert ends.shape[1] > 32_000
+    assert largest.values <= max(ends.shape[1] * 2, visited.numel())
+    assert visited.float().mean() < 0.1  # a user's tokens are hidden from the others'
