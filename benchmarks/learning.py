@@ -96,7 +96,7 @@ class Settings:
     first_seed: int = 0
     users: int = field(default=32, metadata={"help": "Training users."})
     test_users: int = 400
-    validation_users: int = field(default=200, metadata={"help": "Kept apart; the weight of a fusion is chosen on 100."})
+    validation_users: int = field(default=200, metadata={"help": "Kept apart; 100 of them choose a fusion's weight."})
     positions: int = field(default=20, metadata={"help": "Training examples per user, the latest ones."})
     history_length: int = 24
     min_history: int = 5
