@@ -144,11 +144,9 @@ class ScoredBatch:
     def row(self) -> torch.Tensor:
         """Index of the row that each example belongs to, (B,)."""
         examples = torch.arange(len(self.num_rejected), device=self.num_rejected.device)
-        return (
-            examples
-            if self.num_chosen is None
-            else examples[: len(self.num_chosen)].repeat_interleave(self.num_chosen)
-        )
+        if self.num_chosen is None:
+            return examples
+        return examples[: len(self.num_chosen)].repeat_interleave(self.num_chosen)
 
     @cached_property
     def chosen_logratios(self) -> torch.Tensor:
