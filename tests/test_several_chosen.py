@@ -281,6 +281,25 @@ def test_training_lowers_the_loss(tmp_path, options, conversational):
     assert trainer.evaluate()["eval_loss"] < before["eval_loss"] - 0.05
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_levels_reach_the_loss_of_a_run(tmp_path, stream):
+    """Before the first step all rewards are 0: of each chosen completion the logarithm of its number of candidates."""
+    rows = make_rows(levels=LEVELS)
+    expected = [
+        sum(math.log(num_rejected + sum(other <= level for other in own)) for level in own)
+        for (_, num_rejected), own in zip(SHAPES, LEVELS, strict=True)
+    ]
+    trainer = make_trainer(
+        tmp_path,
+        rows.to_iterable_dataset() if stream else rows,
+        loss_type=["mult_dpo"],
+        max_steps=1,
+        model=make_model(),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
 def test_evaluation_is_the_mean_over_rows_and_a_stream_gives_the_same(tmp_path):
     rows = make_rows()
     trainer = make_trainer(
@@ -338,6 +357,10 @@ def test_copies_of_rows_with_one_prompt_become_one_tree(tmp_path):
             "column `chosen_levels`: expected 2 finite numbers, one for each chosen completion",
         ),
         ({"chosen_levels": [1.0, math.nan]}, "column `chosen_levels`: expected 2 finite numbers"),
+        (
+            {"chosen_levels": [1.0, 2.0, 3.0]},
+            "column `chosen_levels`: expected 2 finite numbers",
+        ),  # as many as rejected
         ({"chosen_levels": None}, "column `chosen_levels`: expected 2 finite numbers"),
         ({"ref_chosen_logps": [-1.0]}, "column `ref_chosen_logps`: expected 2 finite numbers"),
         ({"chosen": []}, "column `chosen`: the list is empty. Give at least one chosen completion, or drop the row"),
@@ -347,15 +370,18 @@ def test_copies_of_rows_with_one_prompt_become_one_tree(tmp_path):
             "column `chosen`: entry 1 should be text, but is None. Fix it, or leave it out",
         ),
         ({"chosen": [" Ox", " Ox"]}, "column `chosen`: entry 1 equals entry 0, ' Ox'. Leave one of the two out"),
-        ({"rejected": [" Babe", " Ox"], "chosen": [" A", " Ox"]}, "column `rejected`: entry 1 equals the chosen comp"),
+        (
+            {"rejected": [" B", " Ox", " C"], "chosen": [" A", " Ox"]},
+            "column `rejected`: entry 1 equals the chosen comp",
+        ),
     ],
     ids=str,
 )
 def test_rows_that_break_the_rules_are_named(tmp_path, changes, problem, stream):
-    extra = {"chosen_levels": [1.0, 2.0], "ref_chosen_logps": [-1.0, -2.0], "ref_rejected_logps": [-1.0, -2.0]}
+    extra = {"chosen_levels": [1.0, 2.0], "ref_chosen_logps": [-1.0, -2.0], "ref_rejected_logps": [-1.0, -2.0, -3.0]}
     names = changes.keys() & extra.keys()
     extra = {name: value for name, value in extra.items() if name in names or "ref_chosen_logps" in names}
-    rows = [row | extra for row in make_rows([(2, 2)] * 3)]
+    rows = [row | extra for row in make_rows([(2, 3)] * 3)]
     rows[1] |= changes
     dataset = Dataset.from_list(rows)
     if stream:

@@ -114,7 +114,9 @@ class Completions:
     @cached_property
     def num_chosen(self) -> torch.Tensor:
         """Number of chosen completions of each example, (B,)."""
-        return torch.bincount(self.example[self.is_chosen], minlength=len(self.num_rejected))
+        return torch.zeros_like(self.num_rejected).index_add(
+            0, self.example, self.is_chosen.to(self.num_rejected.dtype)
+        )
 
     @cached_property
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:

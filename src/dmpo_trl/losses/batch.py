@@ -96,7 +96,7 @@ class ScoredBatch:
             **further: Other attributes; `margins` and `rejected_logq` are those of each rejected completion. Values of
                 completions beyond those of `completions` are left out.
         """
-        chosen_of_pairs, rejected_of_pairs = completions.pairs
+        rejected_of_pairs = completions.pairs[1]
 
         def split(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """Give each example the value of its chosen completion, and each pair that of its rejected one."""
@@ -115,7 +115,7 @@ class ScoredBatch:
             rejected,
             ref_chosen,
             ref_rejected,
-            torch.bincount(chosen_of_pairs, minlength=len(chosen)),
+            completions.num_rejected[completions.example[completions.is_chosen]],
             *split(completions.lengths),
             chosen_nll=-completions.per_token(pair_logps)[completions.token_is_chosen].mean(),
             chosen_probs=chosen_probs,
@@ -144,11 +144,9 @@ class ScoredBatch:
     def row(self) -> torch.Tensor:
         """Index of the row that each example belongs to, (B,)."""
         examples = torch.arange(len(self.num_rejected), device=self.num_rejected.device)
-        return (
-            examples
-            if self.num_chosen is None
-            else examples[: len(self.num_chosen)].repeat_interleave(self.num_chosen)
-        )
+        if self.num_chosen is None:
+            return examples
+        return examples[: len(self.num_chosen)].repeat_interleave(self.num_chosen)
 
     @cached_property
     def chosen_logratios(self) -> torch.Tensor:
