@@ -228,13 +228,13 @@ def run(arguments: list[str]) -> None:
             for name, own in of_further.items()
         },
     )
+    written = results | {f"{kind}/{name}": own[name] for kind, own in of_further.items() for name in own}
     print(report.text())
     if options.output_dir is not None:
         with new_folder(options.output_dir, EVALUATION, overwrite=options.overwrite) as folder:
             for name, text in report.files().items():
                 (folder / name).write_text(text, encoding="utf-8")
-            further_results = {f"{kind}/{name}": own[name] for kind, own in of_further.items() for name in own}
-            for name, result in (results | further_results).items():
+            for name, result in written.items():
                 result.to_parquet(folder / f"{name.replace(' ', '-')}.parquet")
         print(f"\nWritten to {options.output_dir}.")
 
