@@ -471,11 +471,13 @@ def test_options_of_loading_are_handed_on(arguments, module, loader, prepared, m
 def test_the_revision_of_a_model_is_not_that_of_its_baseline(folders, prepared, monkeypatch):
     calls = []
 
-    def evaluate(*_, **options):
+    def load(*model, **options):
         calls.append(options)
-        raise ValueError("stopped")
+        if len(calls) == 2:
+            raise ValueError("stopped")
+        return report.load_for_ranking(*model, dtype=options["dtype"])
 
-    monkeypatch.setattr("dmpo_trl.evaluation.evaluate_model", evaluate)
+    monkeypatch.setattr("dmpo_trl.evaluation.load_for_ranking", load)
     model = [
         "--model",
         str(folders / "model"),
@@ -488,8 +490,7 @@ def test_the_revision_of_a_model_is_not_that_of_its_baseline(folders, prepared, 
     ]
     with pytest.raises(SystemExit, match="stopped"):
         main(["evaluate", *model, "--revision", "main", "--dtype", "float32"])
-    assert "revision" not in calls[0]
-    assert calls[0]["dtype"] == "float32"
+    assert calls == [{"revision": "main", "dtype": "float32"}, {"dtype": "float32"}]
 
 
 @pytest.mark.parametrize(

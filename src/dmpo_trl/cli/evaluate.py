@@ -241,10 +241,10 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
             for name, own in of_further.items()
         },
     )
+    written = results | {f"{kind}/{name}": own[name] for kind, own in of_further.items() for name in own}
     print(report.text())
     if options.output_dir is not None and parts is not None:
-        results |= {f"{kind}/{name}": result for kind, own in of_further.items() for name, result in own.items()}
-        write_evaluation(options.output_dir, report.files(), results, parts, overwrite=options.overwrite)
+        write_evaluation(options.output_dir, report.files(), written, parts, overwrite=options.overwrite)
         print(f"\nWritten to {options.output_dir}.")
 
 

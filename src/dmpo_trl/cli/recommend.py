@@ -129,7 +129,7 @@ def run(arguments: list[str]) -> None:
     if prior is not None:  # who has no scores is named before the model is loaded
         for user in [None] if users is None else (one.user for one in users):
             prior.check(user)
-    fusion = {"prior": prior, "prior_weight": options.prior_weight}
+    fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
     recommender = Recommender.from_pretrained(model.model, data=options.data, **fusion, **model.from_pretrained())
     about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
     if users is None:
