@@ -19,7 +19,7 @@ from ._run import describe_run
 from ._saved import ITEMS, SETTINGS, find_beside, save_beside
 from .batch import write_recommendations
 from .catalogue import Catalogue, PromptTries
-from .decoding.beam_search import NAN, Search, beam_search, check_found, every_item, exact_search
+from .decoding.beam_search import NAN, Search, beam_search, every_item, exact_search, log_short
 from .explanation import Explanation, generate_words, question_why
 from .recommendation import Recommendation, UserHistory
 
@@ -259,12 +259,9 @@ class Recommender:
             for history, own_exclude in zip(histories, exclude or [()] * len(histories), strict=True)
         ]
         with evaluation_mode(self.model):
-            has_items = [len(search.nodes) > 0 for search in searches]
             search_for = every_item if exact and by_mean else exact_search if exact else beam_search
             search_for(self.model, searches, max(k, num_beams))
-        if any(has_any and not search.found for search, has_any in zip(searches, has_items, strict=True)):
-            raise ValueError(NAN)
-        check_found(searches, k)
+        log_short(searches, k)
         if by_mean:
             found = [[self.catalogue.items[row] for _, row in search.found] for search in searches]
             return [self.rank(had, own)[:k] if own else [] for had, own in zip(histories, found, strict=True)]

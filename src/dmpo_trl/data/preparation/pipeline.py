@@ -223,10 +223,15 @@ def _tables(
     Popularity is that among the training users: the held-out items must not shape what the model learns to reject.
     """
 
-    def draw(split: str, n: int, seed: int, strategy: str) -> pl.DataFrame:
+    def draw(split: str, n: int, seed: int, strategy: str, called: str = "negatives (`negatives`)") -> pl.DataFrame:
         if strategy != "in_batch":
             return sample_negatives(
-                examples[split], data, n, seed=seed, strategy=strategy, alpha=config.alpha, popularity=items
+                *(examples[split], data, n),
+                seed=seed,
+                strategy=strategy,
+                alpha=config.alpha,
+                popularity=items,
+                called=called,
             )
         batches = _shuffled(examples[split], seed)
         return sample_negatives(batches, data, n, seed=seed, strategy=strategy, batch_size=config.batch_size)
@@ -239,16 +244,18 @@ def _tables(
         sft = longest_histories(train)
     else:
         sft = _one_step_earlier(train) if config.sft_targets == "earlier" else train
+
+    def candidates(split: str, seed: int) -> tuple[pl.DataFrame, int]:
+        beside = "candidates beside the target (`candidates`)"
+        return draw(split, config.candidates - 1, seed, config.candidate_strategy, beside), seed
+
     tables = {
         ("preference", "train"): (train, train_seed),
         ("preference", "validation"): (validation, loss_seed),
         ("sft", "train"): (sft, train_seed),
         ("sft", "validation"): (validation, loss_seed),
-        ("ranking", "validation"): (
-            draw("validation", config.candidates - 1, validation_seed, config.candidate_strategy),
-            validation_seed,
-        ),
-        ("ranking", "test"): (draw("test", config.candidates - 1, test_seed, config.candidate_strategy), test_seed),
+        ("ranking", "validation"): candidates("validation", validation_seed),
+        ("ranking", "test"): candidates("test", test_seed),
     }
     if config.pairs:
         tables |= {("pairs", split): tables["preference", split] for split in ("train", "validation")}
