@@ -86,17 +86,25 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_at_least(self, top_k=1, tokens_per_batch=1)
+        known = [*COUNTS, *self.score_files()]
+        if self.fuse is not None and self.fuse not in known:
+            raise ValueError(f"--fuse must be one of {', '.join(known)}, it is {self.fuse!r}.")
+        if self.fuse is not None and self.split != "test":
+            raise ValueError("--fuse chooses its weight on the validation users: rank those of --split test with it.")
+
+    def score_files(self) -> dict[str, str]:
+        """Return the files of `scores` by their names."""
+        files: dict[str, str] = {}
         for entry in self.scores or []:
             name, _, file = entry.partition("=")
             if not re.fullmatch(r"[\w.-]+", name) or not file or name in RESERVED:
                 raise ValueError(
                     f"--scores takes NAME=FILE, with a name of your own of letters, digits, ., - and _, not {entry!r}."
                 )
-        known = [*COUNTS, *(entry.partition("=")[0] for entry in self.scores or [])]
-        if self.fuse is not None and self.fuse not in known:
-            raise ValueError(f"--fuse must be one of {', '.join(known)}, it is {self.fuse!r}.")
-        if self.fuse is not None and self.split != "test":
-            raise ValueError("--fuse chooses its weight on the validation users: rank those of --split test with it.")
+            if name in files:
+                raise ValueError(f"--scores names two files {name!r}; give each a name of its own.")
+            files[name] = file
+        return files
 
 
 def make_parser() -> Parser:
@@ -146,7 +154,7 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     if options.whole_catalogue:
         users = full_catalogue(users, titles, prepared.template)
 
-    rankers = other_rankers(prepared, options.scores or [])
+    rankers = other_rankers(prepared, options.score_files())
     others = {
         name: rank(users) for name, rank in rankers.items() if name != "popularity"
     }  # before the model is loaded
