@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dmpo_trl.data import DownloadError, cache_dir
-from dmpo_trl.data.readers._download import room_on_disk
+from dmpo_trl.data import DownloadError, cache_dir, room_on_disk
 
 logger = logging.getLogger(__name__)
 

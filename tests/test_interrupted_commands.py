@@ -1,14 +1,13 @@
 """Commands that are killed and started again end as if they had been left alone, and leave nothing else behind."""
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 
 import pytest
-from support import SCRIPTS, save_model
+from support import SCRIPTS, cpu_environment, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +23,8 @@ def start(tmp_path_factory):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",  # a process with threads cannot be forked
-            "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("cache")),
-        },
+        # One thread: a process with more cannot be forked
+        env=cpu_environment() | {"HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("cache"))},
     )
 
     def start(arguments, root, kill=None, cwd=None):

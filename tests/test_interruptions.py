@@ -1,7 +1,6 @@
 """Interruptions: runs that are killed and started again end as one that was left alone."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -10,7 +9,7 @@ import sys
 
 import pytest
 from datasets import Dataset
-from support import SCRIPTS, save_model
+from support import SCRIPTS, cpu_environment, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +34,7 @@ def start(tmp_path_factory):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # a process with threads cannot be forked
+        env=cpu_environment(),  # a process with threads cannot be forked
     )
 
     def start(name, **run):
@@ -52,7 +51,7 @@ def start(tmp_path_factory):
             Dataset.from_list(rows).save_to_disk(folder / "rows")
         run |= {"folder": str(folder), "log": str(folder / "log"), "save_steps": SAVE_STEPS, "max_steps": MAX_STEPS}
         print(json.dumps(run), file=process.stdin, flush=True)
-        return folder, int(process.stdout.readline())
+        return folder, json.loads(process.stdout.readline())[0]
 
     yield start
     process.stdin.close()

@@ -23,7 +23,7 @@ from .modeling.aux_loss import num_copies
 from .preprocessing.dataset import tokenize_dataset
 from .preprocessing.format import CHOSEN_COLUMNS, PAIR_COLUMNS, REFERENCE_COLUMNS, VALUE_COLUMNS
 from .preprocessing.truncate import max_num_chosen, max_num_rejected
-from .preprocessing.validate import check_rows, named_datasets, shown_name
+from .preprocessing.validate import check_rows, named_datasets, shown_name, warn_of_uneven_columns
 from .training.checkpoints import set_damaged_cache_aside
 from .training.checks import check_limits, check_options, check_step
 from .training.distributed import check_compute_metrics, num_own_rows, readable_by_all, rows_of_table
@@ -99,6 +99,7 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
         check_options(args, data_collator, model, kwargs.get("peft_config"))
         for name, dataset in named_datasets(train_dataset, eval_dataset).items():
             check_rows(dataset, name)
+        warn_of_uneven_columns(named_datasets(train_dataset, eval_dataset))
         check_sampling(args, train_dataset)
         self._has_reference = needs_reference(args, ref_model)
         if not self._has_reference:

@@ -77,6 +77,11 @@ def test_a_training_config_takes_other_values_than_text(config):
         (["--history=-OZ-"], ["-OZ-"]),
         (["--history", "-t de sangre", "--num_beams", "3"], ["-t de sangre"]),
         (["--history", "-5", "-"], ["-5", "-"]),
+        (
+            ["--history", "--OZ--", "--2--", "---", "-- Alien --", "--num_beams--"],
+            ["--OZ--", "--2--", "---", "-- Alien --", "--num_beams--"],
+        ),
+        (["--history=--beams"], ["--beams"]),
     ],
 )
 def test_a_title_may_begin_with_a_dash(arguments, history):
@@ -89,7 +94,12 @@ def test_a_title_may_begin_with_a_dash(arguments, history):
         (["--model", "m", "--modle", "x"], "there is no option --modle; did you mean --model?"),
         (["--model", "m", "--num-baems=3"], "there is no option --num-baems=3; did you mean --num_beams?"),
         (["--model", "m", "--beams", "3"], "there is no option --beams; did you mean --num_beams?"),
-        (["--model", "m", "--xyzzy"], "there is no option --xyzzy\n"),
+        (
+            ["--model", "m", "--xyzzy"],
+            "there is no option --xyzzy; a title that begins like one is given as --history=",
+        ),
+        (["--model", "m", "--MODLE", "x"], "there is no option --MODLE; did you mean --model?"),
+        (["--model", "m", "--history", "1", "--MODEL", "x"], "there is no option --MODEL; did you mean --model?"),
         (["--model", "m", "stray"], "'stray' belongs to no option"),
         (["--model", "m", "--split", "tset"], "invalid choice: 'tset' (choose from"),
         (["--model", "m", "--split", "tset"], "did you mean test?"),

@@ -62,6 +62,8 @@ def test_too_few_items_left_is_an_error():
     data = interactions({"u1": CATALOGUE[:4]})
     with pytest.raises(ValueError, match="9 negatives are wanted, but user 'u1' has had 4 of 12 items"):
         sample_negatives(leave_one_out(data), data, 9, seed=0)
+    with pytest.raises(ValueError, match="9 candidates are wanted"):
+        sample_negatives(leave_one_out(data), data, 9, seed=0, called="candidates")
 
 
 HAD_BY_USER = st.dictionaries(

@@ -233,3 +233,15 @@ def test_a_dataset_is_tokenised_by_the_option(in_text, ends):
         special_tokens_in_text=in_text,
     )
     assert row["chosen_ids"].count(BYTES.eos_token_id) == 3 - ends
+
+
+@pytest.mark.parametrize(("in_text", "advised"), [(None, True), (False, False)])
+def test_what_was_decided_is_not_advised_against(in_text, advised, monkeypatch):
+    """Commands that rank have no such option: titles are text."""
+    said = []
+    monkeypatch.setattr("dmpo_trl.preprocessing.special_tokens.logger.warning_once", said.append)
+    tokenize_completions(
+        BYTES, *messages_of("A film", ["Toy</s>"]), eos_token=BYTES.eos_token, special_tokens_in_text=in_text
+    )
+    assert said
+    assert ["special_tokens_in_text=True" in text for text in said] == [advised] * len(said)

@@ -297,7 +297,7 @@ def test_a_model_that_begins_to_compute_nan_recommends_nothing_and_says_why(call
         call(recommender)
 
 
-def test_a_title_of_probability_zero_is_not_recommended():
+def test_a_title_of_probability_zero_is_not_dropped_without_a_word():
     model = make_model()
     tokenizer = make_tokenizer()
     items = pl.DataFrame({"item": ["1", "2", "3"], "title": ["Alien", "Heidi", "Babe"]})
@@ -309,8 +309,10 @@ def test_a_title_of_probability_zero_is_not_recommended():
         return output
 
     model.register_forward_hook(without_first)
-    with pytest.raises(ValueError, match="log-probs of titles are not finite; try another dtype"):
-        recommender.recommend([], 3)
+    for k in (1, 3):  # also where there are enough titles without it
+        for exact in (False, True):
+            with pytest.raises(ValueError, match="log-probs of titles are not finite; try another dtype"):
+                recommender.recommend([], k, num_beams=1, exact=exact)
 
 
 def test_nothing_comes_out_where_everything_is_excluded(case):

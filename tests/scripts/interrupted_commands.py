@@ -6,15 +6,12 @@ an event one of Python's profiler, which sees every call of a function. A child 
 description names.
 """
 
-import json
-import multiprocessing
 import os
 import signal
 import sys
-import traceback
 
 import transformers.models.llama.modeling_llama  # noqa: F401
-from datasets.utils.logging import disable_progress_bar
+from support.forks import serve
 
 from dmpo_trl.cli import evaluate, main, prepare, recommend  # noqa: F401
 from dmpo_trl.evaluation import parts
@@ -42,29 +39,5 @@ def run(arguments, cwd, root, kill, counts):
     main(arguments)
 
 
-def serve():
-    disable_progress_bar()
-    for line in sys.stdin:
-        command = json.loads(line)
-        counts = multiprocessing.RawArray("q", 2)
-        child = os.fork()
-        if not child:
-            log = os.open(command.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            code = 1
-            try:
-                run(**command, counts=counts)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(json.dumps([os.waitstatus_to_exitcode(status), *counts]), flush=True)
-
-
 if __name__ == "__main__":
-    serve()
+    serve(run, counters=2)

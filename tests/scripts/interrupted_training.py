@@ -10,13 +10,12 @@ import os
 import resource
 import signal
 import sys
-import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import load_from_disk
 from peft import LoraConfig
-from transformers.utils.logging import disable_progress_bar
+from support.forks import serve
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.training.checkpoints import last_whole_checkpoint
@@ -97,28 +96,5 @@ def train(folder, kill, lora=False, **options):
     (folder / "found.json").write_text(json.dumps(found))
 
 
-def main():
-    disable_progress_bar()
-    for line in sys.stdin:
-        run = json.loads(line)
-        child = os.fork()
-        if not child:
-            log = os.open(run.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            code = 1
-            try:
-                train(**run)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(train)

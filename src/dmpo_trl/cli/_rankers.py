@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 Ranker = Callable[[Dataset], RankingResult]
 
 
-def other_rankers(prepared: Prepared, files: Sequence[str]) -> dict[str, Ranker]:
+def other_rankers(prepared: Prepared, files: Mapping[str, str]) -> dict[str, Ranker]:
     """Return the rankers that need no model, by name.
 
     Args:
         prepared: The folder whose users are ranked. Of an earlier version's nothing but popularity is known.
-        files: Anybody's scores, as `NAME=FILE`.
+        files: Anybody's scores, by the names of their rankers.
 
     Returns:
         `popularity` and `item_knn` count all interactions of the training users, `popularity_shown` and
         `item_knn_shown` those in a training example, which are all that a model sees.
 
     Example:
-        >>> rankers = other_rankers(Prepared.load("data"), ["mine=scores.parquet"])  # doctest: +SKIP
+        >>> rankers = other_rankers(Prepared.load("data"), {"mine": "scores.parquet"})  # doctest: +SKIP
         >>> rankers["item_knn"](users).metrics(["hr@1"])  # doctest: +SKIP
     """
     rankers: dict[str, Ranker] = {}
@@ -55,8 +55,7 @@ def other_rankers(prepared: Prepared, files: Sequence[str]) -> dict[str, Ranker]
             rankers[name] = partial(rank_by_item_knn, knn=ItemKNN(interactions), name=name)
     else:
         logger.warning("%s is of an earlier version: there is no ranking by ItemKNN.", prepared.folder)
-    for entry in files:
-        name, _, path = entry.partition("=")
+    for name, path in files.items():
         rankers[name] = partial(rank_by_file, path=path, name=name)
     return rankers
 

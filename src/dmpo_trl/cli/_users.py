@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ def _user(row: Any) -> UserHistory:
     for name in (user, *lists[0], *lists[1]):
         if isinstance(name, bool) or not isinstance(name, str | int | float):
             raise TypeError(f"{name!r} must be text or a number")
+        if isinstance(name, float) and not math.isfinite(name):
+            raise TypeError(f"{name} is not a number that names a user or an item")
     return UserHistory(str(user), *([str(item) for item in items] for items in lists))
 
 

@@ -96,17 +96,25 @@ class EvaluateArguments:
         check_at_least(self, top_k=1, tokens_per_batch=1, catalogue_users=2)
         if self.whole_catalogue and self.catalogue_users is not None:
             raise ValueError("--whole_catalogue ranks all users among all items already: leave --catalogue_users out.")
+        known = [*COUNTS, *self.score_files()]
+        if self.fuse is not None and self.fuse not in known:
+            raise ValueError(f"--fuse must be one of {', '.join(known)}, it is {self.fuse!r}.")
+        if self.fuse is not None and self.split != "test":
+            raise ValueError("--fuse chooses its weight on the validation users: rank those of --split test with it.")
+
+    def score_files(self) -> dict[str, str]:
+        """Return the files of `scores` by their names."""
+        files: dict[str, str] = {}
         for entry in self.scores or []:
             name, _, file = entry.partition("=")
             if not re.fullmatch(r"[\w.-]+", name) or not file or name in RESERVED:
                 raise ValueError(
                     f"--scores takes NAME=FILE, with a name of your own of letters, digits, ., - and _, not {entry!r}."
                 )
-        known = [*COUNTS, *(entry.partition("=")[0] for entry in self.scores or [])]
-        if self.fuse is not None and self.fuse not in known:
-            raise ValueError(f"--fuse must be one of {', '.join(known)}, it is {self.fuse!r}.")
-        if self.fuse is not None and self.split != "test":
-            raise ValueError("--fuse chooses its weight on the validation users: rank those of --split test with it.")
+            if name in files:
+                raise ValueError(f"--scores names two files {name!r}; give each a name of its own.")
+            files[name] = file
+        return files
 
 
 def make_parser() -> Parser:
@@ -167,7 +175,7 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         titles=titles,
         catalogue_users=options.catalogue_users,
     )
-    rankers = other_rankers(prepared, options.scores or [])
+    rankers = other_rankers(prepared, options.score_files())
     others, *others_further = (
         {name: rank(asked) for name, rank in rankers.items() if name != "popularity"}
         for asked in (users, *further.values())

@@ -14,6 +14,9 @@ from trl import TrlParser
 
 from ._commands import COMMANDS, suggestion
 
+# How options are spelled
+_OPTION = re.compile(r"--[a-z][a-z0-9]*([_-][a-z0-9]+)*(=.*)?", re.DOTALL)
+
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows which options are required, and the default where there is one to know."""
@@ -100,7 +103,7 @@ class Parser(TrlParser):
             self.error("write --config in full")
         for unknown in (*from_file, *from_flags):
             if unknown.startswith("--" if others else "-") and unknown.split("=")[0] not in others:
-                self.error(f"there is no option {unknown}{self._closest(unknown, others)}")
+                self.error(f"there is no option {unknown}{self._closest(unknown, others) or self._of_title()}")
         if not others and from_flags:
             self.error(f"{from_flags[0]!r} belongs to no option; values follow their option's name")
         return ParsedArguments(values, from_file, from_flags)
@@ -133,10 +136,20 @@ class Parser(TrlParser):
         super().error(message)
 
     def _parse_optional(self, arg_string: str) -> Any:
-        """Take what begins with one dash and is not an option for a value, which argparse does not: a title may."""
+        """Take what begins with a dash and cannot be an option for a value, which argparse does not: a title may."""
         names = {name for option in self.options for name in option.option_strings} | {"-h"}
-        is_value = arg_string[:1] == "-" and arg_string[:2] != "--" and not {arg_string, f"-{arg_string}"} & names
+        if arg_string[:2] == "--":  # `--OZ--` and `--2--`, not a name that is spelled wrong
+            looks_like_one = _OPTION.fullmatch(arg_string) or arg_string.split("=")[0].lower() in names
+            is_value = len(arg_string) > 2 and not looks_like_one
+        else:
+            is_value = arg_string[:1] == "-" and not {arg_string, f"-{arg_string}"} & names
         return None if is_value else super()._parse_optional(arg_string)
+
+    def _of_title(self) -> str:
+        """Return what to do where a title was taken for an option."""
+        if not any(option.dest == "history" for option in self.options):
+            return ""
+        return "; a title that begins like one is given as --history=TITLE, or by its item's identifier"
 
     def _read_config(self, path: str) -> dict[str, Any]:
         """Read the file of `--config`. TRL's parser lets its key `env` set environment variables; here it is refused.

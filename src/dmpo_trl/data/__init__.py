@@ -20,6 +20,7 @@ from .readers import (
     read_movielens,
     read_recbole,
     read_table,
+    room_on_disk,
 )
 from .splits import few_shot, split_by_time, split_leave_one_out, split_users
 from .tidy import tidy_title
@@ -65,6 +66,7 @@ __all__ = [
     "read_recbole",
     "read_sdpo",
     "read_table",
+    "room_on_disk",
     "sample_negatives",
     "sft_dataset",
     "split_by_time",

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+from ..writing import is_full
 from ._files import require_file
 
 # `fsspec` could open the members of an archive too, but the readers need paths. So members are copied to a folder of
@@ -191,7 +192,7 @@ def _problems_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise OSError(
                 error.errno, f"No room in {tempfile.gettempdir()} to unpack {path}. Free some, or set TMPDIR."
             ) from error

@@ -30,6 +30,7 @@ def sample_negatives(
     alpha: float = 1.0,
     popularity: pl.DataFrame | None = None,
     batch_size: int | None = None,
+    called: str = "negatives",
 ) -> pl.DataFrame:
     """Add `n` different items to each example, from all the items that its user never had.
 
@@ -52,6 +53,7 @@ def sample_negatives(
         popularity: For "popularity", columns `item` and `popularity`, a count; items that are not there count 0. By
             default the number of the item's interactions in `data`, which counts what is held out too.
         batch_size: For "in_batch", so many consecutive rows are a batch.
+        called: What the items are called in messages.
 
     Returns:
         `examples` with a column `negatives` (List[String] of `n` items). With "in_batch" a row has fewer where its
@@ -100,7 +102,7 @@ def sample_negatives(
             weights = np.where(counts > 0, counts**alpha, 0)
             if not np.isfinite(weights.sum()):
                 raise ValueError(f"alpha={alpha} is too large for a popularity of {counts.max():g}; lower it.")
-    _check_enough(rows, n, weights > 0)
+    _check_enough(rows, n, weights > 0, called)
     negatives = np.concatenate([_draw(part, weights, n) for part in rows.blocks(max(1, CELLS // (2 * n)))])
     return examples.with_columns(_items("negatives", negatives.ravel(), rows.catalogue, np.full(len(negatives), n)))
 
@@ -199,7 +201,7 @@ class _Rows:
         return self.had[np.minimum(found, len(self.had) - 1)] != pairs
 
 
-def _check_enough(rows: _Rows, n: int, drawable: np.ndarray) -> None:
+def _check_enough(rows: _Rows, n: int, drawable: np.ndarray, called: str) -> None:
     size = np.int64(len(rows.catalogue))
     starts = np.searchsorted(rows.had, np.arange(len(rows.names) + 1) * size)
     if not (had := np.diff(starts)).all():
@@ -208,7 +210,7 @@ def _check_enough(rows: _Rows, n: int, drawable: np.ndarray) -> None:
     worst, items = int(had.argmax()), int(drawable.sum())
     if items - had[worst] < n:
         raise ValueError(
-            f"{n} negatives are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {items} items; ask for "
+            f"{n} {called} are wanted, but user {rows.names[worst]!r} has had {had[worst]} of {items} items; ask for "
             "fewer."
         )
 

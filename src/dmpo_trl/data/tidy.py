@@ -11,8 +11,15 @@ import polars as pl
 # in it or carry text that nobody sees (tags). Joiners stay: they are part of words and of emoji
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
+    "\U000e0000-\U000e007f\u034f]"
+    # Hangul fillers, but for those that stand for a missing letter of a syllable
+    "|(?<![\u1100-\u115e\u1161-\u11ff])[\u115f\u1160]+(?![\u1100-\u11ff])"
 )
+# Characters that look like a blank, though Unicode does not call them white space
+_BLANK = re.compile("[\u3164\uffa0\u2800]")
+_SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# Letters that have variants to select
+_WITH_VARIANTS = ("CJK", "MYANMAR", "PHAGS-PA", "MANICHAEAN", "INFORMATION SOURCE")
 
 
 def tidy_title(title: str) -> str:
@@ -21,7 +28,8 @@ def tidy_title(title: str) -> str:
     - White space of any kind, line breaks too, is one blank between two words and nothing at the ends: a template puts
       each title on a line of its own, and a line break in a title would make two of it.
     - Control characters, marks of the direction of text and other invisible characters are left out. The joiners of
-      Persian, of Indian scripts and of emoji stay.
+      Persian, of Indian scripts and of emoji stay. Fillers that look like a blank are one, and a variation selector
+      stays where it selects something: after a symbol, an ideograph, or in a keycap.
     - Letters with accents are one character where Unicode has one (NFC), so that titles which look equal are equal.
 
     Example:
@@ -32,7 +40,7 @@ def tidy_title(title: str) -> str:
     """
     if title.isascii() and title.isprintable() and "  " not in title and title == title.strip():
         return title
-    tidy = unicodedata.normalize("NFC", " ".join(_INVISIBLE.sub("", title).split()))
+    tidy = unicodedata.normalize("NFC", " ".join(_BLANK.sub(" ", _visible(title)).split()))
     return tidy if tidy.strip(" \u200c\u200d") else ""  # joiners alone join nothing
 
 
@@ -58,11 +66,32 @@ def tidy_titles(titles: pl.Series) -> tuple[pl.Series, dict[str, int]]:
 
 
 def _reasons(title: str) -> list[str]:
-    visible = _INVISIBLE.sub("", title)
-    line = " ".join(visible.split())
+    visible = _visible(title)
+    line = " ".join(_BLANK.sub(" ", visible).split())
     reasons = {
         "invisible characters": visible != title,
         "white space": line != visible,
         "Unicode form": not unicodedata.is_normalized("NFC", line),
     }
     return [reason for reason, holds in reasons.items() if holds]
+
+
+def _visible(title: str) -> str:
+    """Leave out what cannot be seen."""
+    title = _INVISIBLE.sub("", title)
+    if not _SELECTOR.search(title):
+        return title
+    kept: list[str] = []
+    for place, character in enumerate(title):
+        if not _SELECTOR.match(character) or _selects("".join(kept[-1:]), title[place + 1 : place + 2]):
+            kept.append(character)
+    return "".join(kept)
+
+
+def _selects(before: str, after: str) -> bool:
+    """Return whether a variation selector between two characters can change what is seen."""
+    if not before or before.isspace() or _BLANK.match(before):
+        return False
+    if before.isascii():
+        return before in "0123456789#*" and after == "\u20e3"  # a keycap
+    return unicodedata.category(before)[0] not in "LMC" or unicodedata.name(before, "").startswith(_WITH_VARIANTS)

@@ -45,12 +45,13 @@ def texts_of_special_tokens(tokenizer: Any, in_text: bool | None, *, messages: b
     return tuple(sorted(text for text in added.union(tokenizer.all_special_tokens) if len(text) > 1))
 
 
-def break_up(data: list[Any], tokens: tuple[str, ...]) -> tuple[list[Any], str | None]:
+def break_up(data: list[Any], tokens: tuple[str, ...], *, decided: bool = False) -> tuple[list[Any], str | None]:
     """Break the text of each of `tokens` that the data hold.
 
     Args:
         data: Texts or conversations. Of messages, everything but `role` and `type` is data.
         tokens: See `texts_of_special_tokens`.
+        decided: Whether somebody has said that they are text, as commands do of titles: then no other way is advised.
 
     Returns:
         The data, and the character that stands where they are broken; None where nothing is.
@@ -63,11 +64,12 @@ def break_up(data: list[Any], tokens: tuple[str, ...]) -> tuple[list[Any], str |
     found = {token for text in texts if pattern.search(text) for token in tokens if token in text}
     if not found:
         return data, None
+    advice = "" if decided else "If it is meant as the token, set `special_tokens_in_text=True` (see `DMPOConfig`). "
     for token in sorted(found):
         logger.warning_once(
             f"The data hold the text {token!r}, which is a special token of the tokenizer. It is encoded as the text "
-            "that it is, so that nobody's text can end a turn or begin another. If it is meant as the token, set "
-            "`special_tokens_in_text=True` (see `DMPOConfig`). This warning is shown once per token."
+            f"that it is, so that nobody's text can end a turn or begin another. {advice}This warning is shown once "
+            "per token."
         )
     used = set().union(*texts)
     mark = next(character for character in map(chr, _PRIVATE_USE) if character not in used)

@@ -184,7 +184,7 @@ def _encode(
     """Return the token ids of texts, each with its end, in one call."""
     tokenizer = _tokenizer(processing_class)
     tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=False)
-    texts, mark = break_up(texts, tokens)
+    texts, mark = break_up(texts, tokens, decided=special_tokens_in_text is False)
     texts = [text + end for text, end in zip(texts, ends, strict=True)]
     if mark is not None:
         return encode_broken(tokenizer, texts, mark, add_special_tokens=True)
@@ -198,7 +198,7 @@ def _render(
     """Return the token ids of conversations, in one call."""
     tokenizer = _tokenizer(processing_class)
     tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=True)
-    conversations, mark = break_up(conversations, tokens)
+    conversations, mark = break_up(conversations, tokens, decided=special_tokens_in_text is False)
     is_processor = isinstance(processing_class, ProcessorMixin)
     if is_processor:
         conversations = [prepare_multimodal_messages(messages) for messages in conversations]

@@ -4,7 +4,8 @@ Rows are looked at in Arrow's columns, millions in a second, and only those that
 `tokenize_row` has the last word, row by row.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets import Dataset, IterableDataset
 
 from .format import (
     CHOSEN_COLUMNS,
+    PAIR_COLUMNS,
     REFERENCE_COLUMNS,
     TOKEN_COLUMNS,
     VALUE_COLUMNS,
@@ -24,6 +26,8 @@ from .format import (
     read_row,
     read_tokens,
 )
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 100_000  # rows
 
@@ -40,6 +44,24 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
 def shown_name(key: str) -> str:
     """Return a dataset's name in messages: TRL calls one of several evaluation datasets by its key alone."""
     return key if key in ("train", "eval") else f"eval_{key}"
+
+
+def warn_of_uneven_columns(datasets: Mapping[str, Any]) -> None:
+    """Name optional columns of the loss that only some datasets have: the losses of the others mean something else.
+
+    Args:
+        datasets: As [`named_datasets`] returns them. Of a stream without known columns nothing is said.
+    """
+    columns = {name: set(getattr(dataset, "column_names", None) or ()) for name, dataset in datasets.items()}
+    for column in (*CHOSEN_COLUMNS, *PAIR_COLUMNS):
+        having = [name for name, own in columns.items() if column in own]
+        without = [name for name, own in columns.items() if own and column not in own]
+        if having and without:
+            logger.warning(
+                "The column `%s` is in the %s dataset and not in the %s dataset, whose loss is computed without it: "
+                "the two cannot be compared. Add the column, or take it out.",
+                *(column, " and ".join(having), " and ".join(without)),
+            )
 
 
 def check_rows(dataset: Dataset | IterableDataset, name: str) -> None:

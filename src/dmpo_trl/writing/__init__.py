@@ -13,7 +13,7 @@ from .folders import (
     sha256,
     write_manifest,
 )
-from .scratch import check_scratch, real_path, remove_leftovers, scratch
+from .scratch import check_scratch, is_full, real_path, remove_leftovers, scratch
 
 __all__ = [
     "MANIFEST",
@@ -22,6 +22,7 @@ __all__ = [
     "check_folder",
     "check_scratch",
     "checksums",
+    "is_full",
     "is_inside",
     "is_unfinished",
     "new_file",

@@ -70,7 +70,7 @@ def scratch(folder: Path, output: Path, *, keep: bool = False) -> Iterator[Path]
     except BaseException as error:
         if not keep or len(list(folder.iterdir())) == 1:  # the lock alone
             _remove(folder)
-        if _is_full(error):
+        if is_full(error):
             number = getattr(error, "errno", None) or errno.ENOSPC
             raise OSError(number, f"No room to write {output}. Free some and run again ({error}).") from error
         raise
@@ -143,8 +143,16 @@ def is_scratch(folder: Path) -> bool:
     return folder.is_dir() and ((folder / _LOCK).exists() or not any(folder.iterdir()))
 
 
-def _is_full(error: BaseException) -> bool:
-    """Return whether a disk is full; polars' errors have the number in their text alone."""
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk is full; polars' errors have the number in their text alone.
+
+    Args:
+        error: The error.
+
+    Example:
+        >>> is_full(OSError(28, "No space left on device"))
+        True
+    """
     return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 

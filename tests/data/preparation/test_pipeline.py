@@ -49,6 +49,18 @@ def raw(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negatives": 59, "candidates": 5}, r"59 negatives \(`negatives`\) are wanted, but user"),
+        ({"negatives": 2, "candidates": 60}, r"59 candidates beside the target \(`candidates`\) are wanted, but user"),
+    ],
+)
+def test_too_few_items_are_told_of_the_option_that_wants_them(raw, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(config(raw, tmp_path / "out", **options))
+
+
 def title(item: str) -> str:
     return f"The Film {item}"
 

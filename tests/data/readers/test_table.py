@@ -344,6 +344,16 @@ def test_a_backslash_before_a_quote_can_be_just_that(tmp_path):
         ({"encoding": "klingon"}, r"^interactions: .*there is no encoding 'klingon'\. `encoding` is one that Python"),
         ({"separator": '"'}, r"^interactions: `separator` cannot be '\"'; it is a character such as ; or tab\.$"),
         ({"separator": ""}, r"^interactions: `separator` cannot be ''"),
+        ({"separator": "\u00e9"}, r"^interactions: /[^:]*x\.csv: the columns \['user', .*Say .* `user`, `item`"),
+        (
+            {"encoding": "idna"},
+            r"^interactions: /[^:]*x\.csv: the text is not idna .*or name its encoding with `encod",
+        ),
+        ({"encoding": "undefined"}, r"^interactions: /[^:]*x\.csv: the text is not undefined"),
+        ({"encoding": "utf-32"}, r"^interactions: /[^:]*x\.csv: the text is not utf-32 .*Save the file as UTF-8"),
+        ({"encoding": "hex"}, r"^interactions: /[^:]*x\.csv: 'hex' is no encoding of text\. Save"),
+        ({"encoding": "x\0y"}, r"^interactions: /[^:]*x\.csv: there is no encoding"),
+        ({"encoding": "\ud800"}, r"^interactions: /[^:]*x\.csv: there is no encoding"),
         (
             {"separator": ";"},
             r"^interactions: /[^:]*x\.csv: the columns \['user', .*Say .* `user`, `item`",
@@ -354,6 +364,20 @@ def test_options_of_text_are_checked(tmp_path, options, message):
     (tmp_path / "x.csv").write_text(ROWS)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / "x.csv", **options)
+
+
+@pytest.mark.parametrize("encoding", ["hex", "undefined", "utf-32", "x\0y"])
+def test_encodings_of_json_lines_are_checked(tmp_path, encoding):
+    (tmp_path / "x.jsonl").write_text('{"user": 1, "item": 2, "timestamp": 3, "title": "A"}\n')
+    with pytest.raises(ValueError, match=r"^interactions: /[^:]*x\.jsonl: .*encoding"):
+        read_table(tmp_path / "x.jsonl", encoding=encoding)
+
+
+@pytest.mark.parametrize("separator", ["\u00e9", "\u2028", "\x1f"])
+def test_any_character_can_separate(tmp_path, separator):
+    rows = [["user", "item", "timestamp", "title"], ["1", "2", "3", "Alien"]]
+    (tmp_path / "x.csv").write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8")
+    assert read_table(tmp_path / "x.csv", separator=separator).titles() == {"2": "Alien"}
 
 
 @pytest.mark.parametrize("separator", ["tab", "\\t", "\t"])

@@ -250,11 +250,16 @@ def _tables(
     Popularity is that among the training users: the held-out items must not shape what the model learns to reject.
     """
 
-    def draw(split: str, n: int, seed: int, strategy: str) -> pl.DataFrame:
+    def draw(split: str, n: int, seed: int, strategy: str, called: str = "negatives (`negatives`)") -> pl.DataFrame:
         pool = pools[split]
         if strategy != "in_batch":
             return sample_negatives(
-                examples[split], pool, n, seed=seed, strategy=strategy, alpha=config.alpha, popularity=items
+                *(examples[split], pool, n),
+                seed=seed,
+                strategy=strategy,
+                alpha=config.alpha,
+                popularity=items,
+                called=called,
             )
         batches = _shuffled(examples[split], seed)
         return sample_negatives(batches, pool, n, seed=seed, strategy=strategy, batch_size=config.batch_size)
@@ -269,15 +274,17 @@ def _tables(
         sft = longest_histories(train)
     else:
         sft = _one_step_earlier(train) if config.sft_targets == "earlier" else train
+
     tables = {
         ("preference", "train"): (train, train_seed),
         ("preference", "validation"): (validation, loss_seed),
         ("sft", "train"): (sft, train_seed),
         ("sft", "validation"): (validation, loss_seed),
     }
+    called = "candidates beside the target (`candidates`)"
     for place, strategy in enumerate(config.candidate_strategy):
         for split, seed in (("validation", validation_seed), ("test", test_seed)):
-            candidates = draw(split, config.candidates - 1, seed, strategy)
+            candidates = draw(split, config.candidates - 1, seed, strategy, called)
             tables["ranking" if place == 0 else further_ranking(strategy), split] = candidates, seed
     if config.pairs:
         tables |= {("pairs", split): tables["preference", split] for split in ("train", "validation")}

@@ -1,6 +1,6 @@
 """Readers of raw recommender files: each returns `Interactions`."""
 
-from ._download import DownloadError, RemoteFile, cache_dir
+from ._download import DownloadError, RemoteFile, cache_dir, room_on_disk
 from ._titles import natural_title
 from .amazon import read_amazon
 from .lastfm import read_lastfm
@@ -18,4 +18,5 @@ __all__ = [
     "read_movielens",
     "read_recbole",
     "read_table",
+    "room_on_disk",
 ]

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from ...writing import is_full
 from ._transfer import OTHER_WAY, SCHEMES, DownloadError, damage, download
 
 logger = logging.getLogger(__name__)
@@ -155,11 +156,21 @@ def _inside(address: str) -> PurePosixPath:
 
 @contextmanager
 def room_on_disk(folder: Path) -> Iterator[None]:
-    """Turn the errors of a full or locked disk inside the block into a `DownloadError` with the remedy."""
+    """Turn the errors of a full or locked disk inside the block into a `DownloadError` with the remedy.
+
+    Args:
+        folder: Where the block writes.
+
+    Example:
+        >>> with room_on_disk(Path("c")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        dmpo_trl.data.readers._transfer.DownloadError: No room on the disk under c. Free some, or set DMPO_TRL_CACHE.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise DownloadError(f"No room on the disk under {folder}. Free some, or set DMPO_TRL_CACHE.") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise DownloadError(f"{folder} cannot be written to. Set DMPO_TRL_CACHE to another folder.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,8 @@ def read_text(
     if not separator or set(separator) & set('"\r\n\\'):
         raise OptionError(f"`separator` cannot be {separator!r}; it is a character such as ; or tab.", "separator")
     # As text, so that "007" stays the identifier that it is
-    if encoding == "utf-8-sig" and survey.simple and len(separator) == 1 and not (quoted and survey.escapes):
+    single = len(separator) == 1 and separator.isascii()  # polars knows no others
+    if encoding == "utf-8-sig" and survey.simple and single and not (quoted and survey.escapes):
         quote = '"' if quoted else None
         lines = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False, quote_char=quote)
         # With all columns, because polars takes a line with too many fields ("Good, the Bad" without quotes) for a
@@ -159,17 +161,23 @@ def _decoded(head: bytes, path: Path, encoding: str) -> str:
     try:
         with io.TextIOWrapper(io.BytesIO(head), encoding=encoding, errors="replace") as text:
             return text.read()
-    except LookupError as error:
-        raise no_encoding(path, encoding) from error
+    except (LookupError, ValueError) as error:
+        raise wrong_encoding(path, encoding, error) from error
 
 
-def no_encoding(path: Path, encoding: str) -> OptionError:
-    """Return the error for an encoding that Python does not know."""
-    return OptionError(
-        f"{path}: there is no encoding {encoding!r}. `encoding` is one that Python knows, such as utf-8, cp1252 or "
-        "latin-1.",
-        "encoding",
-    )
+def wrong_encoding(path: Path, encoding: str, error: Exception) -> OptionError:
+    """Return the error for an encoding that Python does not know, or that a text is not in."""
+    try:
+        codecs.lookup(encoding)
+    except (LookupError, ValueError):
+        return OptionError(
+            f"{path}: there is no encoding {encoding!r}. `encoding` is one that Python knows, such as utf-8, cp1252 "
+            "or latin-1.",
+            "encoding",
+        )
+    if isinstance(error, LookupError):  # one of bytes, such as hex
+        return OptionError(f"{path}: {encoding!r} is no encoding of text. {REMEDY}.", "encoding")
+    return OptionError(f"{path}: the text is not {encoding} ({error}). {REMEDY}.", "encoding")
 
 
 def _likeliest(header: str, columns: Sequence[str], path: Path) -> str:

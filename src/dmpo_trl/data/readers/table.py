@@ -16,7 +16,7 @@ from .._columns import identifiers
 from .._files import POLARS_OWN_ERRORS, check_packed, open_binary, require_file
 from .._options import OptionError
 from ..interactions import Interactions
-from ._text import ENDINGS, REMEDY, encoding_of, ending, no_encoding, read_text, shown
+from ._text import ENDINGS, encoding_of, ending, read_text, shown, wrong_encoding
 from ._values import drop_unreadable, number, times
 
 _LINES = (".jsonl", ".ndjson")
@@ -174,10 +174,8 @@ def _scan(name: str, table: Any, encoding: str | None) -> pl.LazyFrame:
                 return pl.scan_ndjson(path.resolve().as_uri(), infer_schema_length=None)
             try:
                 data = (head + file.read()).decode(text).encode()
-            except LookupError as error:
-                raise no_encoding(path, text) from error
-            except UnicodeError as error:
-                raise OptionError(f"{path}: the text is not {text} ({error}). {REMEDY}.", "encoding") from error
+            except (LookupError, ValueError) as error:
+                raise wrong_encoding(path, text, error) from error
         return pl.scan_ndjson(io.BytesIO(data), infer_schema_length=None)
 
 

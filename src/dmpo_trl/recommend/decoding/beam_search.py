@@ -122,6 +122,9 @@ def beam_search(model: Any, searches: Sequence[Search], num_beams: int) -> None:
         model: A causal language model of transformers, or a `PeftModel` around one, in evaluation mode.
         searches: One search per user.
         num_beams: Number of beginnings that each search follows.
+
+    Raises:
+        ValueError: A log-prob of a token that may come next is not finite.
     """
     searches = [search for search in searches if len(search.nodes)]
     if not searches:
@@ -166,7 +169,10 @@ def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Se
     first_rows = np.cumsum([0, *(len(search.nodes) for search in searches[:-1])])
     rows = np.concatenate([first + owner for first, (owner, _) in zip(first_rows, proposals, strict=True)])
     tokens = np.concatenate([search.trie.token[nodes] for search, (_, nodes) in zip(searches, proposals, strict=True)])
-    logps = np.split(prefixes.log_probs(rows, tokens), np.cumsum([len(owner) for owner, _ in proposals])[:-1])
+    all_logps = prefixes.log_probs(rows, tokens)
+    if not np.isfinite(all_logps).all():  # else a title that it concerns would be missing without a word
+        raise ValueError(NAN)
+    logps = np.split(all_logps, np.cumsum([len(owner) for owner, _ in proposals])[:-1])
     parents = [
         first + search.advance(owner, nodes, own_logps, num_beams)
         for first, search, (owner, nodes), own_logps in zip(first_rows, searches, proposals, logps, strict=True)
@@ -194,26 +200,18 @@ def find(model: Any, searches: Sequence[Search], k: int, num_beams: int, *, exac
     Raises:
         ValueError: A score is not finite.
     """
-    has_items = [len(search.nodes) > 0 for search in searches]
     with evaluation_mode(model):
         (beam_search if not exact else exact_search if by_sum else every_item)(model, searches, num_beams)
-    if any(has_any and not search.found for search, has_any in zip(searches, has_items, strict=True)):
-        raise ValueError(NAN)
-    check_found(searches, k)
+    log_short(searches, k)
 
 
-def check_found(searches: Sequence[Search], k: int) -> None:
-    """Refuse results that are not numbers, and log where there are fewer than asked for.
+def log_short(searches: Sequence[Search], k: int) -> None:
+    """Log where fewer items were found than asked for.
 
     Args:
         searches: After the search.
         k: How many items each was to find.
-
-    Raises:
-        ValueError: A score is not finite.
     """
-    if not all(np.isfinite([score for score, _ in search.found]).all() for search in searches):
-        raise ValueError(NAN)
     if short := [len(search.found) for search in searches if len(search.found) < k]:
         logger.warning(
             "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (at least %d).",
