@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test coverage test-slow test-gpu lint bench bench-pairs bench-gpu bench-data compat package clean
+.PHONY: quickstart test coverage test-slow test-gpu lint bench bench-pairs bench-gpu bench-gpu-all bench-data compat package clean
 
 # Threads that wait for each other sleep: on a machine with other work they would slow everything down
 quickstart: $(VENV)/.quickstart
@@ -21,9 +21,15 @@ coverage: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" $(ARGS)
 
-# One GPU: with several the trainer would put a replica on each
-test-gpu: $(VENV)/.dev
-	CUDA_VISIBLE_DEVICES=0 $(BIN)/python -m pytest -m gpu $(ARGS)
+# Both run without network, by .venv or else by the machine's own Python, and end in ten minutes. Of several GPUs they
+# take one: TRL refuses a process that sees more
+GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
+test-gpu:
+	CUDA_VISIBLE_DEVICES=0 PYTHONPATH=src:tests timeout 600 $(GPU_PYTHON) -m pytest -m gpu $(ARGS)
+
+# Never run on a GPU yet: none was at hand
+bench-gpu:
+	timeout 660 $(GPU_PYTHON) benchmarks/gpu.py --output benchmarks/results/gpu $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,7 +44,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --compile --negatives 7 --rounds 2 --sides trie "trie, compiled" --name step-compiled $(BENCH)
 	$(BIN)/python benchmarks/step.py --negatives 3 --prompt_lengths 64 128 256 512 --rounds 2 --sides copies trie --name step-prompt $(BENCH)
 	$(BIN)/python benchmarks/step.py --negatives 3 --batch_sizes 1 2 4 --rounds 2 --sides trie "trie, one at a time" "trie, padded rows" --name step-batch $(BENCH)
-	$(BIN)/python benchmarks/step.py --negatives 3 7 15 --positions 1 10 --memory --sides copies trie "trie, one at a time" --name step-growing $(BENCH)
+	$(BIN)/python benchmarks/step.py --negatives 3 7 15 --user_positions 1 10 --memory --sides copies trie "trie, one at a time" --name step-growing $(BENCH)
 	$(BIN)/python benchmarks/whole_trainer.py --examples 16 $(BENCH)
 	$(BIN)/python benchmarks/whole_trainer.py --pairs --examples 4 --rounds 2 $(BENCH)
 	$(BIN)/python benchmarks/heads.py --tokens 36 144 --rounds 3 $(BENCH)
@@ -52,16 +58,16 @@ bench-pairs: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Movie_dpo_ranking_5.json $(PAIRS_OPTIONS)
 	$(BIN)/python benchmarks/step.py --rows $(PAIRS)/rec_Amazon_Game_dpo_ranking_5.json $(PAIRS_OPTIONS)
 
-# Never run yet: no GPU was at hand
+# All shapes and lengths, forty minutes of a GPU of 80 GB: never run yet
 GPU := --device cuda --dtype bfloat16 --output benchmarks/results
-bench-gpu: $(VENV)/.dev
-	$(BIN)/python benchmarks/step.py --shape llama-1b --negatives 1 3 7 15 31 --name step-llama-1b $(GPU)
-	$(BIN)/python benchmarks/step.py --shape llama-1b --negatives 7 --prompt_lengths 256 512 1024 2048 --name step-llama-1b-prompt $(GPU)
-	$(BIN)/python benchmarks/step.py --shape qwen-1.7b --negatives 1 7 31 --name step-qwen-1.7b $(GPU)
-	$(BIN)/python benchmarks/step.py --shape llama-8b --lora --negatives 1 3 7 15 31 --name step-llama-8b-lora $(GPU)
-	$(BIN)/python benchmarks/step.py --shape qwen-8b --lora --four_bit --negatives 1 7 31 --name step-qwen-8b-4bit $(GPU)
-	$(BIN)/python benchmarks/fit.py --shape llama-8b --lora --bounds 24 48 80 $(GPU)
-	$(BIN)/python benchmarks/heads.py --hidden 4096 $(GPU)
+bench-gpu-all:
+	$(GPU_PYTHON) benchmarks/step.py --shape llama-1b --negatives 1 3 7 15 31 --name step-llama-1b $(GPU)
+	$(GPU_PYTHON) benchmarks/step.py --shape llama-1b --negatives 7 --prompt_lengths 256 512 1024 2048 --name step-llama-1b-prompt $(GPU)
+	$(GPU_PYTHON) benchmarks/step.py --shape qwen-1.7b --negatives 1 7 31 --name step-qwen-1.7b $(GPU)
+	$(GPU_PYTHON) benchmarks/step.py --shape llama-8b --lora --negatives 1 3 7 15 31 --name step-llama-8b-lora $(GPU)
+	$(GPU_PYTHON) benchmarks/step.py --shape qwen-8b --lora --four_bit --negatives 1 7 31 --name step-qwen-8b-4bit $(GPU)
+	$(GPU_PYTHON) benchmarks/fit.py --shape llama-8b --lora --bounds 24 48 80 $(GPU)
+	$(GPU_PYTHON) benchmarks/heads.py --hidden 4096 $(GPU)
 
 bench-data: $(VENV)/.dev
 	$(BIN)/python benchmarks/data.py $(ARGS)

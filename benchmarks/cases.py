@@ -13,9 +13,6 @@ import polars as pl
 from models import movielens_folder
 from transformers import AutoTokenizer
 
-from dmpo_trl.data import MOVIES, leave_one_out, next_items, preference_dataset, read_recbole, sample_negatives
-from dmpo_trl.preprocessing.tokenize import tokenize_row
-
 PROMPT_LENGTH, TITLE_LENGTH = 270, 10  # tokens; twenty films that a MovieLens user liked
 
 Examples = list[dict[str, Any]]  # prompt_ids, chosen_ids, rejected_ids: the batch as a collator gets it
@@ -80,6 +77,34 @@ def random_examples(count: int, negatives: int, vocabulary: int) -> Examples:
     ]
 
 
+def position_examples(
+    users: int, positions: int, negatives: int, vocabulary: int, prompt: int = PROMPT_LENGTH, title: int = TITLE_LENGTH
+) -> Examples:
+    """Return one example for each of the last positions of users' histories: prompts that grow inside one another.
+
+    Each position adds the title that was chosen at the one before. The longest prompt has `prompt` tokens; what users
+    share, they share by chance. Examples stand user by user.
+    """
+    generator = random.Random(0)
+
+    def tokens(length: int) -> list[int]:
+        return [generator.randrange(vocabulary) for _ in range(length)]
+
+    examples = []
+    for _ in range(users):
+        history = tokens(prompt + title)
+        for place in range(positions):
+            end = prompt - (positions - 1 - place) * title
+            examples.append(
+                {
+                    "prompt_ids": history[:end],
+                    "chosen_ids": history[end : end + title],
+                    "rejected_ids": [tokens(title) for _ in range(negatives)],
+                }
+            )
+    return examples
+
+
 def tiny_examples(count: int, negatives: int) -> Examples:
     """Return examples of letters as tokens; the prompts differ in the first letter, the titles in the last ones."""
     return [
@@ -107,6 +132,9 @@ def movielens_examples(folder: str, count: int, negatives: int) -> Examples:
 
 def movielens_rows(negatives: int) -> list[dict[str, Any]]:
     """Prompt, chosen and rejected titles of the users with at least twenty films before."""
+    # Here: on a machine that reads no data, polars (54 MB) need not be there
+    from dmpo_trl.data import MOVIES, leave_one_out, preference_dataset, read_recbole, sample_negatives
+
     data = read_recbole(movielens_folder(), title_field="movie_title", year_field="release_year")
     users = leave_one_out(data, min_rating=4.0, history_length=20, min_history=20)
     return preference_dataset(sample_negatives(users, data, negatives, seed=0), data, MOVIES).to_list()
@@ -117,6 +145,8 @@ def growing_cases(folder: str, positions: list[int], negatives: list[int]) -> It
 
     The user is the one of whom a row has the median number of tokens, so that no choice is made by hand.
     """
+    from dmpo_trl.data import MOVIES, next_items, preference_dataset, read_recbole, sample_negatives
+
     data = read_recbole(movielens_folder(), title_field="movie_title", year_field="release_year")
     grown = next_items(data, min_rating=4.0, history_length=24, min_history=5, per_user=20, growing=True)
     whole = grown.filter(pl.len().over("user") == 20)
@@ -160,6 +190,8 @@ load_tokenizer = cache(AutoTokenizer.from_pretrained)
 
 
 def tokenize(folder: str, example: dict[str, Any]) -> dict[str, Any]:
+    from dmpo_trl.preprocessing.tokenize import tokenize_row
+
     tokenizer = load_tokenizer(folder)
     return tokenize_row(
         example,

@@ -5,6 +5,8 @@
     trl fused                    N+1 copies through TRL's fused head
     trl fused, checkpointing     the same with gradient checkpointing, TRL's default
     copies                       N+1 copies in dmpo-trl: the head on scored positions only
+    copies, one varlen row       the same without padding, through FlashAttention's kernel for many lengths: the
+                                 strongest way to compute copies; on a GPU, or where it is named
     copies, FlashAttention       the same with kernels that do not accept the trie's mask; on a GPU with flash-attn
     cached prompt                the prompt once, its keys and values expanded over the completions; gradients flow
                                  through the cache
@@ -33,6 +35,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import varlen
 from cases import Examples
 from models import Work
 from transformers import DynamicCache, LlamaConfig
@@ -43,7 +46,6 @@ from dmpo_trl import DataCollatorForMultiPreference
 from dmpo_trl.losses import ScoredBatch, preference_loss
 from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.row_plan import RowPlan, plan_for
-from dmpo_trl.recommend.decoding.prefixes import cache_argument
 
 BASELINE = "full logits"
 
@@ -75,6 +77,7 @@ def make_sides(
     copies_at_once: int,
     several: bool,
     compiled: bool,
+    baseline: bool = True,
     only: Iterable[str] | None = None,
 ) -> dict[str, Side]:
     """Return the sides by name, `BASELINE` first.
@@ -85,6 +88,7 @@ def make_sides(
         copies_at_once: Largest number of sequences per forward pass of the sides with copies.
         several: Whether batches hold several examples.
         compiled: Whether to use `torch.compile` as well.
+        baseline: Whether to keep `BASELINE` where `only` does not name it.
         only: Names of the sides to keep, beside `BASELINE`; one that does not exist under these conditions is left
             out.
     """
@@ -115,12 +119,17 @@ def make_sides(
     rows_of_texts = collator(True, plan("sdpa"))
     fused = {"score": score_with_trl, "count": count_fused}
     own_copies = Side(partial(by_copies, copies_at_once), collator(False, plan("sdpa")), score_with_ours, count_scored)
+    one_row = "copies, one varlen row"
+    varlen_copies = replace(
+        own_copies, collate=lambda examples: varlen.one_row(own_copies.collate(examples)), attention=varlen.NAME
+    )
     flash = replace(own_copies, attention="flash_attention_2")
     sides = {
         BASELINE: copies(score_with_full_logits, count=count_all),
         "trl fused": copies(**fused),
         "trl fused, checkpointing": copies(**fused, checkpointing=True),
         "copies": own_copies,
+        one_row: varlen_copies if on_gpu or one_row in (only or ()) else None,
         "copies, FlashAttention": flash if on_gpu and is_flash_attn_2_available() else None,
         "cached prompt": Side(one_by_one, collate_for_cache, score_with_cache, count_cached),
         "trie": trie(),
@@ -131,14 +140,14 @@ def make_sides(
         "trie, compiled": trie(plan("trie_sdpa", compiles=True), compiled=True) if compiled else None,
         "trl pairs": Side(partial(by_pairs, copies_at_once), collate_pairs, score_pairs, count_fused, loss="sigmoid"),
         "trie, sigmoid": trie(loss="sigmoid"),
-        "sft": Side(
-            at_once, partial(collate_plain, collator(True, plan("sdpa"))), score_plain, count_scored, loss="sft"
-        ),
+        "sft": Side(at_once, partial(collate_plain, rows_of_texts), score_plain, count_scored, loss="sft"),
     }
     wanted = set(sides if only is None else only)
+    if baseline:
+        wanted.add(BASELINE)
     if unknown := wanted - set(sides):
         raise SystemExit(f"No side is called {sorted(unknown)}: there are {sorted(sides)}.")
-    return {name: side for name, side in sides.items() if side is not None and name in {BASELINE, *wanted}}
+    return {name: side for name, side in sides.items() if side is not None and name in wanted}
 
 
 # How a batch is cut into forwards
@@ -240,6 +249,8 @@ def collate_for_cache(examples: Examples) -> Batch:
 
 
 def score_with_cache(model: Any, batch: Batch) -> torch.Tensor:
+    from dmpo_trl.recommend.decoding.prefixes import cache_argument  # which reads catalogues, by polars
+
     inputs = dict(batch)
     prompt, first = inputs.pop("prompt_ids"), inputs.pop("first_tokens")
     cache = DynamicCache(config=model.config)

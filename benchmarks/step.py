@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=2 python benchmarks/step.py --negatives 1 3 7 15 --memory --output benchmarks/results
 
-The ways are the "sides" of `sides.py`. They take turns inside one process for several rounds; a run in which two of
-them disagree in loss or gradient norm stops. By default a batch is one MovieLens 100K example, and the model is
-SmolLM2-135M in float32 on the CPU. `--prompt_lengths` and `--batch_sizes` sweep over these quantities. `--rows` takes
-the DMPO authors' pairs instead, in batches of ten rows in the file's order; `--positions` a MovieLens user's rows
-whose histories grow inside one another. `--shape` takes random weights in the
-shape of a known model and random tokens, for a GPU. Copies with full logits take about 2.3 GB per thousand tokens
+The ways are the "sides" of `sides.py`. They take turns inside one process for several rounds. Where two of them
+disagree in loss or gradient norm, the rows of the later one say so and the run fails at its end. By default a batch is
+one MovieLens 100K example, and the model is SmolLM2-135M in float32 on the CPU. `--prompt_lengths` and `--batch_sizes`
+sweep over these quantities. `--rows` takes the DMPO authors' pairs instead, in batches of ten rows in their order, and
+`--user_positions` a MovieLens user's examples, whose histories grow inside one another. `--shape` takes random weights
+in the shape of a known model and random tokens, for a GPU; with `--positions` each user of a batch has that many
+examples, whose prompts grow inside one another. Copies with full logits take about 2.3 GB per thousand tokens
 (SmolLM2); `--copies_at_once` limits them.
 
 Columns of the result:
@@ -33,9 +34,18 @@ from pathlib import Path
 
 import report
 import torch
-from cases import Case, authors_rows, growing_cases, movielens_examples, random_examples, sweep, tiny_examples
+from cases import (
+    Case,
+    authors_rows,
+    growing_cases,
+    movielens_examples,
+    position_examples,
+    random_examples,
+    sweep,
+    tiny_examples,
+)
 from machine import PeakMemory, describe, matmul_rate
-from measure import Outcome, Outcomes, check_agreement, run_or_none, run_step
+from measure import Outcome, Outcomes, disagreements, run_or_none, run_step
 from models import SHAPES, Models, ModelSettings, load_models
 from sides import BASELINE, Side, make_sides
 from transformers import HfArgumentParser
@@ -50,9 +60,13 @@ class Settings(ModelSettings):
     negatives: list[int] = field(default_factory=lambda: [1, 3, 7, 15])
     prompt_lengths: list[int] | None = field(default=None, metadata={"help": "Cut or extend prompts to these."})
     batch_sizes: list[int] = field(default_factory=lambda: [1], metadata={"help": "Examples per batch."})
-    positions: list[int] | None = field(
-        default=None, metadata={"help": "Rows per user whose histories grow, as batches, instead of single rows."}
+    user_positions: list[int] | None = field(
+        default=None, metadata={"help": "Examples of a MovieLens user whose histories grow, as a batch."}
     )
+    positions: int = field(
+        default=1, metadata={"help": "Examples per user, with prompts that grow inside one another; with --shape."}
+    )
+    baseline: bool = field(default=True, metadata={"help": "Copies with full logits, whichever --sides."})
     rows: Path | None = field(default=None, metadata={"help": "JSON file of the DMPO authors' pairs, to be used."})
     batch_rows: int = field(default=10, metadata={"help": "Rows of --rows per batch."})
     batches: int = field(default=3, metadata={"help": "Batches of --rows to take."})
@@ -70,6 +84,8 @@ class Settings(ModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.positions > 1 and (self.shape is None or self.prompt_lengths is not None or self.rows is not None):
+            raise ValueError("--positions makes random tokens of its own: it goes with --shape or --tiny alone.")
         if self.rounds < 1 and not self.memory:
             raise ValueError("--rounds 0 measures nothing; with --memory it measures memory alone.")
 
@@ -77,9 +93,13 @@ class Settings(ModelSettings):
 def make_cases(settings: Settings) -> list[Case]:
     if settings.rows is not None:
         return [authors_rows(settings.rows, settings.model, settings.batch_rows, settings.batches)]
-    if settings.positions is not None:
-        return list(growing_cases(settings.model, settings.positions, settings.negatives))
+    if settings.user_positions is not None:
+        return list(growing_cases(settings.model, settings.user_positions, settings.negatives))
     count, most = max(settings.batch_sizes), max(settings.negatives)
+    if settings.positions > 1:
+        source = position_examples(count, settings.positions, most, SHAPES[settings.shape].vocab_size)
+        sizes = [settings.positions * users for users in settings.batch_sizes]
+        return list(sweep(source, settings.negatives, None, sizes))
     if settings.tiny:
         source = tiny_examples(count, most)
     elif settings.shape is not None:
@@ -96,37 +116,37 @@ def sides_of(settings: Settings, hidden_size: int, case: Case) -> dict[str, Side
         copies_at_once=settings.copies_at_once,
         several=case.batch_size > 1,
         compiled=settings.compile,
+        baseline=settings.baseline,
         only=settings.sides,
     )
 
 
-def time_sides(settings: Settings, models: Models, case: Case) -> list[Outcomes]:
-    """Return the outcomes of the sides, one dictionary per round."""
+def time_sides(settings: Settings, models: Models, case: Case) -> tuple[list[Outcomes], dict[str, str]]:
+    """Return the outcomes of the sides, one dictionary per round, and what is wrong with sides that disagree."""
     sides = sides_of(settings, models.policy.config.hidden_size, case)
     size = 256 if settings.tiny else 2048 if settings.device == "cpu" else 8192
     for name, side in sides.items():
         # Compiling and picking kernels belong to a run, not to a step; on the CPU a short step starts the threads
         if side.compiled or settings.device != "cpu" or name == "trie":
             run_or_none(side, models, case.batches)
-    rounds = []
+    rounds, wrong = [], {}
     for _ in range(settings.rounds):
         rate = matmul_rate(settings.device, settings.torch_dtype, size, 0.02 if settings.tiny else 1.0)
         rounds.append({name: run_or_none(side, models, case.batches) for name, side in sides.items()})
         for outcome in filter(None, rounds[-1].values()):
             outcome.rate_share = outcome.flops / outcome.seconds / rate
-        check_agreement(sides, rounds[-1], settings.torch_dtype)
-    return rounds
+        wrong |= disagreements(sides, rounds[-1], settings.torch_dtype)
+    return rounds, wrong
 
 
-def memory_of_sides(settings: Settings, case: Case) -> Outcomes:
-    """Run one step of each side, each in a fresh process."""
+def memory_of_sides(settings: Settings, case: Case) -> tuple[Outcomes, dict[str, str]]:
+    """Run one step of each side, each in a fresh process; return also what is wrong with sides that disagree."""
     outcomes: Outcomes = {}
     sides = sides_of(settings, 1, case)
     for name in sides:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh_process:
             outcomes[name] = fresh_process.submit(measure_memory, settings, name, case).result()
-    check_agreement(sides, outcomes, settings.torch_dtype)
-    return outcomes
+    return outcomes, disagreements(sides, outcomes, settings.torch_dtype)
 
 
 def measure_memory(settings: Settings, name: str, case: Case) -> Outcome:
@@ -138,7 +158,7 @@ def measure_memory(settings: Settings, name: str, case: Case) -> Outcome:
     return outcome
 
 
-def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes) -> Iterator[report.Row]:
+def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes, wrong: dict[str, str]) -> Iterator[report.Row]:
     """Yield one row per side, with the columns that the module's docstring explains."""
     for side in rounds[0]:
         row: report.Row = {
@@ -148,7 +168,7 @@ def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes) -> Iterator[
             "prompt": case.prompt_length,
             "batch": case.batch_size,
         }
-        pairs = [(outcomes[BASELINE], outcomes[side]) for outcomes in rounds if outcomes[side]]
+        pairs = [(outcomes.get(BASELINE), outcomes[side]) for outcomes in rounds if outcomes[side]]
         if not pairs:
             yield row | dict.fromkeys(MEASURES, math.nan) | {"note": "out of memory"}
             continue
@@ -173,7 +193,7 @@ def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes) -> Iterator[
             "peak_gb": peak,
             "peak share": peak / first_peak,
         }
-        yield row | {"note": ""}
+        yield row | {"note": wrong.get(side, "")}
 
 
 def profile(settings: Settings, models: Models, case: Case) -> list[report.Row]:
@@ -212,22 +232,29 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{report.head(header)}\n\n{report.table_head(COLUMNS)}", flush=True)
     cases = make_cases(settings)
     # Before the models are loaded here, so that both fit
-    memory = [memory_of_sides(settings, case) if settings.memory else {} for case in cases]
+    memory = [memory_of_sides(settings, case) if settings.memory else ({}, {}) for case in cases]
     models = load_models(settings) if settings.rounds or settings.profile else None
-    rows = []
-    for case, peaks in zip(cases, memory, strict=True):
-        rounds = time_sides(settings, models, case) if settings.rounds else [peaks]
-        for row in summarize(case, rounds, peaks):
-            rows.append(row)
+    rows, problems = [], []
+    for case, (peaks, wrong) in zip(cases, memory, strict=True):
+        rounds = [peaks]
+        if settings.rounds:
+            rounds, of_rounds = time_sides(settings, models, case)
+            wrong = wrong | of_rounds
+        problems += [f"{case.label}: {problem}" for problem in wrong.values()]
+        of_case = list(summarize(case, rounds, peaks, wrong))
+        rows += of_case
+        for row in of_case:
             print(report.table_row(row, COLUMNS), flush=True)
-    if settings.output is not None:
-        report.add_rows(settings.output, settings.name, command, header, rows)
+        if settings.output is not None:  # as it comes: a run that is stopped has what it measured
+            report.add_rows(settings.output, settings.name, command, header, of_case)
     if settings.plot is not None:
         report.draw_sweeps(settings.plot, settings.name, header, rows, BASELINE)
     if settings.profile:
         operations = profile(settings, models, cases[-1])
         if settings.output is not None:
             report.add_rows(settings.output, f"{settings.name}-profile", command, header, operations)
+    if problems:
+        raise SystemExit("\n".join(problems))
 
 
 if __name__ == "__main__":

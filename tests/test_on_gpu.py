@@ -5,7 +5,6 @@ Everything but FlexAttention runs on the CPU as well, so that the tests themselv
 
 import math
 
-import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,16 +25,16 @@ from support import (
     ragged_examples,
     save_model,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from dmpo_trl import DMPOTrainer, score_completions
 from dmpo_trl.batching.collator import lay_out
-from dmpo_trl.data import MOVIES
-from dmpo_trl.modeling.attention import use_trie_attention
+from dmpo_trl.modeling.attention import attends_in_blocks, use_trie_attention
 from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.row_plan import plan_for
 from dmpo_trl.modeling.scoring_head import add_scoring_head
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
-from dmpo_trl.recommend import Recommender
 
 CUDA = pytest.param(
     "cuda",
@@ -216,6 +215,10 @@ def test_four_bit_layers_are_those_of_their_dequantised_weights(tmp_path, device
 @pytest.mark.parametrize("device", DEVICES)
 def test_scores_and_recommendations(device):
     """The catalogue scored at once, and searched, against every title on its own in float64."""
+    pl = pytest.importorskip("polars", reason="reads catalogues; a GPU machine without a network may lack it")
+    from dmpo_trl.data import MOVIES
+    from dmpo_trl.recommend import Recommender
+
     model, tokenizer = make_model(**SIZES).to(device), make_tokenizer()
     exact = make_model(**SIZES).double()
     prompt = MOVIES.prompt(["Alien", "Heidi"])
@@ -232,3 +235,86 @@ def test_scores_and_recommendations(device):
     wanted = [place for place in order if TITLES[place] not in ("Alien", "Heidi")][:5]
     assert [one.title for one in found] == [TITLES[place] for place in wanted]
     assert [one.score for one in found] == pytest.approx([expected[place] for place in wanted], rel=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nothing_recompiles_after_the_third_step(tmp_path, device):
+    """Batches of other lengths, in blocks on CUDA: torch would compile for each, or go on without its kernel."""
+    rows = make_rows((7, 1, 3, 15, 2, 5, 9, 1) * 3)
+    # Prompts up to about 500 tokens long
+    rows = rows.map(lambda row, index: {"prompt": row["prompt"] * (1 + 37 * index % 20)}, with_indices=True)
+    options = {"use_cpu": device == "cpu", "bf16": device != "cpu", "num_train_epochs": 1, "max_length": None}
+    trainer = make_trainer(tmp_path, rows, model=make_model(**SIZES), ref_model=make_model(**SIZES), **options)
+    in_blocks = attends_in_blocks(trainer.model.config._attn_implementation)
+    assert in_blocks is (device == "cuda")
+    compiled, lengths = [], []
+
+    class Counts(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    collate = trainer.data_collator
+    trainer.data_collator = lambda examples: lengths.append((batch := collate(examples))["input_ids"].shape) or batch
+    trainer.add_callback(Counts())
+    trainer.train()
+    assert len(compiled) == 6
+    assert len(set(lengths)) >= 3
+    assert compiled[-1] == compiled[2]
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["dense masks", "blocks"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_gradient_is_nan_whatever_the_length(tmp_path, device, blocks):
+    """The trainer stops at one. Qwen2.5's biases make scores low, where cuDNN's masked attention gave NaN."""
+    steps = 10 if device == "cpu" else 200
+    rows = make_rows([1 + step % 9 for step in range(steps)])
+    rows = rows.map(lambda row, index: {"prompt": row["prompt"] * (1 + index % 30)}, with_indices=True)
+    models = [make_model("qwen2_windows", **SIZES) for _ in range(2)]
+    with torch.no_grad():
+        for model in models:
+            for layer in model.model.layers:
+                layer.self_attn.q_proj.bias.fill_(20.0)
+                layer.self_attn.k_proj.bias.fill_(-20.0)
+    options = {"use_cpu": device == "cpu", "bf16": device != "cpu", "per_device_train_batch_size": 1}
+    trainer = make_trainer(
+        tmp_path,
+        rows,
+        model=models[0],
+        ref_model=models[1],
+        max_steps=steps,
+        learning_rate=1e-6,
+        block_attention=blocks,
+        logging_steps=100,
+        **options,
+    )
+    trainer.train()
+    assert trainer.state.global_step == steps
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.xfail(reason="pytorch#196678; where it passes, masks may go through cuDNN again", strict=False)
+def test_the_masked_attention_of_cudnn():
+    """At a length of 64 modulo 128 and scores of about -100, where it gave NaN."""
+    query, key, value = (torch.randn(1, 4, 704, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    query[..., 0], key[..., 0] = 30.0, -30.0
+    leaves = [state.requires_grad_() for state in (query, key, value)]
+    mask = torch.ones(704, 704, dtype=torch.bool, device="cuda").tril()
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=mask).sum().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_that_is_spread_over_devices_is_scored(tmp_path):
+    """Hidden states end on another device than the batch is on."""
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": 1}
+    places |= {"model.norm": 1, "lm_head": 1}
+    folder = save_model(tmp_path / "model", **SIZES)
+    spread = AutoModelForCausalLM.from_pretrained(folder, device_map=places)
+    prompts, completions = ["Alien,", "Heidi,"], [[" Aliens", " Babe"], [" Babe"]]
+    found = score_completions(spread, make_tokenizer(), prompts, completions)
+    expected = score_completions(make_model(**SIZES), make_tokenizer(), prompts, completions)
+    for one, other in zip(found, expected, strict=True):
+        assert one.logps == pytest.approx(other.logps, rel=1e-4)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import json
 import sys
 from importlib.metadata import version
@@ -114,14 +115,21 @@ def test_rows_that_share_a_history_stand_once(step, tmp_path):
         ("score_pairs", "'trie, sigmoid' disagrees with 'trl pairs': loss"),
     ],
 )
-def test_a_side_that_computes_something_else_stops_the_run(step, sides, monkeypatch, score, message):
+def test_a_side_that_computes_something_else_is_noted_and_fails_the_run(
+    step, sides, monkeypatch, score, message, tmp_path
+):
+    """At its end, when everything is written: what took minutes of a GPU is not lost."""
     right = getattr(sides, score)
     monkeypatch.setattr(sides, score, lambda model, batch: 1.5 * right(model, batch))
     with pytest.raises(SystemExit, match=message):
-        step.main(["--tiny", "--negatives", "2", "--rounds", "1"])
+        step.main(["--tiny", "--negatives", "2", "--rounds", "1", "--output", str(tmp_path)])
+    rows = read(tmp_path)
+    assert {side for _, side in rows} == set(SIDES)
+    assert any("disagrees" in row["note"] for row in rows.values())
+    assert rows["N=2", "full logits"]["note"] == ""
 
 
-def test_a_side_whose_gradient_is_another_stops_the_run(step, sides, monkeypatch):
+def test_a_side_whose_gradient_is_another_fails_the_run(step, sides, monkeypatch):
     def detached(model, batch):
         logps = right(model, batch)
         return torch.cat([logps[:1].detach(), logps[1:]])
@@ -150,9 +158,30 @@ def test_a_gpu_has_kernels_of_its_own(sides, monkeypatch):
     on_cpu = set(sides.make_sides(32, device="cpu", **options))
     monkeypatch.setattr(sides, "is_flash_attn_2_available", lambda: True)
     on_gpu = sides.make_sides(32, device="cuda", **options)
-    assert set(on_gpu) - on_cpu == {"copies, FlashAttention", "trie, FlexAttention"}
+    assert set(on_gpu) - on_cpu == {"copies, FlashAttention", "copies, one varlen row", "trie, FlexAttention"}
     assert on_gpu["copies, FlashAttention"].attention == "flash_attention_2"
     assert on_gpu["trie, FlexAttention"].attention == "trie_sdpa_blocks"
+
+
+def test_positions_of_a_user_grow_inside_one_another(step, tmp_path):
+    """A tree of all positions of a user, in which each title but the last is a part of the next prompt."""
+    examples = importlib.import_module("cases").position_examples(1, 3, 2, 256)
+    for example, following in itertools.pairwise(examples):
+        assert following["prompt_ids"] == example["prompt_ids"] + example["chosen_ids"]
+    sides = ["copies", "copies, one varlen row", "trie", "trie, one at a time"]
+    arguments = ["--tiny", "--negatives", "2", "--positions", "3", "--rounds", "1", "--no_baseline", "--sides", *sides]
+    step.main([*arguments, "--output", str(tmp_path)])
+    rows = read(tmp_path)
+    assert [side for _, side in rows] == sides
+    # The longest prompt and what follows it: 270 and 9; two rejected titles of 9 at each position. A node that two
+    # titles begin with by chance would make it one less
+    assert int(rows["N=2, batch 3", "trie"]["tokens"]) in range(270 + 9 + 3 * 2 * 9 - 3, 270 + 9 + 3 * 2 * 9 + 1)
+    copies = 3 * sum(length + 9 for length in (250, 260, 270))
+    assert {rows["N=2, batch 3", side]["tokens"] for side in sides[:2]} == {str(copies)}
+    assert rows["N=2, batch 3", "copies, one varlen row"]["padded"] == str(copies)
+    assert not any(row["note"] for row in rows.values())
+    with pytest.raises(ValueError, match="--positions makes random tokens"):
+        step.main(["--positions", "3", "--model", str(tmp_path)])
 
 
 def test_an_unknown_side_is_refused(step):

@@ -1,5 +1,8 @@
 """`dmpo-trl estimate`: train's own options in, the cost model's numbers out, no weights read."""
 
+import itertools
+import re
+
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
@@ -93,6 +96,37 @@ def test_the_largest_n_fits_and_the_next_does_not(capsys, config_folder, config)
     for found, layout in zip(rows["largest N in 0.05 GB"], layouts, strict=True):
         memory = [step_cost(size, layout([(40, [6] * (int(found) + n))] * 8), options).memory for n in (1, 2)]
         assert memory[0] <= 0.05e9 < memory[1]
+
+
+def faster(output):
+    """Of each recommendation, the options and the times fewer FLOPs."""
+    found = re.findall(r"^(--.*): ([0-9.]+) times fewer FLOPs, ([0-9.]+) GB$", output, re.MULTILINE)
+    return {options: (float(times), float(memory)) for options, times, memory in found}
+
+
+def test_the_two_switches_that_matter_most_are_recommended_where_they_fit(capsys, config_folder, config):
+    arguments = ["--model_name_or_path", config_folder, *LENGTHS, "--bf16", "False"]
+    arguments += ["--per_device_train_batch_size", 512]
+    layout = BatchSize.trie([(40, [6] * 8)] * 512, attention_balance=6 * 32)
+    size, costs = ModelSize.from_config(config), {}
+    for checkpointing, precomputed in itertools.product((True, False), repeat=2):
+        options = TrainingOptions(gradient_checkpointing=checkpointing, precomputed_reference=precomputed)
+        costs[checkpointing, precomputed] = step_cost(size, layout, options)
+    off, precompute = "--gradient_checkpointing False", "--precompute_ref_log_probs True"
+    cases = {off: (False, False), precompute: (True, True), f"{off} {precompute}": (False, True)}
+    _, output = estimate(capsys, *arguments, "--memory_gb", 100)
+    expected = {
+        name: pytest.approx((costs[True, False].flops / costs[case].flops, costs[case].memory / 1e9), abs=6e-3)
+        for name, case in cases.items()
+    }
+    assert faster(output) == expected
+    # Between what both take and what layers that keep their activations take beside a reference
+    between = (costs[False, True].memory + costs[False, False].memory) / 2e9
+    assert set(faster(estimate(capsys, *arguments, "--memory_gb", between)[1])) == {precompute, f"{off} {precompute}"}
+    assert faster(estimate(capsys, *arguments, "--memory_gb", 0.001)[1]) == {}
+    assert faster(estimate(capsys, *arguments)[1]) == {}  # of no memory that it could fit in
+    arguments += ["--memory_gb", 100, "--gradient_checkpointing", "False"]
+    assert set(faster(estimate(capsys, *arguments)[1])) == {precompute}
 
 
 def test_lengths_are_measured_on_a_dataset(capsys, config_folder, tmp_path):

@@ -206,6 +206,18 @@ def test_a_trainers_loss_over_one_row_of_blocks(as_on_cuda, tmp_path, monkeypatc
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("options", [{"in_blocks": False}, {"compiles": True}], ids=str)
+def test_a_model_of_a_run_in_blocks_is_free_for_another(as_on_cuda, options):
+    """Which may be on a CPU, where FlexAttention has no backward pass."""
+    model = make_model("llama")
+    choose_layout(model, None, True, ACCELERATOR)
+    assert attention(model) == "trie_sdpa_blocks"
+    chosen = choose_layout(model, None, True, ACCELERATOR, **options)
+    assert attention(model) == "trie_sdpa"
+    assert chosen.plan.multiple == 1
+
+
 def test_attention_in_blocks_can_be_switched_off(as_on_cuda, tmp_path):
     trainer = make_trainer(tmp_path, make_rows((2, 1)), block_attention=False)
     assert attention(trainer.model) == "trie_sdpa"

@@ -68,15 +68,15 @@ def build_row(
         for node in path[shared:]:
             row.subtree_end[node] = len(row.input_ids)
         del path[shared:]
-        for depth in range(shared, len(nodes)):
-            path.append(len(row.input_ids))
-            row.input_ids.append(nodes[depth])
-            row.position_ids.append(depth)
-            row.subtree_end.append(-1)
+        first, new = len(row.input_ids), len(nodes) - shared
+        path += range(first, first + new)
+        row.input_ids += nodes[shared:]
+        row.position_ids += range(shared, len(nodes))
+        row.subtree_end += [-1] * new
         previous = nodes
-        for position in range(max(prompt_length, 1), len(ids)):
-            entry = entries.setdefault((path[position - 1], ids[position]), len(entries))
-            row.completions[numbers[index]].append(entry)
+        start = max(prompt_length, 1)
+        pairs = zip(path[start - 1 :], ids[start:], strict=True)
+        row.completions[numbers[index]] = [entries.setdefault(pair, len(entries)) for pair in pairs]
     for node in path:
         row.subtree_end[node] = len(row.input_ids)
     row.scored_nodes = [node for node, _ in entries]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ._splits import choose_split
@@ -12,7 +12,7 @@ from ._train_options import argument_types
 from .options import Parser, check_at_least
 
 if TYPE_CHECKING:
-    from ..training.cost import BatchSize, Lengths, StepCost
+    from ..training.cost import BatchSize, Lengths, ModelSize, StepCost, TrainingOptions
 
 
 @dataclass
@@ -120,7 +120,43 @@ def run(arguments: list[str]) -> None:
         f"{' (LoRA)' if size.adapter else ''}; one step of {batch_size} examples, {sample.source}\n"
     )
     print(_table(columns))
+    if options.memory_gb is not None:
+        _print_faster(size, sample.layouts["trie"], training, options.memory_gb)
     print("\nHow it is computed, what is left out and how far it is from measured runs: docs/cost.md")
+
+
+def _print_faster(size: ModelSize, layouts: list[BatchSize], training: TrainingOptions, memory_gb: float) -> None:
+    """Print which options would make a step of the trie faster and fit: the two that matter most, alone and together.
+
+    Args:
+        size: The model's.
+        layouts: Of batches.
+        training: Options as they are.
+        memory_gb: Memory that the step may take.
+    """
+    from ..training.cost import step_cost
+
+    def costs(options: TrainingOptions) -> tuple[float, float]:
+        own = [step_cost(size, layout, options) for layout in layouts]
+        return statistics.mean(cost.flops for cost in own), max(cost.memory for cost in own)
+
+    changes = {
+        "--gradient_checkpointing False": {"gradient_checkpointing": False},
+        "--precompute_ref_log_probs True": {"precomputed_reference": True},
+    }
+    changes = {name: change for name, change in changes.items() if replace(training, **change) != training}
+    if len(changes) > 1:
+        changes[" ".join(changes)] = {key: value for change in changes.values() for key, value in change.items()}
+    flops, _ = costs(training)
+    lines = []
+    for name, change in changes.items():
+        less, memory = costs(replace(training, **change))
+        if memory <= memory_gb * 1e9:
+            lines.append(f"{name}: {flops / less:.2f} times fewer FLOPs, {memory / 1e9:.3f} GB")
+    if lines:
+        print(f"\nFaster, and fits in {memory_gb:g} GB (trie):", *lines, sep="\n")
+        if not training.precomputed_reference:
+            print("Log-probs that are precomputed take a forward pass of the dataset before the first step.")
 
 
 def _measure(

@@ -13,7 +13,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from ..batching.collator import DataCollatorForMultiPreference
-from ..modeling.attention import attends_in_blocks, use_trie_attention
+from ..modeling.attention import attends_in_blocks, plain_attention, use_trie_attention
 from ..modeling.loading import base_model_of
 from ..modeling.probe import prepare_for_scoring, require_finite_logits
 from ..modeling.quantization import keep_trainable
@@ -78,6 +78,8 @@ def choose_layout(
     policy, device_type = base_models[0], accelerator.device.type
     one_row = device_type if in_blocks and not compiles else None  # where rows may be for attention in blocks
     for one, base_model in zip(models, base_models, strict=True):
+        if attends_in_blocks(base_model.config._attn_implementation):  # of another run, maybe on another device
+            base_model.set_attn_implementation(plain_attention(base_model))
         remove_fused_lm_head(base_model)
         keep_trainable(one)  # the reference too: it must round as the policy does
     with gathered_parameters(model):
