@@ -10,7 +10,7 @@ from support import make_model, make_tokenizer
 from dmpo_trl.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -41,8 +41,8 @@ def code(text: str) -> str:
     return "\n".join([*blocks, *re.findall(r"^    (.+)$", rest, re.MULTILINE), *re.findall(r"`([^`]+)`", rest)])
 
 
-def named(page: Path) -> str:
-    return str(page.relative_to(ROOT))
+def named(page: Path, folder: Path = ROOT) -> str:
+    return str(page.relative_to(folder))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -102,7 +102,7 @@ def test_tests_that_are_named_exist(page):
 
 def test_the_index_has_every_page():
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"} <= set(LINK.findall(text))
+    assert {named(page, ROOT / "docs") for page in ROOT.glob("docs/**/*.md")} - {"index.md"} <= set(LINK.findall(text))
 
 
 def test_the_loss_of_ones_own_trains(tmp_path, monkeypatch):
@@ -120,11 +120,12 @@ def test_the_loss_of_ones_own_trains(tmp_path, monkeypatch):
     assert names["trainer"].state.log_history[-1]["train_loss"] == pytest.approx(1.78, abs=0.005)
 
 
-def test_the_readmes_change_from_dpo_to_dmpo_trains(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_change_from_dpo_to_dmpo_trains(page, tmp_path, monkeypatch):
     """The lines after the change as they stand, with another model: on a CPU too, where TRL's bf16 cannot be had."""
     make_model("llama").save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
     lines = [line[1:] for line in diff.splitlines() if not line.startswith("-")]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
