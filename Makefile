@@ -70,9 +70,9 @@ bench-data: $(VENV)/.dev
 compat: $(VENV)/.dev
 	$(BIN)/python scripts/compat.py $(ARGS)
 
-# The documentation's site, into site/: every warning is an error, and the HTML's links are checked
+# The documentation's site, into site/: a warning is an error (with --quiet none would be counted), and links are checked
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python scripts/docs/check_site.py site
 
 # What would be published, and whether it works alone, in an environment that pip fills from the registry

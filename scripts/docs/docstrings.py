@@ -3,7 +3,7 @@
 Griffe knows Google's form and mkdocstrings' references; what TRL's form has in their place is rewritten:
 
 - [`next_items`] and [`Ranks.from_scores`] become links to the public object of that name. [`~trl.DPOTrainer`], of
-  another package, and names that the site has no page for become code.
+  another package, and names that the site has no page for become code; a name that is nowhere is a warning.
 - `Example:` becomes `Examples:`, so that griffe finds the code.
 - The lines `> Parameters that control ...` between parameters are left out.
 - A parameter's type in brackets is left out: the signature has it.
@@ -15,7 +15,7 @@ Methods such as `__post_init__` are left out: they are not called by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import griffe
@@ -54,6 +54,12 @@ def rewritten(docstring: str, public: Mapping[str, str]) -> str:
     return re.sub(r"^[ \t]*> .*\n\n?", "", text, flags=re.MULTILINE)
 
 
+def unknown(docstring: str, known: Set[str]) -> list[str]:
+    """Return the references of a docstring whose object is neither known nor of another package (`trl.DPOTrainer`)."""
+    names = [name for _, name in _REFERENCE.findall(docstring)]
+    return [name for name in names if name.partition(".")[0] not in known and not re.match(r"[a-z_]+\.", name)]
+
+
 class Docstrings(griffe.Extension):
     """Rewrites the docstrings of a package once it is read."""
 
@@ -63,14 +69,20 @@ class Docstrings(griffe.Extension):
         for module in PUBLIC:
             for name in pkg.modules_collection[module].exports or ():
                 public.setdefault(str(name), f"{module}.{name}")
-        _rewrite(pkg, public)
+        objects = list(_objects(pkg))
+        known = {of.name for of in objects}
+        for of in objects:
+            if of.docstring is not None:
+                for name in unknown(of.docstring.value, known | public.keys()):
+                    griffe.docstring_warning(of.docstring, 0, f"There is no `{name}` to link to")
+                of.docstring.value = rewritten(of.docstring.value, public)
 
 
-def _rewrite(of: griffe.Object, public: Mapping[str, str]) -> None:
-    if of.docstring is not None:
-        of.docstring.value = rewritten(of.docstring.value, public)
+def _objects(of: griffe.Object) -> Iterator[griffe.Object]:
+    """Yield an object and what is in it, without the methods that are not called by name."""
+    yield of
     for name, member in list(of.members.items()):
         if name != "__init__" and re.fullmatch("__.*__", name) and of.is_class:
             del of.members[name]
         elif not member.is_alias:
-            _rewrite(member, public)
+            yield from _objects(member)

@@ -94,6 +94,11 @@ def test_a_docstring_is_read_in_the_references_form(docstrings, text, read):
     assert docstrings.rewritten(text, PUBLIC) == read
 
 
+def test_a_reference_to_nothing_is_found(docstrings):
+    text = "[`next_items`], [`nxt_items`], [`Rank.from_scores`], [`~trl.DPOTrainer`], [`~trl.trainer.Name`], [`x`](y.md)"
+    assert docstrings.unknown(text, {"next_items"}) == ["nxt_items", "Rank.from_scores"]
+
+
 def test_every_public_module_has_a_page(docstrings):
     pages = [page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")]
     assert {re.search(r"^::: (\S+)$", page, re.M)[1] for page in pages} == set(docstrings.PUBLIC)
