@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test coverage test-slow test-gpu lint bench bench-pairs bench-gpu bench-gpu-all bench-data compat package clean
+.PHONY: quickstart test coverage test-slow test-gpu lint bench bench-pairs bench-gpu bench-gpu-all bench-data compat docs package clean
 
 # Threads that wait for each other sleep: on a machine with other work they would slow everything down
 quickstart: $(VENV)/.quickstart
@@ -76,6 +76,11 @@ bench-data: $(VENV)/.dev
 compat: $(VENV)/.dev
 	$(BIN)/python scripts/compat.py $(ARGS)
 
+# The documentation's site, into site/: a warning is an error (with --quiet none would be counted), and links are checked
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python scripts/docs/check_site.py site
+
 # What would be published, and whether it works alone, in an environment that pip fills from the registry
 package: $(VENV)/.dev
 	rm -rf build dist
@@ -87,7 +92,7 @@ package: $(VENV)/.dev
 	rm -rf build
 
 clean:
-	rm -rf $(VENV) .compat build dist
+	rm -rf $(VENV) .compat build dist site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -99,4 +104,10 @@ $(BIN)/python:
 $(VENV)/.quickstart $(VENV)/.dev: $(VENV)/.%: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . --group $*
+	@touch $@
+
+# Alone, it takes no torch: the site is made of the sources' text
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs
 	@touch $@

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from models import movielens_folder
 from transformers import AutoTokenizer
 
@@ -145,6 +144,8 @@ def growing_cases(folder: str, positions: list[int], negatives: list[int]) -> It
 
     The user is the one of whom a row has the median number of tokens, so that no choice is made by hand.
     """
+    import polars as pl
+
     from dmpo_trl.data import MOVIES, next_items, preference_dataset, read_recbole, sample_negatives
 
     data = read_recbole(movielens_folder(), title_field="movie_title", year_field="release_year")

@@ -14,7 +14,7 @@ from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -45,8 +45,8 @@ def code(text: str) -> str:
     return "\n".join([*blocks, *re.findall(r"^    (.+)$", rest, re.MULTILINE), *re.findall(r"`([^`]+)`", rest)])
 
 
-def named(page: Path) -> str:
-    return str(page.relative_to(ROOT))
+def named(page: Path, folder: Path = ROOT) -> str:
+    return str(page.relative_to(folder))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -106,7 +106,7 @@ def test_tests_that_are_named_exist(page):
 
 def test_the_index_has_every_page():
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    assert {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"} <= set(LINK.findall(text))
+    assert {named(page, ROOT / "docs") for page in ROOT.glob("docs/**/*.md")} - {"index.md"} <= set(LINK.findall(text))
 
 
 def test_the_loss_of_ones_own_trains(tmp_path, monkeypatch):
@@ -138,11 +138,12 @@ def test_the_rows_with_several_chosen_completions_train(tmp_path, monkeypatch):
     assert loss.item() == pytest.approx((math.log(3) + math.log(2) + math.log(3)) / 2, abs=1e-4)
 
 
-def test_the_readmes_change_from_dpo_to_dmpo_trains(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_change_from_dpo_to_dmpo_trains(page, tmp_path, monkeypatch):
     """The lines after the change as they stand, with another model: on a CPU too, where TRL's bf16 cannot be had."""
     make_model("llama").save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
     lines = [line[1:] for line in diff.splitlines() if not line.startswith("-")]
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -12,6 +12,7 @@ from .oracle import (
     naive_reference,
     perturb,
 )
+from .pages import blocks, follow
 from .rows import RAGGED, WORDS, make_rows, prompts_and_completions, ragged_examples
 from .scores import COMPLETIONS, PROMPTS, TITLES, check_scores
 from .scripts import ROOT, SCRIPTS, cpu_environment, load_script
@@ -31,10 +32,12 @@ __all__ = [
     "VOCAB_SIZE",
     "WORDS",
     "assert_gradients_agree",
+    "blocks",
     "check_scores",
     "compare_with_oracle",
     "cpu_environment",
     "dpo_and_dmpo",
+    "follow",
     "gradients",
     "layout_logps",
     "load_script",

@@ -1,0 +1,74 @@
+"""The tutorials, followed from the first to the last line with a tiny model."""
+
+import json
+import re
+
+import polars as pl
+import pytest
+from support import ROOT, blocks, follow, save_model
+
+from dmpo_trl.data import Prepared
+
+TUTORIALS = ROOT / "docs" / "tutorials"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model in the folder where the tutorial is followed, under a name that is nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    save_model(tmp_path / "tiny-model")
+    return {MODEL: "tiny-model"}
+
+
+def test_from_dpo_trains_as_it_says(model, tmp_path):
+    names = follow(TUTORIALS / "from-dpo.md", model)
+    rows = [dict(row) for row in names["dataset"]]
+    (lists,) = (
+        block.text
+        for block in blocks(TUTORIALS / "from-dpo.md")
+        if block.text.startswith("dataset = Dataset.from_list")
+    )
+    written: dict = {"Dataset": names["Dataset"]}
+    exec(lists, written)
+    # The pairs, put together, are the rows that the page shows
+    assert rows == [dict(row) for row in written["dataset"]]
+    assert names["trainer"].args.loss_type == ["softmax"]
+    assert names["scores"].by("sum").shape == (3,)
+    for folder in ("dpo", "dmpo", "softmax", "from-yaml"):
+        assert list((tmp_path / "outputs" / folder).rglob("adapter_model.safetensors")), folder
+
+
+def test_own_table_ends_with_recommendations(model, tmp_path, capsys):
+    follow(TUTORIALS / "own-table.md", model)
+    out = capsys.readouterr().out
+    assert "400 interactions of 80 users" in out
+    assert "No leak found." in out
+    assert {"random", "popularity", "item_knn", "dmpo (sum)", "sft (sum)"} <= {
+        line.partition("  ")[0] for line in out.splitlines()
+    }
+    data = Prepared.load("outputs/shop/data")
+    assert data.items.height == 16
+    found = pl.read_parquet("outputs/shop/recommendations.parquet")
+    assert found.columns == ["user", "rank", "item", "title", "score"]
+    assert found["user"].to_list() == ["C0"] * 3 + ["C1"] * 3
+    users = [json.loads(line) for line in (tmp_path / "customers.jsonl").read_text().splitlines()]
+    for user in users:
+        items = set(found.filter(user=user["user"])["item"])
+        assert items.isdisjoint(user["history"] + user.get("seen", []))
+
+
+def test_a_tutorial_has_no_command_that_is_not_run():
+    """Lines that look like commands outside the blocks that `follow` runs."""
+    for page in TUTORIALS.glob("*.md"):
+        for block in blocks(page):
+            if block.language not in ("bash", "python", "diff"):
+                assert not re.search(r"^(dmpo-trl|trl|python|pip|make) ", block.text, re.M), page
+
+
+def test_a_command_that_nobody_runs_is_an_error(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\ncurl example.org\n```\n")
+    with pytest.raises(ValueError, match=r"How to run curl example.org"):
+        follow(page, {})
