@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import lzma
 import zlib
 from pathlib import Path
@@ -43,6 +44,22 @@ def require_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path} is a pipe or a device; give a regular file.")
     return path
+
+
+def has_half_characters(value: Any) -> bool:
+    """Return whether a text in a JSON value holds half of a surrogate pair, which no file in UTF-8 can hold.
+
+    JSON and Python literals can spell such halves, and `json` lets them through.
+
+    Example:
+        >>> has_half_characters(["\\ud83d"]), has_half_characters(["\\U0001f600"])
+        (True, False)
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, skipkeys=True, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def open_binary(path: Path, *, lines: bool = True) -> IO[bytes]:

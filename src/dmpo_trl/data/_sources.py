@@ -30,6 +30,7 @@ class SourceFiles:
     """Files of a folder or an archive, found by their base names; made by [`open_source`].
 
     Attributes:
+        source: The folder, archive or file.
         given: The file itself where the source is a single file, else None.
         names: Base names of all files there, the least deep first.
         used: Paths on disk of what was found so far: the files, or the archive that holds them.
@@ -38,7 +39,7 @@ class SourceFiles:
     def __init__(
         self, source: Path, members: list[str], open_member: Callable[[str], Path], given: Path | None = None
     ):
-        self._source = source
+        self.source = source
         self._members = sorted(members, key=lambda member: (member.count("/"), member))
         self._open_member = open_member
         self._found: dict[str, Path] = {}
@@ -48,9 +49,9 @@ class SourceFiles:
     @property
     def used(self) -> tuple[str, ...]:
         """Paths of the files that were read, for a manifest."""
-        if self._source.is_dir():
+        if self.source.is_dir():
             return tuple(str(path) for path in self._found.values())
-        return (str(self._source),) if self._found else ()
+        return (str(self.source),) if self._found else ()
 
     def find(self, *names: str) -> Path | None:
         """Return the path of the first of these names that is there, itself or as `name.gz`, else None.
@@ -71,7 +72,7 @@ class SourceFiles:
                 continue
             if len(members) > 1 and members[0].count("/") == members[1].count("/"):
                 raise ValueError(
-                    f"{self._source} holds {name} more than once: {members[0]} and {members[1]}. "
+                    f"{self.source} holds {name} more than once: {members[0]} and {members[1]}. "
                     "Give the folder of one of them."
                 )
             if members[0] not in self._found:
@@ -109,7 +110,7 @@ class SourceFiles:
         if path is None:
             there = ", ".join(self.names[:20]) or "no file"
             more = f" and {len(self.names) - 20} more" if len(self.names) > 20 else ""
-            raise FileNotFoundError(f"{self._source} does not hold {' or '.join(names)}. It holds {there}{more}.")
+            raise FileNotFoundError(f"{self.source} does not hold {' or '.join(names)}. It holds {there}{more}.")
         return path
 
 

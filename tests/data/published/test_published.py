@@ -426,6 +426,11 @@ def test_names_that_are_not_utf_8_are_named(llara):
         ('[{"historyList": "A", "itemList": "B", "trueSelection": "B"}]', "test.json"),
         ("\xff", "is not one JSON value in UTF-8"),
         ('[{"historyList": "A"', "is not one JSON value in UTF-8"),
+        (
+            '[{"historyList": "\\ud83d", "itemList": ["B"], "trueSelection": "B"}]',
+            r"test\.json holds half of a character",
+        ),
+        ('[{"historyList": "\xed\xa0\x80", "itemList": ["B"], "trueSelection": "B"}]', r"test\.json holds half"),
     ],
 )
 def test_json_of_another_form_is_named(tmp_path, content, message):

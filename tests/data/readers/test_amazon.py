@@ -294,6 +294,13 @@ def test_metadata_that_is_neither_json_nor_a_literal_is_refused(folder, line, pl
         read_amazon(folder)
 
 
+def test_half_of_a_character_is_refused(folder):
+    path = folder / "meta_Gift_Cards.json.gz"
+    path.write_bytes(gzip.compress(b"{'asin': 'i1', 'title': '\\ud83d'}\n"))
+    with pytest.raises(ValueError, match=r"meta_Gift_Cards\.json\.gz, line 1 holds half of a character"):
+        read_amazon(folder)
+
+
 @pytest.mark.parametrize("line", ["['asin']", "5", "'asin'", "null", "None", "[1]"])
 def test_a_line_that_is_no_object_is_refused(folder, line):
     (folder / "meta_Gift_Cards.json.gz").write_bytes(gzip.compress(f"{line}\n".encode()))

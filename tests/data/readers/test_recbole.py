@@ -115,7 +115,7 @@ def test_ratings_are_optional(recbole_folder):
 
 def test_missing_file_is_named(recbole_folder):
     (recbole_folder / "tiny.item").unlink()
-    with pytest.raises(FileNotFoundError, match=r"exactly one \.item file.*found: none"):
+    with pytest.raises(FileNotFoundError, match=rf"exactly one \.item file .* in {recbole_folder}; found: none"):
         read_recbole(recbole_folder, title_field="movie_title")
 
 

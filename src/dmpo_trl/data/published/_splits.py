@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from .._files import POLARS_ERRORS, open_binary
+from .._files import POLARS_ERRORS, has_half_characters, open_binary
 from ..interactions import Interactions
 
 logger = logging.getLogger(__name__)
@@ -90,11 +90,14 @@ def load_json(path: Path) -> Any:
     """
     with open_binary(path, lines=False) as file:
         try:
-            return json.load(file)
+            value = json.load(file)
         except RecursionError as error:
             raise ValueError(f"{path} nests too deeply for data.") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not one JSON value in UTF-8: {error}.") from error
+    if has_half_characters(value):
+        raise ValueError(f"{path} holds half of a character (a lone surrogate). Correct or remove it.")
+    return value
 
 
 def read_json(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .._files import POLARS_ERRORS, check_packed, open_binary
+from .._files import POLARS_ERRORS, check_packed, has_half_characters, open_binary
 from .._sources import SourceFiles, open_source
 from ..interactions import Interactions
 from ._download import RemoteFile
@@ -233,6 +233,8 @@ def _object(line: bytes, where: str) -> dict[str, object]:
             ) from None
     if not isinstance(fields, dict):
         raise ValueError(f"{where} is not an object with fields: {line[:80]!r}. Correct or remove it.")
+    if has_half_characters(fields):
+        raise ValueError(f"{where} holds half of a character (a lone surrogate). Correct or remove it.")
     return fields
 
 

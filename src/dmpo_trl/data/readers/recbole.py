@@ -123,8 +123,8 @@ def _names(files: SourceFiles) -> tuple[list[str], str]:
     for suffix, found, enough in ((".inter", inter, len(parts) == len(inter) > 0), (".item", item, False)):
         if len(found) != 1 and not enough:
             raise FileNotFoundError(
-                f"There must be exactly one {suffix} file of RecBole's; found: {', '.join(found) or 'none'} among "
-                f"{', '.join(files.names[:20]) or 'no file'}."
+                f"There must be exactly one {suffix} file of RecBole's in {files.source}; found: "
+                f"{', '.join(found) or 'none'} among {', '.join(files.names[:20]) or 'no file'}."
             )
     return inter, item[0]
 
