@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import prompts_and_completions, ragged_examples
 from torch.nn.attention.flex_attention import create_block_mask
@@ -15,7 +15,8 @@ from dmpo_trl.batching.collator import lay_out
 @st.composite
 def forests(draw):
     """`subtree_end` of a random forest in depth-first order, from the depth of each token."""
-    steps = draw(st.lists(st.integers(-40, 1), min_size=1, max_size=60))
+    # Mostly one deeper, so that trees span blocks and end at their edges
+    steps = draw(st.lists(st.sampled_from([1] * 8 + [0, -1, -2, -5, -40]), min_size=1, max_size=60))
     depths, depth = [], -1
     for step in steps:
         depth = min(depth + 1, max(0, depth + step))
@@ -42,6 +43,7 @@ def by_torch(subtree_end, block):
 
 
 @settings(deadline=None)
+@example(rows=[[4, 4, 4, 4]], block=2)  # a tree that ends where a block does
 @given(st.lists(forests(), min_size=1, max_size=2), st.sampled_from([2, 4, 8]))
 def test_they_are_those_of_the_whole_mask(rows, block):
     length = max(map(len, rows))

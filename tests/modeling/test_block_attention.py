@@ -92,13 +92,28 @@ def test_what_sdpa_computes():
 
 
 @torch.no_grad()
-def test_under_autocast_as_sdpa_does():
+def test_under_autocast_as_sdpa_does(monkeypatch):
     """The rotation may leave queries and keys in float32, beside values in bfloat16."""
     _, completions, batch = batch_of(1)
+    given, computed = set(), set()
+    flex = block_attention.flex_attention
+    monkeypatch.setattr(
+        block_attention,
+        "flex_attention",
+        lambda *states, **options: computed.add(tuple(one.dtype for one in states)) or flex(*states, **options),
+    )
+    monkeypatch.setattr(
+        attention,
+        "attend",
+        lambda *states, **options: given.add(tuple(one.dtype for one in states[:3])) or attend(*states, **options),
+    )
     count = sum(map(len, completions))
     exact = layout_logps(scoring_model(), batch, count)
     with torch.autocast("cpu", torch.bfloat16):
+        computed.clear()
         found = layout_logps(scoring_model(), batch, count)
+        assert (torch.float32, torch.float32, torch.bfloat16) in given
+        assert computed == {(torch.bfloat16,) * 3}
         plain = make_model("llama")
         add_scoring_head(plain)
         use_trie_attention(plain)
