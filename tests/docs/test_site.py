@@ -95,7 +95,9 @@ def test_a_docstring_is_read_in_the_references_form(docstrings, text, read):
 
 
 def test_a_reference_to_nothing_is_found(docstrings):
-    text = "[`next_items`], [`nxt_items`], [`Rank.from_scores`], [`~trl.DPOTrainer`], [`~trl.trainer.Name`], [`x`](y.md)"
+    text = (
+        "[`next_items`], [`nxt_items`], [`Rank.from_scores`], [`~trl.DPOTrainer`], [`~trl.trainer.Name`], [`x`](y.md)"
+    )
     assert docstrings.unknown(text, {"next_items"}) == ["nxt_items", "Rank.from_scores"]
 
 
