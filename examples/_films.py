@@ -21,6 +21,7 @@ from dmpo_trl.data import (
     sft_dataset,
     split_users,
 )
+from dmpo_trl.evaluation import ItemKNN, RankingResult, rank_at_random, rank_by_item_knn, rank_by_popularity
 
 
 @dataclass
@@ -107,3 +108,13 @@ def read_films(settings: FilmSettings) -> Films:
     """Read the folder given, or MovieLens 100K."""
     folder = Path(settings.data) if settings.data else MOVIELENS_100K.fetch()[0].parent
     return Films(read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field), settings)
+
+
+def rank_by_counts(films: Films, users: Dataset) -> dict[str, RankingResult]:
+    """Rank by what the model saw of the training users, and by all that is known of them."""
+    results = {"random": rank_at_random(users)}
+    for suffix, counted in (("", films.shown()), (", all", films.all_interactions())):
+        counts = dict(counted.group_by("item").len().iter_rows())
+        results[f"popularity{suffix}"] = rank_by_popularity(users, counts)
+        results[f"item_knn{suffix}"] = rank_by_item_knn(users, ItemKNN(counted))
+    return results

