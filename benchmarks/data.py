@@ -225,8 +225,7 @@ def run_pandas(source: str, raw: Path, made: Path, negatives: int) -> dict[str, 
         texts = []
         for history, target, others in zip(examples["history"], examples["target"], drawn, strict=True):
             films = "\n".join(title[item] for item in history)
-            prompt = f"You recommend films.\nA viewer liked these films, oldest first:\n{films}\n"
-            prompt += "Which film will the viewer like next?\n"
+            prompt = f"You recommend films.\nWhich film will a viewer like next, after these?\n{films}\n"
             texts.append({"prompt": prompt, "chosen": title[target], "rejected": [title[item] for item in others]})
         pd.DataFrame(texts).to_parquet(made / "preference.parquet")
     examples.to_parquet(made / "examples.parquet")

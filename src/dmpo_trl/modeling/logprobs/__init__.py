@@ -151,7 +151,7 @@ def _tile_shape(n_tokens: int, vocabulary_size: int, on_cpu: bool) -> tuple[int,
     if 0 < n_tokens < tokens:  # fewer, wider tiles: each costs a handful of kernel launches or thread barriers
         vocabulary = tokens * vocabulary // n_tokens
         # Rows of a tile begin at multiples of its width: without this, addresses that no fast matrix product takes
-        vocabulary -= vocabulary % _ALIGNMENT
+        vocabulary -= vocabulary % min(vocabulary, _ALIGNMENT)
     return tokens, min(vocabulary, vocabulary_size)
 
 
