@@ -31,10 +31,13 @@ from trl import SFTConfig, SFTTrainer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.data import (
+    MOVIES,
+    PRODUCTS,
     Interactions,
     PromptTemplate,
     few_shot,
     leave_one_out,
+    longest_histories,
     next_items,
     preference_dataset,
     ranking_dataset,
@@ -42,7 +45,6 @@ from dmpo_trl.data import (
     sample_negatives,
     split_users,
 )
-from dmpo_trl.data.examples import longest_histories
 from dmpo_trl.evaluation import (
     ItemKNN,
     RankingResult,
@@ -55,16 +57,7 @@ from dmpo_trl.evaluation import (
     score_candidates,
 )
 
-TEMPLATES = {
-    "movielens": PromptTemplate(
-        system="You recommend films.", instruction="Which film will a viewer like next, after these?", question=""
-    ),
-    "office": PromptTemplate(
-        system="You recommend products.",
-        instruction="Which product will a customer buy next, after these?",
-        question="",
-    ),
-}
+TEMPLATES = {"movielens": MOVIES, "office": PRODUCTS}
 MIN_RATING = {"movielens": 4.0, "office": None}  # what counts as liked
 # What is trained after SFT: options of `DMPOConfig`, and the number of negatives
 STAGES: dict[str, tuple[dict[str, Any], int]] = {
@@ -268,9 +261,8 @@ def _train(trainer: Any, folder: Path, tokens: int) -> dict[str, Any]:
     trainer.model.save_pretrained(folder)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     spent = {"tokens": tokens, "seconds": seconds, "steps": trainer.state.global_step, "log": log}
-    (folder / "spent.json").write_text(
-        json.dumps(spent), encoding="utf-8"
-    )  # a cell killed while it ranks goes on there
+    # A cell that is killed while it ranks goes on there
+    (folder / "spent.json").write_text(json.dumps(spent), encoding="utf-8")
     return spent
 
 
