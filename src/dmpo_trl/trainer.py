@@ -239,8 +239,8 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute reference log-probs of a batch: of all chosen and of all rejected completions, example by example.
 
-        Precomputed, they are (B, largest number of a row of the dataset), filled up with NaN: processes gather equal
-        shapes. So are those of the chosen ones where rows have a list of them.
+        While they are precomputed, the latter are (B, largest number of a row of the dataset), filled up with NaN:
+        processes gather equal shapes. So are the former where rows have several chosen completions.
         """
         inputs = from_pairs(inputs) if "completion_mask" in inputs else inputs
         completions = Completions.of(inputs)

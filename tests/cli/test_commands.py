@@ -521,7 +521,7 @@ def test_training_that_diverges_ends_with_its_message_alone(folders, prepared, t
     arguments = ["--model_name_or_path", str(folders / "model"), "--dataset_name", str(prepared)]
     on_a_cpu = ["--bf16", "False", "--report_to", "none", "--max_steps", "3", "--save_strategy", "no"]
     diverging = ["--learning_rate", "1e30", "--lr_scheduler_type", "constant"]
-    with pytest.raises(SystemExit, match="dmpo-trl train: The (log-probs|gradients) of a batch are not finite after"):
+    with pytest.raises(SystemExit, match=r"dmpo-trl train: The (log-probs|gradients) of a batch are not finite after"):
         main(["train", *arguments, *on_a_cpu, *diverging, "--output_dir", str(tmp_path / "out")])
 
 

@@ -137,6 +137,31 @@ def test_checkpoints_of_others_are_refused_unless_resumed(tmp_path):
     (checkpoint / "dmpo_run.json").unlink()
     begin_run(tmp_path)
     check_run_folder(tmp_path, resumes=False)
+    end_run(tmp_path)  # that of a run which ended can only be somebody else's
+    with pytest.raises(FileExistsError, match="checkpoint-2/"):
+        check_run_folder(tmp_path, resumes=False)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_checkpoint_of_another_folder_makes_none_of_this_one_ours(given, tmp_path):
+    theirs = tmp_path / "out" / "checkpoint-1"
+    theirs.mkdir(parents=True)
+    (theirs / "trainer_state.json").write_text("{}")
+    with pytest.raises(SystemExit, match="checkpoint-1/"):
+        train(given, tmp_path / "out", "--resume_from_checkpoint", str(tmp_path / "another" / "checkpoint-9"))
+
+
+def test_what_appears_after_a_run_that_failed_is_not_replaced(given, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DMPOTrainer, "train", fail)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(given, tmp_path)
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(SystemExit, match=r"model\.safetensors"):
+        train(given, tmp_path)
 
 
 def test_checkpoints_of_a_trainer_in_python_are_its_own(tmp_path):

@@ -95,8 +95,7 @@ def test_rows_are_taken_in_their_order():
         result(6).of_rows([])
 
 
-def test_the_example_of_the_documentation_reads_what_prepare_wrote():
-    """`shown` selects what the model saw."""
+def test_known_is_what_the_model_saw_or_what_the_users_had():
     interactions = pl.DataFrame({"user": ["u", "u"], "item": ["a", "b"], "shown": [True, False]})
     rows = [{"user": "v", "items": ["a", "b"], "positive": 1}]
     dataset = Dataset.from_list(rows)

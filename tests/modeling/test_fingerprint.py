@@ -2,9 +2,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-from support import make_model
+from peft import LoraConfig, get_peft_model
+from support import make_model, make_tokenizer
 
-from dmpo_trl.modeling.fingerprint import config_of, weight_buffers
+from dmpo_trl.modeling.fingerprint import config_of, hash_of_model, hash_of_tokenizer, weight_buffers
 
 
 def fingerprint(model) -> list[bytes]:
@@ -37,3 +38,26 @@ def test_where_a_model_lies_does_not_change_its_numbers(model):
     assert config_of(other) == config_of(model)
     other.config.rms_norm_eps *= 2
     assert config_of(other) != config_of(model)
+
+
+def test_adapters_and_the_end_of_a_generation_count(model):
+    def with_adapter(**options) -> object:
+        torch.manual_seed(0)
+        return get_peft_model(deepcopy(model), LoraConfig(target_modules=["q_proj", "v_proj"], **options))
+
+    first = hash_of_model(with_adapter(lora_alpha=4))
+    assert hash_of_model(with_adapter(lora_alpha=4)) == first
+    assert hash_of_model(with_adapter(lora_alpha=40)) != first  # of equal weights
+    other = deepcopy(model)
+    assert hash_of_model(other) == hash_of_model(model)
+    other.generation_config.eos_token_id = 77
+    assert hash_of_model(other) != hash_of_model(model)
+
+
+def test_of_a_tokenizer_its_special_tokens_count_and_its_last_call_does_not():
+    tokenizer = make_tokenizer()
+    first = hash_of_tokenizer(tokenizer)
+    tokenizer(["Alien", "Aliens and more"], padding=True, truncation=True, max_length=3)
+    assert hash_of_tokenizer(tokenizer) == first == hash_of_tokenizer(make_tokenizer())
+    tokenizer.eos_token = tokenizer.pad_token
+    assert hash_of_tokenizer(tokenizer) != first

@@ -35,7 +35,7 @@ def lay_out(
         pad_to_multiple_of: Round the row length up to a multiple of this.
         attention_balance: See `plan_trees`.
         packed_length: Pack trees into rows of so many tokens, or of the longest tree's. For attention that goes tree
-            by tree (`attention.packed_length`), to which a long row costs no more than short ones. None: no row is
+            by tree, to which a long row costs no more than short ones. None: no row is
             longer than the longest tree, and the others are padded.
         skip_half_blocks: Give rows no length at which cuDNN's gradients are NaN; see `row_length`.
 
@@ -205,8 +205,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             pad_to_multiple_of=self.pad_to_multiple_of,
             attention_balance=self.attention_balance,
             packed_length=self.packed_length,
-            # On any device: who makes a collator need not know where its batches will be computed
-            skip_half_blocks=True,
+            # On any device: who makes a collator need not know where its batches will be computed. Not for copies,
+            # whose padding has positions of its own, which a model that learned its positions may not have
+            skip_half_blocks=self.prefix_sharing,
         )
         for name in VALUE_COLUMNS:
             if name in examples[0]:

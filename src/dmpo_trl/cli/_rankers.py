@@ -91,8 +91,9 @@ def fusion_weight(
         >>> fusion_weight(model, tokenizer, validation, rankers["item_knn"], {})  # doctest: +SKIP
         2.0
     """
+    other = ranker(validation)  # may refuse: before the work
     scored = score_candidates(model, tokenizer, validation, progress="ranking the validation users", **ranking)
-    return choose_weight(rank_by_log_prob(validation, scored, score="sum", name="sum"), ranker(validation))
+    return choose_weight(rank_by_log_prob(validation, scored, score="sum", name="sum"), other)
 
 
 def rank_fused(results: Mapping[str, RankingResult], other: str, weight: float) -> dict[str, RankingResult]:

@@ -105,7 +105,7 @@ def _foreign(folder: Path, resumes: bool) -> Iterator[str]:
     known = files if isinstance(files, dict) else {}
     for path in folder.iterdir() if folder.is_dir() else []:
         if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
-            ours = record is not None or any((path / name).exists() for name in (FILE_LIST, RUN_RECORD))
+            ours = in_progress or any((path / name).exists() for name in (FILE_LIST, RUN_RECORD))
             if not ours and not resumes:
                 yield f"{path.name}/"
         elif _WRITTEN.fullmatch(path.name):

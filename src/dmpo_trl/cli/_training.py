@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +49,7 @@ def train(
         mixture: Data sets to train on instead of the one of `script`.
         ranking: Users to rank at each evaluation.
     """
-    check_run_folder(str(config.output_dir), resumes=bool(config.resume_from_checkpoint))
+    check_run_folder(str(config.output_dir), resumes=_resumes_there(config))
     paths: list[str | None] = [one.path for one in mixture.datasets] or [script.dataset_name]
     if config.special_tokens_in_text is None and all(map(is_prepared, paths)):
         config.special_tokens_in_text = False
@@ -62,10 +64,32 @@ def train(
     score = ranking.ranking_score or trained_score(config.loss_type)
     if ranking.ranking_data is not None:
         trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, score, trainer))
-    if trainer.is_world_process_zero():
-        begin_run(str(config.output_dir))
-    _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, score)
+    with _noted(trainer):
+        _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, score)
+        _train_and_save(trainer, config, script)
 
+
+def _resumes_there(config: DMPOConfig) -> bool:
+    """Return whether a run goes on with a checkpoint of its own folder."""
+    checkpoint = config.resume_from_checkpoint
+    return checkpoint is not None and Path(checkpoint).resolve().parent == Path(str(config.output_dir)).resolve()
+
+
+@contextmanager
+def _noted(trainer: DMPOTrainer) -> Iterator[None]:
+    """Note what a run writes, also where it fails; only one that is killed leaves its note open."""
+    if not trainer.is_world_process_zero():
+        yield
+        return
+    begin_run(str(trainer.args.output_dir))
+    try:
+        yield
+    finally:
+        end_run(str(trainer.args.output_dir))
+
+
+def _train_and_save(trainer: DMPOTrainer, config: DMPOConfig, script: ScriptArguments) -> None:
+    """Train, save the model with its card, and push both to the hub where asked to."""
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir)
     # The main process writes the card. TRL does so at checkpoints only, of which there may be none, and with an
@@ -75,8 +99,6 @@ def train(
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
         trainer.accelerator.print(f"It is on the hub too: https://huggingface.co/{trainer.hub_model_id}")
-    if trainer.is_world_process_zero():
-        end_run(str(config.output_dir))
 
 
 def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:

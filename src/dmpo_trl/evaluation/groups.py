@@ -22,7 +22,7 @@ Groups = Mapping[str, np.ndarray]
 def cold_start_groups(dataset: Dataset, known: Collection[str]) -> dict[str, np.ndarray]:
     """Divide users by whether the item that they had next is new.
 
-    Of a new item no counts exist, and the model has nothing but the words of its title.
+    Of an item that no training user had no counts exist, and nothing told the model that anybody likes it.
 
     Args:
         dataset: Columns of [`ranking_dataset`].

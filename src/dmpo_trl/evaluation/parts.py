@@ -110,8 +110,10 @@ class ResultParts:
         """Return the file of some users' results."""
         if self.folder is None:
             return None
-        content = json.dumps([dict(made_of), version("dmpo-trl"), users.to_list()], sort_keys=True)
-        name = f"part-{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
+        digest = hashlib.sha256(json.dumps([dict(made_of), version("dmpo-trl")], sort_keys=True).encode())
+        for row in users:  # one at a time: each may hold a whole catalogue
+            digest.update(f"\n{json.dumps(row, sort_keys=True)}".encode())
+        name = f"part-{digest.hexdigest()[:32]}.parquet"
         self._seen.add(name)
         return self.folder / name
 

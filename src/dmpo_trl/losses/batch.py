@@ -146,7 +146,7 @@ class ScoredBatch:
         examples = torch.arange(len(self.num_rejected), device=self.num_rejected.device)
         if self.num_chosen is None:
             return examples
-        return examples[: len(self.num_chosen)].repeat_interleave(self.num_chosen)
+        return examples[: len(self.num_chosen)].repeat_interleave(self.num_chosen, output_size=len(examples))
 
     @cached_property
     def chosen_logratios(self) -> torch.Tensor:

@@ -19,6 +19,7 @@ MaskFunction = Callable[[Any, Any, Any, Any], torch.Tensor]  # of batch, head, q
 
 # What some models add to or make of the scores, by the argument that transformers passes it in
 _FOREIGN = ("softcap", "s_aux", "position_bias")
+_COMPILATIONS = 64
 _LEAST_HEAD_SIZE = 16  # of FlexAttention's kernels
 
 
@@ -53,7 +54,10 @@ def _in_order(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _compiled() -> Any:
     # Once for all lengths. As one graph, which is an error where it cannot be compiled or is compiled too often:
     # otherwise torch would go on without the kernel, with all scores in memory, and say nothing
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    # The limit: it is compiled anew for each mask of a model, with and without gradients and autocast
+    return torch.compile(
+        flex_attention, dynamic=True, fullgraph=True, recompile_limit=_COMPILATIONS, isolate_recompiles=True
+    )
 
 
 def attend(
@@ -131,7 +135,7 @@ def block_obstacle(config: PretrainedConfig, implementation: str, device_type: s
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_size < _LEAST_HEAD_SIZE:
         return f"its heads are of {head_size}, and FlexAttention's of {_LEAST_HEAD_SIZE} or more"
-    for name in ("attention_dropout", "attn_pdrop", "attn_dropout"):
+    for name in ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob"):
         if getattr(config, name, None):
             return f"`{name}` is {getattr(config, name)}"
     if getattr(config, "attn_logit_softcapping", None) is not None:

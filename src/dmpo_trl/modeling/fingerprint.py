@@ -20,6 +20,7 @@ _NOT_IN_THE_NUMBERS = {
     "transformers_version",
     "use_cache",
 }
+_NOT_OF_AN_ADAPTER = {"base_model_name_or_path", "inference_mode", "peft_version", "revision"}
 
 
 def config_of(model: Any) -> dict[str, Any]:
@@ -62,20 +63,37 @@ def hash_of(value: Any) -> str:
 
 
 def hash_of_model(model: Any) -> str:
-    """Return a hash of a model's weights and of the part of its config that its numbers depend on.
+    """Return a hash of what a model computes and generates: weights, config, adapters, and where generation ends.
 
     Args:
         model: A transformers model, or a wrapper around one. None of its weights is sharded.
     """
     weights = {name: weight for name, weight in model.state_dict().items() if isinstance(weight, torch.Tensor)}
-    config = json.dumps(config_of(model), sort_keys=True, default=str).encode()
-    return Hasher.hash_bytes(chain([config], weight_buffers(weights)))
+    adapters = {
+        name: {key: value for key, value in adapter.to_dict().items() if key not in _NOT_OF_AN_ADAPTER}
+        for name, adapter in getattr(model, "peft_config", {}).items()
+    }
+    end = getattr(getattr(base_model_of(model), "generation_config", None), "eos_token_id", None)
+    made_of = [config_of(model), adapters, getattr(model, "active_adapters", None) if adapters else None, end]
+    return Hasher.hash_bytes(
+        chain([json.dumps(made_of, sort_keys=True, default=_plain).encode()], weight_buffers(weights))
+    )
 
 
 def hash_of_tokenizer(tokenizer: Any) -> str:
-    """Return a hash of a tokenizer's vocabulary and chat template.
+    """Return a hash of what a tokenizer makes of texts and conversations.
 
     Args:
         tokenizer: Of transformers.
     """
-    return hash_of([tokenizer.get_vocab(), tokenizer.chat_template])
+    made_of = [tokenizer.get_vocab(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        # The last call sets these two
+        made_of.append({name: value for name, value in backend.items() if name not in ("padding", "truncation")})
+    return Hasher.hash_bytes([json.dumps(made_of, sort_keys=True, default=_plain).encode()])
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON cannot hold as something that it can, the same in every process."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

@@ -70,13 +70,16 @@ def prepare_for_scoring(
     scoring_model.scores_own_logits = reason is not None
     if mode is False:
         return False
+    not_in_blocks = None
     for blocks in (True, False) if _may_attend_in_blocks(base_model, device_type) else (False,):
         of_trie = "trie", plain_attention(base_model), blocks, *setting
         reason = remembered(base_model, of_trie, functools.partial(_trie_obstacle, model, base_model, blocks))
         if reason is None:
+            if not_in_blocks is not None:
+                warn = functools.partial(_warn_of_dense_masks, base_model, not_in_blocks)
+                remembered(base_model, (*of_trie, "dense"), warn)
             return use_trie_attention(base_model, blocks=blocks)
-        if blocks:
-            remembered(base_model, (*of_trie, "warning"), functools.partial(_warn_of_dense_masks, base_model, reason))
+        not_in_blocks = reason
     if mode is True:
         raise ValueError(
             f"`prefix_sharing=True`, but {type(base_model).__name__} cannot share prefixes: {reason}. Set it to "

@@ -223,7 +223,7 @@ def check_step(margin: float, step: int, fp16: bool) -> None:
         FloatingPointError: The margin is not finite.
     """
     if not math.isfinite(margin):
-        _stop(f"The log-probs of a batch are not finite after {step} optimizer steps.", fp16)
+        _stop("The log-probs of a batch are not finite", f" after {step} optimizer steps.", fp16)
 
 
 def check_gradient(norm: float, step: int, fp16: bool, *, before_update: bool = True) -> None:
@@ -241,14 +241,14 @@ def check_gradient(norm: float, step: int, fp16: bool, *, before_update: bool = 
         FloatingPointError: The norm is not finite.
     """
     if not math.isfinite(norm):
-        problem = f"The gradients of a batch are not finite after {step} optimizer steps, though its log-probs are."
-        _stop(problem, fp16, before_update=before_update)
+        when = f" after {step} optimizer steps, though its log-probs are."
+        _stop("The gradients of a batch are not finite", when, fp16, before_update=before_update)
 
 
-def _stop(problem: str, fp16: bool, *, before_update: bool = True) -> None:
+def _stop(problem: str, when: str, fp16: bool, *, before_update: bool = True) -> None:
     if fp16:
-        logger.warning_once(
-            f"{problem} float16 overflows above 65,504. With `fp16=True` the step is skipped; weights that are "
+        logger.warning_once(  # so without the step
+            f"{problem}. float16 overflows above 65,504. With `fp16=True` the step is skipped; weights that are "
             "float16 themselves may become NaN. If it lasts, train in bf16 or fp32."
         )
         return
@@ -256,6 +256,6 @@ def _stop(problem: str, fp16: bool, *, before_update: bool = True) -> None:
     if not before_update:
         weights = "The weights may not be either; the"
     raise FloatingPointError(
-        f"{problem} {weights} last checkpoint is good. Lower `learning_rate` or `max_grad_norm`, or train in bf16 or "
-        "fp32."
+        f"{problem}{when} {weights} last checkpoint is good. Lower `learning_rate` or `max_grad_norm`, or train in "
+        "bf16 or fp32."
     )

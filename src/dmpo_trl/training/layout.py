@@ -42,7 +42,10 @@ class Layout:
             pad_token_id=trl_collator.pad_token_id,
             max_length=trl_collator.max_length,
             truncation_mode=trl_collator.truncation_mode,
-            pad_to_multiple_of=math.lcm(trl_collator.pad_to_multiple_of or 1, self.plan.multiple),
+            # The padding of copies has positions of its own, which a model that learned its positions may not have
+            pad_to_multiple_of=math.lcm(
+                trl_collator.pad_to_multiple_of or 1, self.plan.multiple if self.prefix_sharing else 1
+            ),
             prefix_sharing=self.prefix_sharing,
             attention_balance=self.plan.attention_balance,
             packed_length=self.plan.packed_length,

@@ -151,7 +151,7 @@ class PrepareConfig:
         metadata={
             "help": "How the other candidates are drawn. uniform: most of them are items that few users had, so that "
             "ranking by popularity does well. popularity: in proportion to popularity^alpha among the training users. "
-            "Of several, the first is what is trained and evaluated with, and `evaluate` prints a table for each.",
+            "Of several, the first makes the main table, and `evaluate` prints one for each.",
             "choices": ["uniform", "popularity"],
         },
     )

@@ -233,8 +233,6 @@ def _object(line: bytes, where: str) -> dict[str, object]:
             ) from None
     if not isinstance(fields, dict):
         raise ValueError(f"{where} is not an object with fields: {line[:80]!r}. Correct or remove it.")
-    if has_half_characters(fields):
-        raise ValueError(f"{where} holds half of a character (a lone surrogate). Correct or remove it.")
     return fields
 
 
@@ -267,8 +265,11 @@ def _read_literals(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataF
     with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                fields = _object(line, f"{path}, line {number}")
-                rows.append(tuple(fields.get(name) for name in schema))
+                where = f"{path}, line {number}"
+                fields = _object(line, where)
+                rows.append([fields.get(name) for name in schema])
+                if has_half_characters(rows[-1]):
+                    raise ValueError(f"{where} holds half of a character (a lone surrogate). Correct or remove it.")
     text = {
         name: pl.Series(name, [None if row[place] is None else str(row[place]) for row in rows], pl.String)
         for place, name in enumerate(schema)
