@@ -55,7 +55,8 @@ def _compiled() -> Any:
     # Once for all lengths. As one graph, which is an error where it cannot be compiled or is compiled too often:
     # otherwise torch would go on without the kernel, with all scores in memory, and say nothing
     # The limit: it is compiled anew for each mask of a model, with and without gradients and autocast
-    return torch.compile(
+    compiled: Any = torch.compile  # whose types leave the limit out
+    return compiled(
         flex_attention, dynamic=True, fullgraph=True, recompile_limit=_COMPILATIONS, isolate_recompiles=True
     )
 
