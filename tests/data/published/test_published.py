@@ -141,9 +141,10 @@ def test_llara_without_names_or_rows(llara, tmp_path):
         read_llara(llara)
     with pytest.raises(FileNotFoundError, match=r"id2name\.txt"):
         read_llara(tmp_path)
-    (llara / "id2name.txt").write_text("0::A\nB\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2: expected id::name"):
-        read_llara(llara)
+    for line in ("B", "99999999999999999999::B"):
+        (llara / "id2name.txt").write_text(f"0::A\n{line}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="line 2: expected id::name"):
+            read_llara(llara)
 
 
 def sdpo_row(history: list[str], candidates: list[str], target: str) -> dict:

@@ -97,7 +97,8 @@ def _read_names(path: Path) -> pl.DataFrame:
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: the text is not UTF-8. Save the file as UTF-8.") from error
             item, separator, title = text.partition("::")
-            if text and not (separator and item.isdecimal() and item.isascii()):
+            # Numbers of more digits are no places in a list, nor 64-bit integers
+            if text and not (separator and item.isdecimal() and item.isascii() and len(item) <= 18):
                 raise ValueError(f"{path}, line {number}: expected id::name, the line is {text[:80]!r}.")
             if text:
                 pairs.append((item, title))
