@@ -35,7 +35,7 @@ class FilmSettings:
     )
     report: str = field(
         default="test",
-        metadata={"help": "Users to report on; the settings were chosen on `tuning`.", "choices": ["test", "tuning"]},
+        metadata={"help": "Users to report on; settings are chosen on `tuning`.", "choices": ["test", "tuning"]},
     )
     train_users: int = 16
     validation_users: int = field(default=60, metadata={"help": "Users on whom the weight of the counts is chosen."})

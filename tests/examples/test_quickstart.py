@@ -234,7 +234,7 @@ def test_the_picture_shows_every_ranker_and_both_margins(quickstart, tmp_path, m
 def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, tmp_path, capsys):
     options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": tmp_path, "train_users": 4}
     metrics = run_main(quickstart, options | {"sft_epochs": 1, "batch_size": 20})
-    about = "12 test users, 10 candidates each; the models learned from 4 users and rank by the sum of the tokens'"
+    about = "12 test users, 10 candidates each; the models learned from 4 users and rank\nby the sum of the tokens'"
     assert about in capsys.readouterr().out
     assert metrics["dmpo"].keys() == METRICS
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
