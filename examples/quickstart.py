@@ -102,8 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     print_results(
         results,
         f"{len(users)} {settings.report} users, {settings.candidates} candidates each; the models learned from "
-        f"{settings.train_users} users and rank\nby the sum of the tokens' log-probs. In dmpo + item_knn the counts weigh "
-        f"{weight:g}, chosen on {len(validation)} validation users.",
+        f"{settings.train_users} users and rank\nby the sum of the tokens' log-probs. In dmpo + item_knn the counts "
+        f"weigh {weight:g}, chosen on {len(validation)} validation users.",
     )
     draw(results, dmpo, settings.output_dir / "quickstart.png")
     write_metrics(settings.output_dir / "metrics.json", results, seconds, asdict(settings) | {"weight": weight})
