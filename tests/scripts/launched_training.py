@@ -20,8 +20,6 @@ def as_with_gpus(*_: Any) -> tuple[str, DistributedType]:
 
 
 def main(folder: Path) -> None:
-    # A thread gets the interpreter only where it is released: an end that hangs or aborts now and then does so always
-    sys.setswitchinterval(1000)  # seconds
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         PartialState._prepare_backend = as_with_gpus
     found = {}
@@ -31,6 +29,7 @@ def main(folder: Path) -> None:
         found[name] = train(folder, name, **options)
     (folder / f"found{os.environ['RANK']}.json").write_text(json.dumps(found))
     end_process_group()
+    os._exit(0)  # the interpreter's own end, see two_processes_rank.py
 
 
 if __name__ == "__main__":

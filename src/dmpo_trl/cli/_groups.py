@@ -19,7 +19,7 @@ from ..evaluation import (
 from ..evaluation.tables import Figures
 
 _ABOUT = {
-    "by_target": "by target, in a history or target of the training examples (known) or in none (cold)",
+    "by_target": "by target, in a training example (known) or in none (cold)",
     "by_history": "by the number of items that a user had before the target",
 }
 
