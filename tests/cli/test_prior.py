@@ -4,7 +4,7 @@ import json
 
 import polars as pl
 import pytest
-from support import save_model
+from support.prepared import model_and_table
 
 from dmpo_trl.cli import main
 from dmpo_trl.data import Prepared
@@ -14,11 +14,7 @@ from dmpo_trl.evaluation.item_knn import ItemKNN
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prior")
-    save_model(folder / "model")
-    had = [(user, (7 * user + 3 * step) % 40, step) for user in range(30) for step in range(6)]
-    rows = [f"{user},{item},{step},Film {item}" for user, item, step in had]
-    (folder / "rows.csv").write_text("\n".join(["user,item,timestamp,title", *rows]) + "\n")
+    folder = model_and_table(tmp_path_factory.mktemp("prior"), steps=6)
     common = ["--dataset", "table", "--path", str(folder / "rows.csv"), "--template", "movies", "--candidates", "5"]
     main(["prepare", *common, "--history_length", "2", "--test_users", "3", "--output_dir", str(folder / "data")])
     return folder

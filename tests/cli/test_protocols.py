@@ -5,7 +5,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from support import save_model
+from support.prepared import model_and_table
 
 from dmpo_trl.cli import main
 from dmpo_trl.cli._protocols import in_order
@@ -15,11 +15,7 @@ from dmpo_trl.evaluation import RankingResult, full_catalogue, load_for_ranking,
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("protocols")
-    save_model(folder / "model")
-    had = [(user, (7 * user + 3 * step) % 40, step) for user in range(30) for step in range(6)]
-    rows = [f"{user},{item},{step},Film {item}" for user, item, step in had]
-    (folder / "rows.csv").write_text("\n".join(["user,item,timestamp,title", *rows]) + "\n")
+    folder = model_and_table(tmp_path_factory.mktemp("protocols"), steps=6)
     common = ["--dataset", "table", "--path", str(folder / "rows.csv"), "--template", "movies", "--candidates", "5"]
     strategies = ["--candidate_strategy", "uniform", "popularity"]
     main(["prepare", *common, *strategies, "--test_users", "4", "--output_dir", str(folder / "data")])

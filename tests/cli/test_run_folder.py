@@ -2,15 +2,14 @@
 
 import json
 
-import polars as pl
 import pytest
 from datasets import Dataset
 from support import make_model, make_tokenizer
+from support.prepared import model_and_data
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.cli import main
 from dmpo_trl.cli._run_folder import RECORD, begin_run, check_run_folder, end_run
-from dmpo_trl.data import PrepareConfig, prepare
 
 ON_A_CPU = ["--bf16", "False", "--report_to", "none", "--max_steps", "1", "--save_strategy", "no"]
 FOREIGN = ("holds what training would replace and did not write", r"Move it away, or choose another folder\.")
@@ -19,27 +18,7 @@ FOREIGN = ("holds what training would replace and did not write", r"Move it away
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """A model, and prepared data."""
-    folder = tmp_path_factory.mktemp("given")
-    make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
-    rows = [(user, (7 * user + 3 * step) % 40, step) for user in range(30) for step in range(5)]
-    table = pl.DataFrame(
-        [(user, item, step, f"Film {item}") for user, item, step in rows],
-        schema=["user", "item", "timestamp", "title"],
-        orient="row",
-    )
-    table.write_csv(folder / "rows.csv")
-    prepare(
-        PrepareConfig(
-            dataset="table",
-            path=str(folder / "rows.csv"),
-            template="movies",
-            candidates=5,
-            test_users=4,
-            output_dir=str(folder / "data"),
-        )
-    )
-    return folder
+    return model_and_data(tmp_path_factory.mktemp("given"))
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch.distributed as dist
-from support import SCRIPTS, cpu_environment, save_model
+from support import SCRIPTS, cpu_environment
+from support.prepared import model_and_data
 
 from dmpo_trl.cli import main
-from dmpo_trl.data import PrepareConfig, prepare
 
 
 def test_the_last_holder_of_a_process_group_releases_the_gil():
@@ -19,25 +19,7 @@ def test_the_last_holder_of_a_process_group_releases_the_gil():
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """A model, and prepared data."""
-    folder = tmp_path_factory.mktemp("given")
-    save_model(folder / "model")
-    rows = [
-        f"{user},{(7 * user + 3 * step) % 40},{step},Film {(7 * user + 3 * step) % 40}"
-        for user in range(30)
-        for step in range(5)
-    ]
-    (folder / "rows.csv").write_text("\n".join(["user,item,timestamp,title", *rows]))
-    prepare(
-        PrepareConfig(
-            dataset="table",
-            path=str(folder / "rows.csv"),
-            template="movies",
-            candidates=5,
-            test_users=4,
-            output_dir=str(folder / "data"),
-        )
-    )
-    return folder
+    return model_and_data(tmp_path_factory.mktemp("given"))
 
 
 def test_a_command_ends_the_process_group_after_its_models(given, monkeypatch):
