@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test coverage test-slow test-gpu lint bench bench-pairs bench-gpu bench-gpu-all bench-data compat docs package clean
+.PHONY: quickstart test coverage test-slow test-gpu fuzz lint bench bench-pairs bench-gpu bench-gpu-all bench-data compat docs package clean
 
 # Threads that wait for each other sleep: on a machine with other work they would slow everything down
 quickstart: $(VENV)/.quickstart
@@ -20,6 +20,11 @@ coverage: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" $(ARGS)
+
+# The property-based tests with other inputs than `make test` and `make test-slow` draw, each time new ones
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu" --hypothesis-profile other \
+		$$(grep -rl "from hypothesis import" tests --include "test_*.py") $(ARGS)
 
 # Both run without network, by .venv or else by the machine's own Python, and end in ten minutes. Of several GPUs they
 # take one: TRL refuses a process that sees more

@@ -12,9 +12,12 @@ from dmpo_trl.modeling.logprobs import KERNEL_NEEDS_TRITON
 # Assertions of the helpers show their values as those of tests do
 pytest.register_assert_rewrite("support")
 
-# Nothing is timed in tests: a busy machine is no failure
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# Nothing is timed in tests: a busy machine is no failure. Hypothesis draws the same inputs each time, so that nobody's
+# change fails for what another's brought; `make fuzz` draws others
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **UNTIMED)
+settings.register_profile("other", **UNTIMED)
+settings.load_profile("same")
 
 
 class PlainLogProb:

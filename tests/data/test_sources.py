@@ -169,6 +169,18 @@ def test_a_damaged_member_is_named(tmp_path, method):
         files.need("ratings.csv")
 
 
+def test_a_zip_with_a_member_without_a_name_is_named(tmp_path):
+    # `zipfile` reads its index and fails with an IndexError at the name
+    with zipfile.ZipFile(tmp_path / "source.zip", "w") as archive:
+        archive.writestr("ratings.csv", b"user,item")
+        archive.infolist()[0].filename = ""  # the index is written at the end
+    with (
+        pytest.raises(ValueError, match=r"source\.zip cannot be read as an archive.*Delete it and get it again"),
+        open_source(tmp_path / "source.zip"),
+    ):
+        pass
+
+
 def test_pipes_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "ratings.csv")
     (tmp_path / "movies.csv").write_text("m")

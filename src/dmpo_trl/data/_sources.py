@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import lzma
 import os
 import shutil
-import struct
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
@@ -22,8 +19,6 @@ from ._files import require_file
 # `fsspec` could open the members of an archive too, but the readers need paths. So members are copied to a folder of
 # ours in any case, and what makes that safe would stay: base names only, no links, and errors that name the archive.
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-# Beside ValueError, RuntimeError and OSError, what the standard library raises for files that are not archives
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, OverflowError)
 
 
 class SourceFiles:
@@ -200,7 +195,11 @@ def _problems_named(path: Path) -> Iterator[None]:
         if error.errno not in (None, errno.EINVAL):  # bz2's and gzip's errors, and a place before the file's beginning
             raise
         raise _damaged(path, error) from error
-    except (*_DAMAGE, RuntimeError, ValueError) as error:
+    except MemoryError:
+        raise
+    # Whatever else the standard library raises, the bytes were the cause, and no list of it was ever complete: an
+    # IndexError for a member without a name, a struct.error, an OverflowError, errors of each compression
+    except Exception as error:
         raise _damaged(path, error) from error
 
 
