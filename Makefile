@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test coverage test-slow test-gpu fuzz lint bench bench-pairs bench-gpu bench-gpu-all bench-data compat docs package clean
+.PHONY: quickstart test coverage test-slow test-gpu fuzz lint bench bench-pairs bench-gpu bench-gpu-all bench-data paper-smoke paper-report compat docs package clean
 
 # Threads that wait for each other sleep: on a machine with other work they would slow everything down
 quickstart: $(VENV)/.quickstart
@@ -76,6 +76,14 @@ bench-gpu-all:
 
 bench-data: $(VENV)/.dev
 	$(BIN)/python benchmarks/data.py $(ARGS)
+
+# Whether every method, table and picture of the paper's experiments runs, with a tiny model on made-up data
+paper-smoke: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/benchmarks/test_paper.py $(ARGS)
+
+# The tables, pictures and page of all cells that are there
+paper-report: $(VENV)/.dev
+	PYTHONPATH=benchmarks $(BIN)/python -m paper report benchmarks/results/learning $(ARGS)
 
 # Other versions of Python and of what dmpo-trl builds on: one environment after the other, of up to 6 GB each
 compat: $(VENV)/.dev

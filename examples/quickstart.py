@@ -37,7 +37,7 @@ from dmpo_trl.recommend import Recommender
 
 @dataclass
 class Settings(FilmSettings):
-    """The defaults are those of `benchmarks/learning.py`. Choose others with `--report tuning`, not on test users."""
+    """The defaults are those of `benchmarks/paper`. Choose others with `--report tuning`, not on test users."""
 
     model: str | None = field(default=None, metadata={"help": "Hub id, folder or GGUF file. Default: SmolLM2-135M."})
     output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Folder for all results."})

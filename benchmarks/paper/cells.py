@@ -1,0 +1,161 @@
+"""Cells: each is computed once and becomes one JSON file, which nothing but the report reads."""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+from transformers import AutoTokenizer
+
+from dmpo_trl.data import Interactions
+from dmpo_trl.evaluation import rank_by_log_prob, score_candidates
+
+from .explaining import deletion_curves
+from .methods import COUNTS, METHODS, SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
+from .ranking import as_json, rank_by_counts, rank_by_model
+from .settings import Cell
+from .sources import SOURCES, read_source
+from .training import Spent, load, read_spent, train_preference, train_sft
+from .users import Users
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run finds and puts things.
+
+    Attributes:
+        model: Folder of the base model.
+        data: Folders of raw files, by data set.
+        work: Folder for adapters.
+        output: Folder for cells.
+    """
+
+    model: str
+    data: dict[str, Path]
+    work: Path
+    output: Path
+
+
+def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
+    """Return the cells that are not there yet.
+
+    Raises:
+        SystemExit: A name is unknown, or a cell that is there was computed with other settings.
+    """
+    left = []
+    for cell in cells:
+        for kind, name, known in (
+            ("dataset", cell.dataset, SOURCES),
+            ("trained_on", cell.trained_on, SOURCES),
+            ("method", cell.method, METHODS),
+        ):
+            if name not in known:
+                raise SystemExit(f"The {kind} {name!r} is unknown. Choose among {', '.join(known)}.")
+        file = output / cell.file_name
+        if not file.exists():
+            left.append(cell)
+            continue
+        there, here = (json.loads(file.read_text(encoding="utf-8"))["settings"], cell.described()["settings"])
+        if other := [name for name in here if name in there and there[name] != here[name]]:
+            raise SystemExit(
+                f"{file} was computed with {other[0]}={there[other[0]]}, the config says {here[other[0]]}. "
+                "Give another --output, or delete the file."
+            )
+    return left
+
+
+def run(cells: Iterable[Cell], places: Places) -> None:
+    """Compute the cells that are not there yet, in their order, and say how long the rest will take."""
+    left = waiting(cells, places.output)
+    places.output.mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(left, start=1):
+        start = time.perf_counter()
+        content = compute(cell, places)
+        seconds = time.perf_counter() - start
+        about = describe("trl", "peft") | {"model": Path(places.model).name, "seconds": seconds}
+        file = places.output / cell.file_name
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(cell.described() | about | content) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+        figures = content.get("test sum") or content.get("test") or content.get("item knn") or {}
+        more = f"{len(left) - number} left, about {(len(left) - number) * seconds / 60:.0f} minutes if all are like it"
+        print(f"{cell.file_name}: NDCG@5 {figures.get('ndcg@5', math.nan):.3f}, {seconds:.0f} s; {more}", flush=True)
+
+
+def compute(cell: Cell, places: Places) -> dict[str, Any]:
+    """Return what a cell's file says beside its description."""
+    torch.manual_seed(cell.seed)
+    ranked, trained = _users(cell, cell.dataset, places), _users(cell, cell.trained_on, places)
+    if cell.method == COUNTS:
+        return as_json(rank_by_counts(ranked, trained))
+    if cell.method in TRADITIONAL:
+        return _traditional(cell, ranked, trained, places)
+    spent = None if cell.method == ZERO_SHOT else train(cell, trained, places)
+    folder = None if cell.method == ZERO_SHOT else cell.adapter(places.work)
+    model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
+    start = time.perf_counter()
+    shown = trained.shown if cell.dataset == cell.trained_on else None
+    content = as_json(rank_by_model(model, tokenizer, ranked, shown, cell.method))
+    content["seconds of ranking"] = time.perf_counter() - start
+    if cell.settings.explained_users:
+        content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained)
+    return content | {"training": spent or {}}
+
+
+def train(cell: Cell, users: Users, places: Places) -> Spent:
+    """Train the cell's adapter, or find that it has been trained."""
+    folder = cell.adapter(places.work)
+    if spent := read_spent(folder, cell.settings):
+        return spent
+    own, sft = cell.settings, cell.adapter(places.work, SFT)
+    if cell.method == SFT:
+        return train_sft(places.model, users.sft(), own, cell.seed, folder, None, None)
+    method = STAGES.get(cell.method)
+    of_sft = read_spent(sft, own)
+    if of_sft is None:  # an adapter outlives no machine, a cell does: SFT may have to be trained again
+        of_sft = train(replace(cell, method=SFT), users, places)
+    if cell.method == SFT_MORE:
+        return train_sft(places.model, users.sft(), own, cell.seed, folder, sft, own.tokens)
+    assert method is not None
+    start, tokens = (sft, own.tokens) if method.start == "sft" else (None, own.tokens + of_sft["tokens"])
+
+    def score(questions: Any) -> list[list[float]]:
+        model, tokenizer = load(places.model, own, start), AutoTokenizer.from_pretrained(places.model)
+        return [one.by("sum").tolist() for one in score_candidates(model, tokenizer, questions)]
+
+    data = users.preference(method, score)
+    return train_preference(places.model, data, own, cell.seed, folder, start, tokens, method)
+
+
+def _users(cell: Cell, name: str, places: Places) -> Users:
+    return Users(SOURCES[name], _read(name, tuple(places.data.items())), cell.settings, cell.users, cell.seed)
+
+
+@cache
+def _read(name: str, folders: tuple[tuple[str, Path], ...]) -> Interactions:
+    return read_source(name, dict(folders))
+
+
+def _traditional(cell: Cell, ranked: Users, trained: Users, places: Places) -> dict[str, Any]:
+    from .traditional import rank_by_traditional
+
+    results = {}
+    everybody = trained.all_of("others")
+    for name, known in (("test", trained.shown), ("test, all users", everybody)):
+        folder = cell.adapter(places.work) / name.replace(", ", "-").replace(" ", "-")
+        results[name] = rank_by_traditional(cell.method, known, ranked.ranking("test"), cell.seed, folder)
+    return as_json(results)
+
+
+def _deletion(cell: Cell, model: Any, tokenizer: Any, ranked: Users, trained: Users) -> dict[str, Any]:
+    rows = ranked.ranking("test").select(range(cell.settings.explained_users))
+    result = rank_by_log_prob(rows, score_candidates(model, tokenizer, rows), score="sum", name=cell.method)
+    popularity = dict(trained.shown.group_by("item").len().iter_rows())
+    titles, template = ranked.data.titles(), ranked.source.template
+    return deletion_curves(model, tokenizer, rows, result, titles, template, popularity, cell.seed)

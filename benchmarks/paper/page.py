@@ -1,0 +1,77 @@
+"""The report: Markdown with its pictures, and one HTML page that holds everything."""
+
+import json
+import re
+from pathlib import Path
+
+from jinja2 import Environment
+
+from .pictures import pictures
+from .records import read_records
+from .tables import Table, tables
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
+body { font-family: sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-size: 0.85rem; }
+td, th { border-bottom: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }
+svg { max-width: 100%; height: auto; }
+</style>
+<h1>{{ title }}</h1>
+<p>{{ about }}</p>
+{% for name, heading, svg in pictures %}<h2>{{ heading }}</h2>
+<div>{{ svg | safe }}</div>
+{% endfor %}{% for table in tables %}<h2>{{ table.title }}</h2>
+{% for note in table.notes %}<p>{{ note }}</p>
+{% endfor %}<table>
+<tr>{% for column in table.rows[0] %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endfor %}</html>
+"""
+
+
+def write_report(cells: Path, output: Path) -> None:
+    """Write `report.md`, its pictures and `report.html` of all cells of a folder.
+
+    Raises:
+        SystemExit: There are no cells.
+    """
+    records = read_records(cells)
+    found, drawn = tables(records), list(pictures(records))
+    title = f"Results of {cells.name}"
+    output.mkdir(parents=True, exist_ok=True)
+    for name, _, svg in drawn:
+        (output / f"{name}.svg").write_text(svg, encoding="utf-8")
+    lines = [f"# {title}", "", _about(cells), ""]
+    for name, heading, _ in drawn:
+        lines += [f"![{heading}]({name}.svg)", ""]
+    for table in found:
+        lines += [f"## {table.title}", "", *_markdown(table), ""]
+    (output / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    inline = [(name, heading, svg[svg.index("<svg") :]) for name, heading, svg in drawn]
+    page = Environment(autoescape=True).from_string(_PAGE)
+    text = page.render(title=title, about=_about(cells), pictures=inline, tables=found)
+    (output / "report.html").write_text(text, encoding="utf-8")
+    print(f"{output / 'report.md'} and report.html: {len(found)} tables, {len(drawn)} pictures.")
+
+
+def _about(cells: Path) -> str:
+    """Say of what machines and commits the cells are."""
+    content = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(cells.glob("*.json"))]
+    for cell in content:  # the rest of a folder's name tells one machine's copy from another's
+        cell["model"] = re.sub(r"-[0-9a-f]{7}-[0-9a-f]{16}$", "", cell["model"])
+    names = ("model", "machine", "versions", "commit")
+    parts = {name: " or ".join(sorted({cell[name] for cell in content})) for name in names}
+    hours = sum(cell["seconds"] for cell in content) / 3600
+    named = "; ".join(f"{name}: {value}" for name, value in parts.items())
+    return f"{len(content)} cells, {hours:.1f} hours. {named[0].upper()}{named[1:]}."
+
+
+def _markdown(table: Table) -> list[str]:
+    columns = list(table.rows[0])
+    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return [*table.notes, "", *head, *(f"| {' | '.join(row.values())} |" for row in table.rows)]

@@ -1,0 +1,95 @@
+"""What a cell ranks: test users under each protocol, by the model alone and together with counts."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from datasets import Dataset
+
+from dmpo_trl.evaluation import (
+    ItemKNN,
+    RankingResult,
+    choose_weight,
+    fuse,
+    rank_at_random,
+    rank_by_item_knn,
+    rank_by_log_prob,
+    rank_by_popularity,
+    score_candidates,
+)
+
+from .users import Users
+
+METRICS = ("hr@1", "hr@5", "ndcg@5", "auc")
+NAMES = {"uniform": "test", "popularity": "popular"}
+"""What a protocol is called in a cell's file; the whole catalogue is `catalogue`."""
+_CHOOSING = 100  # validation users; enough to choose a weight, and half the time of all
+
+
+def questions(users: Users) -> dict[str, Dataset]:
+    """Return the test users with their candidates, by the protocol's name in the cell's file."""
+    found = {NAMES[protocol]: users.ranking("test", protocol) for protocol in users.settings.protocols}
+    if users.settings.catalogue_users:
+        found["catalogue"] = users.catalogue()
+    return found
+
+
+def rank_by_counts(ranked: Users, trained: Users) -> dict[str, RankingResult]:
+    """Rank at random and by counts: of what a model sees, and of all that is known of the training users."""
+    results = {}
+    for name, dataset in questions(ranked).items():
+        prefix = "" if name == "test" else f"{name} "
+        results[f"{prefix}random"] = rank_at_random(dataset)
+        for suffix, counted in (("", trained.shown), (", all interactions", trained.all_of("train"))):
+            popularity = dict(counted.group_by("item").len().iter_rows())
+            results[f"{prefix}popularity{suffix}"] = rank_by_popularity(dataset, popularity)
+            results[f"{prefix}item knn{suffix}"] = rank_by_item_knn(dataset, ItemKNN(counted))
+    return results
+
+
+def rank_by_model(
+    model: Any, tokenizer: Any, users: Users, shown: pl.DataFrame | None, name: str
+) -> dict[str, RankingResult]:
+    """Rank by the sum and by the mean of the tokens' log-probs, and by the sum together with ItemKNN.
+
+    Args:
+        model: What ranks.
+        tokenizer: Its tokenizer.
+        users: Who is ranked.
+        shown: Interactions that the model saw, for ItemKNN; None leaves it out.
+        name: Of the method.
+    """
+    datasets = questions(users)
+    if shown is not None:
+        validation = users.ranking("validation")
+        datasets["validation"] = validation.take(min(_CHOOSING, len(validation)))
+    results: dict[str, RankingResult] = {}
+    for kind, dataset in datasets.items():
+        scored = score_candidates(model, tokenizer, dataset)
+        for score in ("sum", "mean"):
+            results[f"{kind} {score}"] = rank_by_log_prob(dataset, scored, score=score, name=name)
+    if shown is not None:
+        knn = ItemKNN(shown)
+        weight = choose_weight(results["validation sum"], rank_by_item_knn(datasets["validation"], knn))
+        for kind in datasets.keys() - {"validation"}:
+            both = results[f"{kind} sum"], rank_by_item_knn(datasets[kind], knn)
+            results[f"{kind} fused"] = fuse(*both, weight, name=f"{name} + {weight:g} item knn")
+    return results
+
+
+def as_json(results: dict[str, RankingResult]) -> dict[str, Any]:
+    """Return metrics, each test user's rank of the target (the mean of its places where it is tied), and the gap."""
+    content: dict[str, Any] = {}
+    for name, result in results.items():
+        pairs = list(zip(result.scores, result.positives, strict=True))
+        gaps = [float(own[positive] - np.delete(own, positive).max()) for own, positive in pairs]
+        own = {"ranker": result.name, "mean gap to the hardest": float(np.mean(gaps))}
+        own |= {metric: float(result.per_user(metric).mean()) for metric in METRICS}
+        if not name.startswith("validation"):
+            own["ndcg@5 per user"] = result.per_user("ndcg@5").round(4).tolist()
+            own["ranks"] = [
+                1 + int((scores > scores[positive]).sum()) + (int((scores == scores[positive]).sum()) - 1) / 2
+                for scores, positive in pairs
+            ]
+        content[name] = own
+    return content

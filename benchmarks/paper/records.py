@@ -1,0 +1,94 @@
+"""What the cells' files say, as one record for each ranker."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .methods import COUNTS, TRADITIONAL
+
+PROTOCOLS = {
+    "test": "uniform candidates",
+    "popular": "candidates drawn by popularity",
+    "catalogue": "the whole catalogue",
+}
+_KINDS = {"sum": "{}", "mean": "{}, mean per token", "fused": "{} + item knn"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One ranker of one cell.
+
+    Attributes:
+        dataset: What was ranked.
+        trained_on: What was trained on.
+        users: Number of training users.
+        protocol: A key of `PROTOCOLS`.
+        method: Of the cell.
+        ranker: The method and how it ranks.
+        seed: Of the cell.
+        figures: Metrics, and `ndcg@5 per user`.
+        training: Tokens, seconds and what was logged; empty where nothing was trained.
+        deletion: Deletion curves by the order of removal; empty where none were measured.
+    """
+
+    dataset: str
+    trained_on: str
+    users: int
+    protocol: str
+    method: str
+    ranker: str
+    seed: int
+    figures: dict[str, Any]
+    training: dict[str, Any]
+    deletion: dict[str, list[list[float]]]
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read all cells of a folder, in the order of their names.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise SystemExit(f"{folder} holds no cells.")
+    return [record for file in files for record in _records(json.loads(file.read_text(encoding="utf-8")))]
+
+
+def _records(cell: dict[str, Any]) -> Iterator[Record]:
+    settings, method = cell["settings"], cell["method"]
+    for name, own in cell.items():
+        if not (isinstance(own, dict) and "ranks" in own):
+            continue
+        protocol, _, rest = name.partition(" ")
+        if protocol not in PROTOCOLS:  # counts of the plain protocol are called by their names alone
+            protocol, rest = "test", name
+        if method == COUNTS:
+            ranker = rest
+        elif method in TRADITIONAL:
+            ranker = method + name.removeprefix("test")
+            protocol = "test"
+        else:
+            ranker = _KINDS[rest].format(method)
+        yield Record(
+            dataset=settings["dataset"],
+            trained_on=settings.get("trained_on", settings["dataset"]),
+            users=settings["users"],
+            protocol=protocol,
+            method=method,
+            ranker=ranker,
+            seed=cell["seed"],
+            figures=own,
+            training=cell.get("training") or {},
+            deletion=cell.get("deletion") or {} if rest == "sum" and protocol == "test" else {},
+        )
+
+
+def by_ranker(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
+    """Return records of one data set by ranker, then by seed."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in records:
+        found.setdefault(record.ranker, {})[record.seed] = record
+    return found

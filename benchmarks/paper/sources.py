@@ -1,0 +1,76 @@
+"""The data sets: how the raw files are read, what counts as liked, and how a model is asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from models import movielens_folder
+
+from dmpo_trl.data import (
+    MOVIES,
+    MUSIC,
+    PRODUCTS,
+    Interactions,
+    PromptTemplate,
+    read_amazon,
+    read_lastfm,
+    read_msl,
+    read_recbole,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set.
+
+    Attributes:
+        read: Reads the folder with the raw files.
+        files: What the folder holds, and who publishes it; for the message where it is not given.
+        template: Makes the prompts.
+        min_rating: Ratings from here on count as liked; None: all interactions do.
+    """
+
+    read: Callable[[Path], Interactions]
+    files: str
+    template: PromptTemplate
+    min_rating: float | None = None
+
+
+def _read_office(folder: Path) -> Interactions:
+    """Read the training windows of MSL's Office, each user's latest, as that user's interactions."""
+    published = read_msl(folder)
+    latest = published.examples["train"].unique("user", keep="last", maintain_order=True)
+    windows = latest.select("user", item=pl.concat_list("history", "target"))
+    rows = windows.with_columns(timestamp=pl.int_ranges(pl.col("item").list.len())).explode("item", "timestamp")
+    return Interactions(rows, published.interactions.items, order="position")
+
+
+SOURCES = {
+    "movielens": Source(
+        lambda folder: read_recbole(folder, title_field="movie_title"),
+        "MovieLens 100K as RecBole's atomic files (by default those of the recbole wheel)",
+        MOVIES,
+        min_rating=4.0,
+    ),
+    "office": Source(_read_office, "the Office files of MSL (arXiv 2504.04178): train.csv, id2name.json", PRODUCTS),
+    "gift-cards": Source(
+        lambda folder: read_amazon(folder, category="Gift_Cards"),
+        "Amazon Review Data 2018: Gift_Cards_5.json.gz and meta_Gift_Cards.json.gz",
+        PRODUCTS,
+        min_rating=4.0,
+    ),
+    "lastfm": Source(read_lastfm, "HetRec 2011's Last.fm 2K: user_artists.dat, artists.dat", MUSIC),
+}
+
+
+def read_source(name: str, folders: dict[str, Path]) -> Interactions:
+    """Read a data set from its folder.
+
+    Raises:
+        SystemExit: The folder is not among `folders`.
+    """
+    folder = folders.get(name) or (movielens_folder() if name == "movielens" else None)
+    if folder is None:
+        raise SystemExit(f"Give the folder of {name} with --data {name}=FOLDER: {SOURCES[name].files}.")
+    return SOURCES[name].read(folder)

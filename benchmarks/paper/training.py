@@ -1,0 +1,170 @@
+"""Training of a cell: SFT, SFT that goes on, and preference stages from the SFT adapter, at equal tokens."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from dmpo_trl import DMPOConfig, DMPOTrainer
+
+from .methods import Method
+from .settings import Settings
+
+Spent = dict[str, Any]
+"""`tokens`, `seconds` and `steps` of a training, and what it logged (`log`)."""
+
+
+def load(model: str, settings: Settings, adapter: Path | None = None, *, train: bool = False) -> Any:
+    """Load the model: to be trained in float32 (with `bf16` under autocast), to be ranked with `bf16` in bfloat16."""
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if settings.bf16 and not train else torch.float32}
+    if settings.four_bit:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    loaded = AutoModelForCausalLM.from_pretrained(model, **options)
+    return loaded if adapter is None else PeftModel.from_pretrained(loaded, str(adapter), is_trainable=train)
+
+
+def train_sft(
+    model: str, data: Dataset, settings: Settings, seed: int, folder: Path, start: Path | None, tokens: int | None
+) -> Spent:
+    """Train on whole histories, every title of which is a target.
+
+    Args:
+        model: Folder of the base model.
+        data: Columns `prompt`, `completion`.
+        settings: Of the cell.
+        seed: Of the order of rows and of the new adapter.
+        folder: For the adapter.
+        start: Adapter to go on with; None: a new one.
+        tokens: How many to train on; None: `sft_epochs`.
+    """
+    trainer = SFTTrainer(
+        model=load(model, settings, start, train=True),
+        args=SFTConfig(
+            **_arguments(
+                settings,
+                folder,
+                seed,
+                learning_rate=settings.sft_learning_rate,
+                per_device_train_batch_size=settings.sft_batch_size,
+                num_train_epochs=settings.sft_epochs,
+                completion_only_loss=False,
+            )
+        ),
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=None if start else _lora(settings),
+    )
+    of_epoch = sum(len(row["input_ids"]) for row in trainer.train_dataset)
+    if tokens is not None:
+        trainer.args.num_train_epochs = tokens / of_epoch
+    return _train(trainer, folder, settings, round(of_epoch * trainer.args.num_train_epochs))
+
+
+def train_preference(
+    model: str,
+    data: Dataset,
+    settings: Settings,
+    seed: int,
+    folder: Path,
+    start: Path | None,
+    tokens: int,
+    method: Method,
+) -> Spent:
+    """Train a preference stage.
+
+    Args:
+        model: Folder of the base model.
+        data: Columns `prompt`, `chosen`, `rejected`.
+        settings: Of the cell.
+        seed: Of the order of rows and of a new adapter.
+        folder: For the adapter.
+        start: Adapter to go on with, the reference too; None: a new one.
+        tokens: How many to train on.
+        method: Its options.
+    """
+    trainer = DMPOTrainer(
+        model=load(model, settings, start, train=True),
+        args=DMPOConfig(
+            **_arguments(
+                settings,
+                folder,
+                seed,
+                per_device_train_batch_size=settings.batch_size,
+                train_sampling_strategy="group_by_prompt",
+                **method.options,
+            )
+        ),
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=None if start else _lora(settings),
+    )
+    of_epoch = sum(int(batch["attention_mask"].sum()) for batch in trainer.get_train_dataloader())
+    trainer.args.num_train_epochs = tokens / of_epoch
+    return _train(trainer, folder, settings, tokens)
+
+
+def read_spent(folder: Path, settings: Settings) -> Spent | None:
+    """Return what a training in this folder spent, None where none has ended there.
+
+    Raises:
+        SystemExit: It was trained with other settings.
+    """
+    file = folder / "spent.json"
+    if not file.exists():
+        return None
+    spent: Spent = json.loads(file.read_text(encoding="utf-8"))
+    there, here = spent.pop("settings"), settings.of_training()
+    if other := [name for name in here if there.get(name) != here[name]]:
+        raise SystemExit(
+            f"{folder} was trained with {other[0]}={there.get(other[0])}, now it is {here[other[0]]}. Give another "
+            "--work, or delete the folder."
+        )
+    return spent
+
+
+def _lora(settings: Settings) -> LoraConfig:
+    rank = settings.lora_rank
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def _arguments(settings: Settings, folder: Path, seed: int, **options: Any) -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder.parent / "trainer"),
+        "seed": seed,
+        "bf16": settings.bf16,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "gradient_checkpointing": False,
+        "max_length": None,
+        "logging_steps": 5,
+        "logging_first_step": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 5,
+        **options,
+    }
+
+
+def _train(trainer: Any, folder: Path, settings: Settings, tokens: int) -> Spent:
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    trainer.model.save_pretrained(folder, selected_adapters=["default"])
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    spent = {"tokens": tokens, "seconds": seconds, "steps": trainer.state.global_step, "log": log}
+    # Written last: a cell that is killed while it ranks goes on there
+    content = json.dumps(spent | {"settings": settings.of_training()})
+    (folder / "spent.json").write_text(content, encoding="utf-8")
+    return spent

@@ -1,0 +1,209 @@
+"""The experiments on the paper's claims: cells are computed once, and the report is made of them alone."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from support import make_model, make_tokenizer
+
+PAPER = Path(__file__).parents[2] / "benchmarks" / "paper"
+SIZES = {
+    "test_users": 6,
+    "validation_users": 4,
+    "candidates": 5,
+    "positions": 4,
+    "min_history": 2,
+    "tokens": 3000,
+    "sft_epochs": 1,
+    "lora_rank": 4,
+    "batch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return importlib.import_module("paper.__main__")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny model, films in RecBole's format and artists in HetRec's."""
+    folder = tmp_path_factory.mktemp("paper")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    generator = np.random.default_rng(0)
+    orders = [generator.permutation(60)[:20] for _ in range(40)]
+    films, artists = folder / "films", folder / "artists"
+    films.mkdir()
+    rows = [
+        f"{user}\t{item}\t{generator.integers(3, 6)}\t{time}"
+        for user, own in enumerate(orders)
+        for time, item in enumerate(own)
+    ]
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (films / "films.inter").write_text("\n".join([header, *rows]) + "\n")
+    items = ["item_id:token\tmovie_title:token_seq", *(f"{item}\tFilm {item}" for item in range(60))]
+    (films / "films.item").write_text("\n".join(items) + "\n")
+    artists.mkdir()
+    plays = [f"{user}\t{item}\t{100 + time}" for user, own in enumerate(orders) for time, item in enumerate(own)]
+    (artists / "user_artists.dat").write_text("\n".join(["userID\tartistID\tweight", *plays]) + "\n")
+    names = ["id\tname\turl\tpictureURL", *(f"{item}\tArtist {item}\t\t" for item in range(60))]
+    (artists / "artists.dat").write_text("\n".join(names) + "\n")
+    return folder
+
+
+def options(folders: Path, output: Path) -> list[str]:
+    places = ["--work", str(folders / "work"), "--output", str(output), "--model", str(folders / "model")]
+    return [*places, "--data", f"movielens={folders / 'films'}", f"lastfm={folders / 'artists'}"]
+
+
+def config(folder: Path, *blocks: dict, **settings) -> str:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump({"settings": SIZES | settings, "cells": list(blocks)}))
+    return str(file)
+
+
+def test_cells_are_computed_once_and_reported(paper, folders, tmp_path, capsys):
+    methods = ["counts", "zero-shot", "sft more", "dmpo boundary", "sampled softmax 3"]
+    file = config(tmp_path, {"dataset": "movielens", "users": 3, "seed": 0, "method": methods}, explained_users=2)
+    output = tmp_path / "out"
+    paper.main(["run", file, *options(folders, output), "--list"])
+    assert len(capsys.readouterr().out.splitlines()) == len(methods)
+    assert not output.exists()
+    paper.main(["run", file, *options(folders, output)])
+    files = sorted(output.iterdir())
+    assert [one.name for one in files] == sorted(f"movielens-3-{name.replace(' ', '-')}-0.json" for name in methods)
+    cells = {cell["method"]: cell for cell in (json.loads(one.read_text()) for one in files)}
+    for name in (
+        "sft more",
+        "dmpo boundary",
+        "sampled softmax 3",
+    ):  # sft, whose adapter they need, was trained for them
+        assert cells[name]["training"]["tokens"] == 3000
+        assert cells[name]["training"]["log"]
+        assert len(cells[name]["test sum"]["ranks"]) == 6
+        assert {order: np.shape(curves) for order, curves in cells[name]["deletion"].items()} == {
+            "explained": (2, 5),
+            "popular": (2, 5),
+            "random": (2, 5),
+        }
+    assert cells["counts"]["random"]["auc"] == 0.5
+    written = [one.stat().st_mtime_ns for one in files]
+    paper.main(["run", file, *options(folders, output)])
+    assert [one.stat().st_mtime_ns for one in files] == written
+
+    capsys.readouterr()
+    paper.main(["report", str(output)])
+    text = (output / "report.md").read_text()
+    assert "## movielens, 3 training users, uniform candidates" in text
+    for ranker in ("random", "item knn", "sft more", "dmpo boundary, mean per token", "sampled softmax 3 + item knn"):
+        assert f"| {ranker} | 1 |" in text
+    assert "Explanations: nats lost" in text
+    first = {one.name: one.read_bytes() for one in output.iterdir() if one.suffix in (".md", ".html", ".svg")}
+    assert {"report.md", "report.html", "seconds.svg", "margins.svg", "deletion.svg"} == first.keys()
+    paper.main(["report", str(output), "--output", str(tmp_path / "again")])
+    for name, content in first.items():
+        assert (tmp_path / "again" / name).read_bytes() == content
+
+
+def test_removing_what_an_explanation_puts_first_lowers_the_score_most(paper, folders, tmp_path):
+    # By definition: the first of `explained` is the item whose removal costs most
+    file = config(tmp_path, {"dataset": "movielens", "users": 3, "seed": 0, "method": "zero-shot"}, explained_users=4)
+    paper.main(["run", file, *options(folders, tmp_path / "out")])
+    deletion = json.loads((tmp_path / "out" / "movielens-3-zero-shot-0.json").read_text())["deletion"]
+    first = {order: np.array(curves)[:, 0] for order, curves in deletion.items()}
+    assert (first["explained"] >= first["popular"] - 1e-4).all()
+    assert (first["explained"] >= first["random"] - 1e-4).all()
+    assert (first["explained"] > first["random"]).any()
+
+
+def test_a_cell_of_other_settings_is_not_taken_for_this_one(paper, folders, tmp_path):
+    block = {"dataset": "movielens", "users": 3, "seed": 0, "method": "counts"}
+    paper.main(["run", config(tmp_path, block), *options(folders, tmp_path / "out")])
+    with pytest.raises(SystemExit, match="computed with candidates=5, the config says 4"):
+        paper.main(["run", config(tmp_path, block, candidates=4), *options(folders, tmp_path / "out")])
+
+
+def test_an_adapter_of_other_settings_is_not_taken_for_this_one(paper, folders, tmp_path):
+    block = {"dataset": "movielens", "users": 3, "seed": 1, "method": "sft"}
+    places = options(folders, tmp_path / "out")
+    places[1] = str(tmp_path / "work")
+    paper.main(["run", config(tmp_path, block), *places])
+    (tmp_path / "out" / "movielens-3-sft-1.json").unlink()
+    paper.main(["run", config(tmp_path, block, candidates=4), *places])  # only how is ranked differs
+    (tmp_path / "out" / "movielens-3-sft-1.json").unlink()
+    with pytest.raises(SystemExit, match="trained with lora_rank=4, now it is 2"):
+        paper.main(["run", config(tmp_path, block, lora_rank=2), *places])
+
+
+@pytest.mark.parametrize(
+    ("block", "settings", "says"),
+    [
+        ({"dataset": "films"}, {}, "The dataset 'films' is unknown. Choose among movielens"),
+        ({"method": "ppo"}, {}, "The method 'ppo' is unknown. Choose among counts"),
+        ({"usres": 3}, {}, "block 1 of cells: usres is unknown"),
+        ({}, {"tokens": "many"}, "tokens is 'many', where something like 50000 is expected"),
+        ({"seed": [0, 0]}, {}, "names movielens-3-counts-0 more than once"),
+    ],
+)
+def test_a_config_is_checked_before_the_work(paper, folders, tmp_path, block, settings, says):
+    whole = {"dataset": "movielens", "users": 3, "seed": 0, "method": "counts"} | block
+    with pytest.raises(SystemExit, match=re.escape(says)):
+        paper.main(["run", config(tmp_path, whole, **settings), *options(folders, tmp_path / "out")])
+
+
+def test_a_data_set_without_a_folder_is_named(paper, folders, tmp_path):
+    file = config(tmp_path, {"dataset": "office", "users": 3, "seed": 0, "method": "counts"})
+    with pytest.raises(SystemExit, match="--data office=FOLDER: the Office files of MSL"):
+        paper.main(["run", file, *options(folders, tmp_path / "out")])
+
+
+@pytest.mark.parametrize("file", sorted(PAPER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configs_can_be_read(paper, file):
+    if file.stem == "methods":
+        from paper.methods import STAGES
+
+        from dmpo_trl import DMPOConfig
+
+        for method in STAGES.values():
+            assert (
+                DMPOConfig("out", use_cpu=True, bf16=False, **method.options).loss_type == method.options["loss_type"]
+            )
+        return
+    from paper.methods import METHODS
+    from paper.settings import read_config
+    from paper.sources import SOURCES
+
+    for cell in read_config(file):
+        assert cell.dataset in SOURCES
+        assert cell.method in METHODS
+
+
+@pytest.mark.slow
+def test_every_method_table_and_picture(paper, folders, tmp_path):
+    paper.main(["run", str(PAPER / "smoke.yaml"), *options(folders, tmp_path / "smoke")])
+    paper.main(["report", str(tmp_path / "smoke")])
+    assert {file.stem for file in (tmp_path / "smoke").glob("*.svg")} == {
+        "shots",
+        "negatives",
+        "seconds",
+        "margins",
+        "deletion",
+        "across-sft",
+        "across-dmpo",
+    }
+    text = (tmp_path / "smoke" / "report.md").read_text()
+    for title in (
+        "movielens, 3 training users, the whole catalogue",
+        "movielens, 6 training users, candidates drawn by popularity",
+        "lastfm, 3 training users, uniform candidates",
+        "Across domains: dmpo, NDCG@5 on ...",
+        "Margins while training",
+        "Explanations: nats lost",
+    ):
+        assert f"## {title}" in text
+    assert "| dmpo hard negatives | 1 |" in text
