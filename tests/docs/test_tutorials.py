@@ -40,7 +40,7 @@ def test_from_dpo_trains_as_it_says(model, tmp_path):
         assert list((tmp_path / "outputs" / folder).rglob("adapter_model.safetensors")), folder
 
 
-def test_own_table_ends_with_recommendations(model, tmp_path, capsys):
+def test_own_table_ends_with_recommendations_and_can_be_evaluated(model, tmp_path, capsys):
     follow(TUTORIALS / "own-table.md", model)
     out = capsys.readouterr().out
     assert "400 interactions of 80 users" in out
@@ -57,6 +57,15 @@ def test_own_table_ends_with_recommendations(model, tmp_path, capsys):
     for user in users:
         items = set(found.filter(user=user["user"])["item"])
         assert items.isdisjoint(user["history"] + user.get("seen", []))
+
+    names = follow(TUTORIALS / "evaluating.md", model)  # goes on in the same folders
+    out = capsys.readouterr().out
+    assert "No leak found." in out
+    assert {"shortest", "item_knn_shown"} <= {line.partition("  ")[0] for line in out.splitlines()}
+    assert {"sum.parquet", "shortest.parquet", "metrics.json"} <= {
+        file.name for file in (tmp_path / "outputs" / "shop" / "evaluation").iterdir()
+    }
+    assert names["difference"].low <= names["difference"].mean <= names["difference"].high
 
 
 def test_a_tutorial_has_no_command_that_is_not_run():
