@@ -74,4 +74,5 @@ def _about(cells: Path) -> str:
 def _markdown(table: Table) -> list[str]:
     columns = list(table.rows[0])
     head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return [*table.notes, "", *head, *(f"| {' | '.join(row.values())} |" for row in table.rows)]
+    notes = [*(f"- {note}" for note in table.notes), ""] if table.notes else []
+    return [*notes, *head, *(f"| {' | '.join(row.values())} |" for row in table.rows)]

@@ -44,6 +44,11 @@ class Record:
     training: dict[str, Any]
     deletion: dict[str, list[list[float]]]
 
+    @property
+    def is_model(self) -> bool:
+        """Whether a language model ranks, perhaps together with counts."""
+        return self.method != COUNTS and self.method not in TRADITIONAL
+
 
 def read_records(folder: Path) -> list[Record]:
     """Read all cells of a folder, in the order of their names.

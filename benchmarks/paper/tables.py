@@ -1,8 +1,9 @@
 """Tables of a report: what each method ranks, and what it adds to SFT that goes on for as many tokens.
 
-Metrics are means over users and, in brackets, the standard deviation over seeds. Differences are paired by user (each
-user's mean over the seeds that both have), with a permutation test; the p-values of one table are corrected for how
-many there are (Holm).
+Metrics are means over users and, in brackets, the standard deviation over seeds. Models are compared with SFT that
+goes on, models and counts together with the counts. Differences are paired by user (each user's mean over the seeds
+that both have), with bootstrap intervals and a permutation test; the p-values of one table and control are corrected
+for how many there are (Holm).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from dmpo_trl.evaluation import paired_difference
+from dmpo_trl.evaluation import Difference, paired_difference
 
 from .explaining import ORDERS, STEPS
 from .methods import SFT_MORE, STAGES
 from .records import PROTOCOLS, Record, by_ranker
 
 Row = dict[str, str]
+COUNTS = "item knn"
 _LEVEL = 0.05
 
 
@@ -51,32 +53,52 @@ def _comparisons(records: Sequence[Record]) -> Iterator[Table]:
 
 
 def comparison(rankers: dict[str, dict[int, Record]]) -> tuple[list[Row], list[str]]:
-    """Return one row per ranker, and a verdict for each that differs from the control beyond chance."""
-    control = rankers.get(SFT_MORE, {})
-    rows, tested = [], []
-    for name, seeds in rankers.items():
-        row = {"ranker": name, "seeds": str(len(seeds))}
-        for metric in ("hr@1", "ndcg@5", "auc"):
-            row[metric] = spread([record.figures[metric] for record in seeds.values()])
-        gaps = [record.figures["mean gap to the hardest"] for record in seeds.values()]
-        row["gap to the hardest"] = f"{np.mean(gaps):.2f}"
-        row["tokens"] = next((f"{one.training['tokens']:,}" for one in seeds.values() if one.training), "")
-        row |= {f"ndcg@5 - {SFT_MORE}": "", "p": ""}
-        if (shared := sorted(seeds.keys() & control.keys())) and name != SFT_MORE:
-            difference = paired_difference(_per_user(seeds, shared), _per_user(control, shared))
-            row[f"ndcg@5 - {SFT_MORE}"] = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-            tested.append((difference.p_value, difference.mean, row))
-        rows.append(row)
+    """Return one row per ranker, and a verdict on each that was compared with a control."""
+    rows = {name: _row(name, seeds) for name, seeds in rankers.items()}
     notes = []
-    corrected = 0.0
-    for place, (p, mean, row) in enumerate(sorted(tested, key=lambda one: one[0])):
-        corrected = max(corrected, min(1.0, p * (len(tested) - place)))
-        row["p"] = f"{corrected:.2g}"
-        if corrected < _LEVEL:
-            notes.append(f"{row['ranker']} is {'better' if mean > 0 else 'worse'} than {SFT_MORE} (p = {row['p']}).")
-    if tested and not notes:
-        notes.append(f"Nothing can be told apart from {SFT_MORE}.")
-    return sorted(rows, key=lambda row: row["ndcg@5"], reverse=True), notes
+    fused = [name for name in rankers if name.endswith(f" + {COUNTS}")]
+    counts = [name for name, seeds in rankers.items() if not next(iter(seeds.values())).is_model]
+    models = [name for name in rankers if name not in (SFT_MORE, *fused, *counts)]
+    for control, compared in ((SFT_MORE, models), (COUNTS, fused)):
+        for name, p, difference in _differences(rankers, control, compared):
+            rows[name]["ndcg@5 minus"] = f"{control}: {difference}"
+            rows[name]["p"] = f"{p:.2g}"
+            beyond = (
+                "cannot be told apart from"
+                if p >= _LEVEL
+                else "is better than"
+                if difference.mean > 0
+                else "is worse than"
+            )
+            notes.append(f"{name} {beyond} {control}: {difference}, p = {p:.2g}.")
+    return sorted(rows.values(), key=lambda row: row["ndcg@5"], reverse=True), notes
+
+
+def _row(name: str, seeds: dict[int, Record]) -> Row:
+    row = {"ranker": name, "seeds": str(len(seeds))}
+    for metric in ("hr@1", "ndcg@5", "auc"):
+        row[metric] = spread([record.figures[metric] for record in seeds.values()])
+    gaps = [record.figures["mean gap to the hardest"] for record in seeds.values()]
+    row["gap to the hardest"] = f"{np.mean(gaps):.2f}"
+    row["tokens"] = next((f"{one.training['tokens']:,}" for one in seeds.values() if one.training), "")
+    return row | {"ndcg@5 minus": "", "p": ""}
+
+
+def _differences(
+    rankers: dict[str, dict[int, Record]], control: str, compared: Sequence[str]
+) -> list[tuple[str, float, Difference]]:
+    """Return NDCG@5 of rankers minus that of a control, with p-values corrected for how many there are (Holm)."""
+    theirs = rankers.get(control, {})
+    found = []
+    for name in compared:
+        if shared := sorted(rankers[name].keys() & theirs.keys()):
+            found.append((name, paired_difference(_per_user(rankers[name], shared), _per_user(theirs, shared))))
+    found.sort(key=lambda pair: pair[1].p_value)
+    corrected, result = 0.0, []
+    for place, (name, difference) in enumerate(found):
+        corrected = max(corrected, min(1.0, difference.p_value * (len(found) - place)))
+        result.append((name, corrected, difference))
+    return result
 
 
 def _per_user(seeds: dict[int, Record], shared: list[int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The committed results, and the picture that is drawn from them."""
 
 import csv
+import importlib
 import json
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def test_cells_of_learning_name_their_machine_and_what_they_are_of():
         assert file.name == f"{name}-{cell['seed']}.json"
         assert cell["machine"]
         assert "uncommitted" not in cell["commit"], file.name
+
+
+def test_the_report_is_that_of_the_cells(tmp_path):
+    paper = importlib.import_module("paper.__main__")
+    paper.main(["report", str(RESULTS / "learning"), "--output", str(tmp_path)])
+    committed = {file.name for file in (RESULTS / "learning").iterdir() if file.suffix != ".json"}
+    assert committed == {file.name for file in tmp_path.iterdir()}
+    # Pictures differ in how a version of matplotlib writes them
+    assert (tmp_path / "report.md").read_bytes() == (RESULTS / "learning" / "report.md").read_bytes()
 
 
 def test_the_picture_has_the_committed_figures(plot_step):
