@@ -50,7 +50,7 @@ def test_the_report_is_that_of_the_cells(tmp_path):
 def test_the_picture_has_the_committed_figures(plot_step):
     points = plot_step.read_points(plot_step.Settings())
     assert all([n for n, _ in own] == [1, 3, 7, 15] for own in points.values())
-    assert [round(own[-1][1], 1) for own in points.values()] == [65.0, 28.8, 2.2]  # as in the README's picture
+    assert [round(own[-1][1], 1) for own in points.values()] == [65.0, 28.8, 2.2]  # as in the picture of docs/speed.md
 
 
 def test_the_picture_is_drawn(plot_step, tmp_path):
