@@ -385,8 +385,9 @@ def test_rows_that_break_the_rules_are_named(tmp_path, changes, problem, stream)
     rows[1] |= changes
     dataset = Dataset.from_list(rows)
     if stream:
+        options = {"max_steps": 1, "loss_type": ["mult_dpo"], "model": make_model()}
         with pytest.raises(ValueError, match=f"Row 1 of the train dataset, {problem}"):
-            list(make_trainer(tmp_path, dataset.to_iterable_dataset(), max_steps=1, model=make_model()).train_dataset)
+            list(make_trainer(tmp_path, dataset.to_iterable_dataset(), **options).train_dataset)
         return
     with pytest.raises(ValueError, match=f"Row 1 of the train dataset, {problem}"):  # before a model is loaded
         DMPOTrainer(
@@ -394,8 +395,26 @@ def test_rows_that_break_the_rules_are_named(tmp_path, changes, problem, stream)
         )
 
 
-def test_levels_without_mult_dpo_are_refused(tmp_path):
-    trainer = make_trainer(tmp_path, make_rows(levels=LEVELS), loss_type=["dmpo"], max_steps=1)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_levels_without_mult_dpo_are_refused_before_the_rows_are_tokenised(tmp_path, monkeypatch, stream, evaluated):
+    monkeypatch.setattr(DMPOTrainer, "_prepare_dataset", lambda *_: pytest.fail("tokenised"))
+    rows, plain = make_rows(levels=LEVELS), make_rows()
+    datasets = [rows.to_iterable_dataset() if stream else rows, plain][:: -1 if evaluated else 1]
+    with pytest.raises(ValueError, match=r"`chosen_levels`, and no loss of loss_type=\['dmpo'\] uses it.*'mult_dpo'"):
+        make_trainer(tmp_path, datasets[0], eval_dataset=datasets[1], loss_type=["dmpo"], max_steps=1)
+
+
+def test_levels_of_a_dataset_given_to_evaluate_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path, make_rows(), loss_type=["dmpo"])
+    with pytest.raises(ValueError, match=r"`chosen_levels`, and no loss of loss_type=\['dmpo'\] uses it"):
+        trainer.evaluate(make_rows(levels=LEVELS))
+
+
+def test_levels_of_a_stream_whose_columns_nobody_knows_are_refused_at_the_first_step(tmp_path):
+    rows = IterableDataset.from_generator(lambda: iter(make_rows(levels=LEVELS)))
+    assert rows.column_names is None
+    trainer = make_trainer(tmp_path, rows, loss_type=["dmpo"], max_steps=1)
     with pytest.raises(ValueError, match=r"`chosen_levels`, and no loss of loss_type=\['dmpo'\] uses it.*'mult_dpo'"):
         trainer.train()
 

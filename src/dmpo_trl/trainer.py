@@ -18,7 +18,7 @@ from .batching.completions import Completions, from_pairs, model_inputs
 from .batching.sampler import check_sampling, make_batches, make_train_sampler
 from .batching.vision import vision_collator
 from .config import DMPOConfig
-from .losses import SELECTIONS, ScoredBatch, weighted_loss, wpo_weights
+from .losses import SELECTIONS, ScoredBatch, check_columns, weighted_loss, wpo_weights
 from .modeling.aux_loss import num_copies
 from .preprocessing.dataset import tokenize_dataset
 from .preprocessing.format import CHOSEN_COLUMNS, PAIR_COLUMNS, REFERENCE_COLUMNS, VALUE_COLUMNS
@@ -99,6 +99,7 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
         check_options(args, data_collator, model, kwargs.get("peft_config"))
         for name, dataset in named_datasets(train_dataset, eval_dataset).items():
             check_rows(dataset, name)
+            check_columns(args.loss_type, dataset.column_names or ())
         warn_of_uneven_columns(named_datasets(train_dataset, eval_dataset))
         check_sampling(args, train_dataset)
         self._has_reference = needs_reference(args, ref_model)
@@ -201,6 +202,7 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
         if not isinstance(eval_dataset, str):  # the name of a dataset that the constructor has checked
             for name, dataset in named_datasets(None, eval_dataset).items():
                 check_rows(dataset, name)
+                check_columns(self.loss_types, dataset.column_names or ())
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     # Reference

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer
 
 from dmpo_trl.cli import main
@@ -160,6 +160,26 @@ def test_each_of_several_chosen_completions_is_counted(capsys, config_folder, tm
     assert found["tokens"][1] == 4 * (sum(titles) - len(titles))
     assert "4 rows of" in output
     assert "N = 2," in output
+
+
+@pytest.mark.parametrize("options", [[], ["--load_in_4bit"]])
+def test_an_adapter_that_goes_on_costs_what_a_new_one_of_its_kind_does(capsys, config_folder, tmp_path, options):
+    adapter = tmp_path / "adapter"
+    model = get_peft_model(make_model(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    model.peft_config["default"].base_model_name_or_path = str(config_folder)
+    model.save_pretrained(adapter)
+    Dataset.from_list([{"prompt": "Next:", "chosen": " Aliens", "rejected": [" Babe"]}] * 2).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    data = ["--dataset_name", tmp_path, *options]  # its tokenizer is that of the base model
+    new = ["--use_peft", "--lora_r", 4, "--lora_target_modules", "q_proj", "v_proj"]
+    goes_on, output = estimate(capsys, "--model_name_or_path", adapter, *LENGTHS, *options)
+    assert goes_on == estimate(capsys, "--model_name_or_path", config_folder, *LENGTHS, *options, *new)[0]
+    assert "trained (LoRA)" in output
+    measured, _ = estimate(capsys, "--model_name_or_path", adapter, *data)
+    assert measured == estimate(capsys, "--model_name_or_path", config_folder, *data, *new)[0]
+    with pytest.raises(SystemExit, match="is an adapter, which goes on training: leave --use_peft out"):
+        estimate(capsys, "--model_name_or_path", adapter, *LENGTHS, *new)
 
 
 @pytest.mark.parametrize(

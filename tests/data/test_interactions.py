@@ -20,6 +20,12 @@ def test_clean_tables_are_taken_as_they_are():
     assert data.dropped == {}
 
 
+def test_printed_it_is_one_line():
+    interactions = pl.DataFrame({"user": ["u1", "u1", None], "item": ["i1", "i2", "i2"], "timestamp": [1, 2, 3]})
+    shown = "Interactions(2 interactions of 1 users with 2 items, by time; 1 rows dropped)"
+    assert str(Interactions.from_raw(interactions, ITEMS)) == shown
+
+
 @pytest.mark.parametrize(
     ("interactions", "items", "message"),
     [

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch.distributed as dist
-from support import SCRIPTS, cpu_environment
+from support import SCRIPTS
+from support.launch import two_processes
 from support.prepared import model_and_data
 
 from dmpo_trl.cli import main
@@ -35,15 +36,6 @@ def test_a_command_without_a_process_group_begins_none():
 
 @pytest.mark.slow
 def test_an_evaluation_in_two_processes_shares_the_users_and_ends(given, tmp_path):
-    launcher = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
     arguments = ["evaluate", "--model", f"{given}/model", "--data", f"{given}/data", "--generate"]
-    run = subprocess.run(
-        [*launcher, str(SCRIPTS / "launched_command.py"), *arguments, "--output_dir", str(tmp_path / "out")],
-        env=cpu_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-5000:]
-    assert run.stdout.count("Written to") == 1
+    printed = two_processes("launched_command.py", *arguments, "--output_dir", tmp_path / "out")
+    assert printed.count("Written to") == 1

@@ -116,9 +116,9 @@ def test_a_batch_has_at_least_one_prompt(batch_size):
 @pytest.mark.parametrize(
     "options",
     [
-        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 10.0},
         {"no_repeat_ngram_size": 1},
-        {"suppress_tokens": [20, 21, 22]},
+        {"suppress_tokens": "those of the answers"},
         {"min_new_tokens": 9},
     ],
     ids=str,
@@ -126,9 +126,16 @@ def test_a_batch_has_at_least_one_prompt(batch_size):
 def test_the_models_own_generation_config_does_not_decide(options):
     """Qwen2.5-Instruct's repetition penalty forbids what a prompt full of titles asks for: a sequel."""
     users = make_users(4).map(lambda row: {"prompt": f"Watched:{row['candidates'][row['positive']]}. Again:"})
-    model, tokenizer = taught(users, [row["candidates"][row["positive"]] for row in users])
+    answers = [row["candidates"][row["positive"]] for row in users]
+    model, tokenizer = taught(users, answers)
+    if "suppress_tokens" in options:
+        options = {"suppress_tokens": sorted({token for answer in answers for token in tokenizer(answer).input_ids})}
     for name, value in options.items():
         setattr(model.generation_config, name, value)
+    for row, answer in zip(users, answers, strict=True):  # by its own config the model says something else
+        prompt = tokenizer(row["prompt"], return_tensors="pt")
+        said = model.generate(**prompt, do_sample=False, max_new_tokens=9)[0, prompt.input_ids.shape[1] :]
+        assert tokenizer.decode(said, skip_special_tokens=True) != answer
     result = generate_items(model, tokenizer, users, TITLES, name="taught")
     assert result.metrics() == {"valid": 1.0, "valid_candidate": 1.0, "hr@1": 1.0}
     assert getattr(model.generation_config, next(iter(options))) == next(iter(options.values()))

@@ -1,12 +1,11 @@
 """Two CPU processes find what one finds, every user once and in order, and share the work."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from support import SCRIPTS, cpu_environment, make_model, make_tokenizer
+from support import make_model, make_tokenizer
+from support.launch import two_processes
 from support.users import TITLES, make_users
 
 from dmpo_trl.evaluation.generation import generate_items
@@ -17,16 +16,7 @@ from dmpo_trl.evaluation.ranking import rank_with_model
 def found(tmp_path_factory):
     """What each process found."""
     folder = tmp_path_factory.mktemp("two_processes")
-    script = str(SCRIPTS / "two_processes_rank.py")
-    run = subprocess.run(
-        [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], script, str(folder)],
-        env=cpu_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-5000:]
+    two_processes("two_processes_rank.py", folder)
     return [json.loads((folder / f"{process}.json").read_text()) for process in (0, 1)]
 
 

@@ -1,4 +1,4 @@
-"""`accelerate launch` with a configuration of examples/accelerate_configs, on two CPUs."""
+"""Scripts of `SCRIPTS` as several processes on CPUs: `torch.distributed.run`, or `accelerate launch` with a config."""
 
 import json
 import subprocess
@@ -11,6 +11,21 @@ import yaml
 from .scripts import ROOT, SCRIPTS, cpu_environment
 
 CONFIGS = ROOT / "examples" / "accelerate_configs"
+
+
+def two_processes(script: str, *arguments: object) -> str:
+    """Run a script of `SCRIPTS` as two processes that know of each other; return what both print."""
+    launcher = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
+    run = subprocess.run(
+        [*launcher, str(SCRIPTS / script), *map(str, arguments)],
+        env=cpu_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,  # a hang
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    return run.stdout
 
 
 def launch(

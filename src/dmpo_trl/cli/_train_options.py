@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .options import check_at_least
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from trl import ModelConfig
 
 
 @dataclass
@@ -60,3 +64,25 @@ def argument_types() -> tuple[Any, ...]:
     from ..config import DMPOConfig
 
     return ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments, ResumeArguments
+
+
+def adapter_options(path: str, is_adapter: bool, model: ModelConfig) -> PeftConfig | None:
+    """Return the options of a new adapter, None where none is asked for.
+
+    Args:
+        path: Folder or hub id of the model.
+        is_adapter: Whether that is an adapter.
+        model: The options of the command line.
+
+    Raises:
+        ValueError: An adapter would be put on an adapter.
+    """
+    from trl import get_peft_config
+
+    adapter = get_peft_config(model)
+    if is_adapter and adapter is not None:
+        raise ValueError(
+            f"--model_name_or_path {path} is an adapter, which goes on training: leave --use_peft out. To train a new "
+            "adapter instead, merge this one into its base model first."
+        )
+    return adapter

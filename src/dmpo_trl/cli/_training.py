@@ -14,7 +14,6 @@ from trl import (
     ModelConfig,
     ScriptArguments,
     get_dataset,
-    get_peft_config,
     get_quantization_config,
 )
 
@@ -28,7 +27,7 @@ from ..recommend import Recommender
 from ..trainer import DMPOTrainer
 from ._run_folder import begin_run, check_run_folder, end_run
 from ._splits import choose_split
-from ._train_options import RankingArguments
+from ._train_options import RankingArguments, adapter_options
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
     path = model.model_name_or_path
     if path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
-    peft_config, quantization_config = get_peft_config(model), get_quantization_config(model)
+    quantization_config = get_quantization_config(model)
     more: Any = config.model_init_kwargs or {}
     model_options = {
         "revision": model.model_revision,
@@ -139,7 +138,9 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
         "dtype": model.dtype,
         **more,
     }
-    if not is_adapter(path, revision=model_options["revision"]):
+    goes_on = is_adapter(path, revision=model_options["revision"])
+    peft_config = adapter_options(path, goes_on, model)
+    if not goes_on:
         config.model_init_kwargs = model_options
         with refuse_damaged_weights(path):
             return DMPOTrainer(
@@ -150,11 +151,6 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
-    if peft_config is not None:
-        raise ValueError(
-            f"--model_name_or_path {path} is an adapter, which goes on training: leave --use_peft out. To train a new "
-            "adapter instead, merge this one into its base model first."
-        )
     config.model_init_kwargs = None  # they are for a model that the trainer loads itself
     return DMPOTrainer(
         load_model(path, is_trainable=True, quantization_config=quantization_config, **model_options),

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ._splits import choose_split
-from ._train_options import argument_types
+from ._train_options import adapter_options, argument_types
 from .options import Parser, check_at_least
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
+    from trl import ModelConfig
+
     from ..training.cost import BatchSize, Lengths, ModelSize, StepCost, TrainingOptions
 
 
@@ -61,9 +64,6 @@ def make_parser() -> Parser:
 
 def run(arguments: list[str]) -> None:
     """Print the table. The options and the YAML file are those of `dmpo-trl train`; no weights are read."""
-    from transformers import AutoConfig
-    from trl import get_peft_config
-
     from ..modeling.attention import attention_balance
     from ..training.cost import BatchSize, ModelSize, TrainingOptions, largest, step_cost
     from ..training.reference import needs_reference
@@ -78,12 +78,10 @@ def run(arguments: list[str]) -> None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:
         raise ValueError("There is no estimate for --load_in_8bit; --load_in_4bit has one.")
-    if model.load_in_4bit and not model.use_peft:
+    loaded, adapter = _configs(model.model_name_or_path, model, config.trust_remote_code)
+    if model.load_in_4bit and adapter is None:
         raise ValueError("--load_in_4bit trains an adapter on a quantized model: add --use_peft.")
-    loaded = AutoConfig.from_pretrained(
-        model.model_name_or_path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
-    )
-    size = ModelSize.from_config(loaded, get_peft_config(model))
+    size = ModelSize.from_config(loaded, adapter)
     dtype = loaded.dtype if model.dtype == "auto" else model.dtype
     weight_bytes = 2 if str(dtype).removeprefix("torch.") in ("bfloat16", "float16") else 4
     training = TrainingOptions(
@@ -123,6 +121,23 @@ def run(arguments: list[str]) -> None:
     if options.memory_gb is not None:
         _print_faster(size, sample.layouts["trie"], training, options.memory_gb)
     print("\nHow it is computed, what is left out and how far it is from measured runs: docs/cost.md")
+
+
+def _configs(path: str, options: ModelConfig, trust_remote_code: bool) -> tuple[Any, PeftConfig | None]:
+    """Return the config of the model, and of the adapter that is trained: a new one, or the one at `path` goes on."""
+    from peft import PeftConfig
+    from transformers import AutoConfig
+
+    from ..modeling.loading import is_adapter
+
+    revision = options.model_revision
+    goes_on = is_adapter(path, revision=revision)
+    adapter = adapter_options(path, goes_on, options)
+    if goes_on:
+        adapter = PeftConfig.from_pretrained(path, revision=revision)
+        adapter.inference_mode = False  # else none of its weights would count as trained
+        path, revision = adapter.base_model_name_or_path or "", adapter.revision
+    return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code), adapter
 
 
 def _print_faster(size: ModelSize, layouts: list[BatchSize], training: TrainingOptions, memory_gb: float) -> None:

@@ -7,13 +7,23 @@
 from . import listwise_losses, pairwise_losses  # noqa: F401  (they register themselves)
 from .batch import ScoredBatch
 from .negatives import SELECTIONS, boundary, wpo_weights
-from .registry import LOSSES, multi_negative, pairwise, preference_loss, registered, trained_score, weighted_loss
+from .registry import (
+    LOSSES,
+    check_columns,
+    multi_negative,
+    pairwise,
+    preference_loss,
+    registered,
+    trained_score,
+    weighted_loss,
+)
 
 __all__ = [
     "LOSSES",
     "SELECTIONS",
     "ScoredBatch",
     "boundary",
+    "check_columns",
     "multi_negative",
     "pairwise",
     "preference_loss",

@@ -7,7 +7,7 @@ An example has one chosen completion, and a row with several is as many examples
 row is the mean over its chosen completions, each against all rejected ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +37,7 @@ class RegisteredLoss:
 
 
 LOSSES: dict[str, RegisteredLoss] = {}
+_USERS = {"rejected_logq": "sampled_softmax", "chosen_levels": "mult_dpo"}  # columns, and the loss that uses each
 
 
 def multi_negative(name: str, *, reference: bool = True, score: str = "sum") -> Callable[[Loss], Loss]:
@@ -173,6 +174,30 @@ def preference_loss(name: str, batch: ScoredBatch, args: DPOConfig) -> torch.Ten
     return batch.mean_over_row(values)
 
 
+def check_columns(names: Sequence[str], columns: Collection[str]) -> None:
+    """Refuse columns of a dataset that no loss of a run uses. Losses of one's own may use any.
+
+    Args:
+        names: Registered losses.
+        columns: Of a dataset.
+
+    Raises:
+        ValueError: A loss is not registered, or none uses the column `rejected_logq` or `chosen_levels`.
+
+    Example:
+        >>> check_columns(["dmpo"], ["prompt", "chosen", "chosen_levels"])
+        Traceback (most recent call last):
+        ValueError: The dataset has a column `chosen_levels`, and no loss of loss_type=['dmpo'] uses it. ...
+    """
+    all_ours = all(_is_ours(loss.function) for loss in registered(names))
+    for column, user in _USERS.items():
+        if all_ours and column in columns and user not in names:
+            raise ValueError(
+                f"The dataset has a column `{column}`, and no loss of loss_type={list(names)} uses it. Remove the "
+                f"column, or choose {user!r}."
+            )
+
+
 def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     """Compute the loss of a batch: the mean over its rows of the weighted sum of losses, a scalar.
 
@@ -201,11 +226,5 @@ def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredB
             f"The dataset has a column `margins`, and no loss of loss_type={list(names)} uses it. Remove the column, "
             "or choose a loss that is made of `ScoredBatch.deltas`, such as 'dmpo' or 'softmax'."
         )
-    functions = {loss.function for loss in registered(names)}
-    for column, user in (("rejected_logq", "sampled_softmax"), ("chosen_levels", "mult_dpo")):
-        if getattr(batch, column) is not None and all(map(_is_ours, functions)) and user not in names:
-            raise ValueError(
-                f"The dataset has a column `{column}`, and no loss of loss_type={list(names)} uses it. Remove the "
-                f"column, or choose {user!r}."
-            )
+    check_columns(names, [column for column in _USERS if getattr(batch, column) is not None])
     return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum()

@@ -12,6 +12,7 @@ import polars as pl
 
 from .._files import POLARS_ERRORS, has_half_characters, open_binary
 from ..interactions import Interactions
+from ..readers._text import read_text, shown
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,20 @@ def one_item_per_title(examples: pl.DataFrame, items: pl.DataFrame) -> pl.DataFr
         pl.col("history").list.eval(pl.element().replace(first["item"], first["first"])),
         pl.col("target").replace(first["item"], first["first"]),
     )
+
+
+def read_csv(path: Path, columns: list[str]) -> pl.DataFrame:
+    """Read columns of a published CSV file as text, plain or compressed.
+
+    Raises:
+        ValueError: Where a column is missing, or a line is not in the format.
+    """
+
+    def check(there: list[str]) -> None:
+        if missing := [name for name in columns if name not in there]:
+            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(there)}.")
+
+    return read_text(path, columns, check, separator=",", encoding=None, published=True)
 
 
 def load_json(path: Path) -> Any:

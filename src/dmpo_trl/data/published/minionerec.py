@@ -12,8 +12,7 @@ import polars as pl
 
 from .._files import open_binary
 from .._sources import SourceFiles, open_source
-from ..readers._text import read_text, shown
-from ._splits import PublishedSplits, assemble, one_item_per_title
+from ._splits import PublishedSplits, assemble, one_item_per_title, read_csv
 
 _PARTS = {"train": "train", "valid": "validation", "test": "test"}
 _INFO = "info"
@@ -115,11 +114,7 @@ def _read_items(path: Path) -> pl.DataFrame:
 
 
 def _read_rows(path: Path, titles: Mapping[str, str]) -> pl.DataFrame:
-    def check(there: list[str]) -> None:
-        if missing := [name for name in _COLUMNS if name not in there]:
-            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(there)}.")
-
-    raw = read_text(path, _COLUMNS, check, separator=",", encoding=None, published=True)
+    raw = read_csv(path, _COLUMNS)
     listed = pl.col("history_item_id").str.strip_chars()
     fits = pl.all_horizontal(
         listed.str.contains(_IDS),

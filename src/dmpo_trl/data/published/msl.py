@@ -10,8 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from .._sources import SourceFiles, open_source
-from ..readers._text import read_text, shown
-from ._splits import PublishedSplits, assemble, load_json, one_item_per_title
+from ._splits import PublishedSplits, assemble, load_json, one_item_per_title, read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +94,7 @@ def _read_names(path: Path) -> pl.DataFrame:
 
 
 def _read_windows(path: Path) -> pl.DataFrame:
-    def check(there: list[str]) -> None:
-        if missing := [name for name in _COLUMNS if name not in there]:
-            raise ValueError(f"{path}: the columns {missing} are missing; the first line names {shown(there)}.")
-
-    raw = read_text(path, _COLUMNS, check, separator=",", encoding=None, published=True)
+    raw = read_csv(path, _COLUMNS)
     listed = pl.col("item_ids").str.strip_chars()
     fits = pl.all_horizontal(
         listed.str.contains(_LIST), *(pl.col(name).str.contains(r"^\d{1,18}$") for name in ("user_id", "timestamp"))
