@@ -43,6 +43,7 @@ from transformers.utils import is_flash_attn_2_available
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dmpo_trl import DataCollatorForMultiPreference
+from dmpo_trl.batching.completions import Completions, model_inputs
 from dmpo_trl.losses import ScoredBatch, preference_loss
 from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.row_plan import RowPlan, plan_for
@@ -217,13 +218,12 @@ def score_pairs(model: Any, batch: Batch) -> torch.Tensor:
 
 def score_with_ours(model: Any, batch: Batch) -> torch.Tensor:
     token_logps = score_plain(model, batch)[batch["token_pairs"]]
-    return token_logps.new_zeros(len(batch["is_chosen"])).index_add(0, batch["token_completions"], token_logps)
+    return Completions.of(batch).sum(token_logps)
 
 
 def score_plain(model: Any, batch: Batch) -> torch.Tensor:
     """Return one log-prob per scored pair of position and token."""
-    notes = ("num_rejected", "is_chosen", "token_pairs", "token_completions")
-    return model(**{k: v for k, v in batch.items() if k not in notes}, use_cache=False).log_probs
+    return model(**model_inputs(batch)).log_probs
 
 
 def collate_plain(collator: Callable[[Examples], Batch], examples: Examples) -> Batch:

@@ -206,7 +206,6 @@ def test_four_bit_layers_are_those_of_their_dequantised_weights(tmp_path, device
     with torch.no_grad():
         expected = naive_logps(exact, prompts, completions)
         batch = trainer._prepare_inputs(trainer.data_collator(examples))
-        del batch["num_rejected"], batch["is_chosen"]
         found = layout_logps(trainer.model, batch, len(expected))
     # TRL keeps the adapter of a 4-bit model in bfloat16
     assert relative(found, expected) <= (3e-2 if half else 3e-3)

@@ -48,8 +48,7 @@ def test_loss_and_gradients_on_a_pretrained_model(folder):
         prompt_ids, (chosen, *rejected) = tokenize_completions(tokenizer, prompt, messages, eos_token=None)
         examples.append({"prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
     batch = DataCollatorForMultiPreference(0, prefix_sharing=True)(examples)
-    counts = (batch.pop("num_rejected") + 1).tolist()
-    del batch["is_chosen"]
+    counts = (batch["num_rejected"] + 1).tolist()
     logps = layout_logps(model, batch, sum(counts))
     found, found_gradients = loss_and_gradients(model, logps.split(counts))
 

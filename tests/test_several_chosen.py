@@ -341,7 +341,7 @@ def test_copies_of_rows_with_one_prompt_become_one_tree(tmp_path):
     sequences = [example["prompt_ids"] + ids for ids in (*example["chosen_ids"], *example["rejected_ids"])]
     nodes = {tuple(ids[:length]) for ids in sequences for length in range(1, len(ids))}
     assert batch["attention_mask"].sum() == len(nodes)
-    assert batch["is_chosen"].tolist() == [True] * 3 + [False] * 4
+    assert (batch["chosen"].tolist(), batch["rejected"].tolist()) == ([0, 1, 2], [3, 4, 5, 6])
     assert batch["num_rejected"].tolist() == [4]
 
 

@@ -1,8 +1,10 @@
 """Configuration of `DMPOTrainer`."""
 
 import math
+import multiprocessing
 from dataclasses import dataclass, field
 
+import torch
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available, logging
 from trl import DPOConfig
 
@@ -14,8 +16,11 @@ class DMPOConfig(DPOConfig):
     """Configuration of `DMPOTrainer`: every parameter of [`~trl.DPOConfig`], and those below.
 
     Defaults that differ from `DPOConfig`: `loss_type` is `["dmpo"]`, and `bf16` is False where the device does not
-    compute in bf16, for instance on a CPU. `learning_rate` (1e-6) and `beta` (0.1) are TRL's, which are meant for all
-    weights of a large model; with LoRA begin at 1e-4 (`docs/losses.md`).
+    compute in bf16, for instance on a CPU. On CUDA, `dataloader_num_workers` is 2 and batches are copied while the GPU
+    computes (`accelerator_config={"non_blocking": True}`), so that it need not wait for them.
+    `logging_nan_inf_filter` is False: training stops at a loss that is no number, or in float16 logs it.
+    `learning_rate` (1e-6) and `beta` (0.1) are TRL's, which are meant for all weights of a large model; with LoRA
+    begin at 1e-4 (`docs/losses.md`).
 
     Parameters:
         > Parameters that control the data preprocessing
@@ -139,6 +144,20 @@ class DMPOConfig(DPOConfig):
             "the checkpoint; a warning names what differs."
         },
     )
+    dataloader_num_workers: int | None = field(  # type: ignore[assignment]  # None: not asked for
+        default=None,
+        metadata={
+            "help": "Number of processes that lay batches out while others are computed. Default: 2 on CUDA where "
+            "processes are forked, else 0 (in the main process)."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave losses that are not numbers out of the logs. Off: training stops at one, or in float16 "
+            "logs it. Each step would read the loss from the GPU for it."
+        },
+    )
     bf16: bool | None = field(  # type: ignore[assignment]  # None as in `DPOConfig`: not asked for
         default=None,
         metadata={
@@ -166,6 +185,7 @@ class DMPOConfig(DPOConfig):
         if self.bf16 is not False and not _computes_bf16(self.use_cpu):
             self._without_bf16()
         self._check_numbers()
+        self._feed_device()
         super().__post_init__()
         choices = {"auto": "auto", "true": True, "false": False}
         choice = str(self.prefix_sharing).lower()
@@ -197,6 +217,14 @@ class DMPOConfig(DPOConfig):
                 "False, to train in float32. With `use_cpu=True` bf16 runs on the CPU, which is slow on most of them."
             )
 
+    def _feed_device(self) -> None:
+        """Lay batches out and copy them while a GPU computes, where nothing else was asked for."""
+        on_cuda = _trains_on_cuda(self.use_cpu)
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 2 if on_cuda and _forks() else 0
+        if self.accelerator_config is None and on_cuda and self.dataloader_pin_memory:
+            self.accelerator_config = {"non_blocking": True}
+
     def _check_numbers(self) -> None:
         """Refuse numbers that would fail later, with an error that does not name the option."""
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
@@ -209,6 +237,15 @@ class DMPOConfig(DPOConfig):
         for name in ("seed", "data_seed"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 2**32:
                 raise ValueError(f"`{name}` must be at least 0 and below 2**32, got {getattr(self, name)}.")
+
+
+def _trains_on_cuda(use_cpu: bool) -> bool:
+    return not use_cpu and torch.cuda.is_available()
+
+
+def _forks() -> bool:
+    """Return whether processes are forked: else each imports the script again, which need not be written for it."""
+    return (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) == "fork"
 
 
 def _computes_bf16(use_cpu: bool) -> bool:

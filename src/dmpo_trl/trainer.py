@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from .training.checks import check_limits, check_options, check_step
 from .training.distributed import check_compute_metrics, num_own_rows, readable_by_all, rows_of_table
 from .training.guards import GuardedTrainer
 from .training.layout import choose_layout
-from .training.metrics import example_metrics, means_over_processes, token_metrics
+from .training.metrics import Totals, example_metrics, token_metrics, totals_over_processes
 from .training.model_card import PAPER, TrainingSummary, complete_card, hub_dataset, may_write_card
 from .training.reference import cache_key, initial_policy, needs_reference, options_of_parent
 from .training.resuming import ResumableTrainer
@@ -306,7 +306,9 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
         with torch.no_grad():
             metrics = example_metrics(batch) | token_metrics(outputs, completions)
-        self._record(metrics, num_tokens=inputs["attention_mask"].sum(), counted=own_rows > 0)
+        num_tokens = inputs["attention_mask"].sum()
+        totals = totals_over_processes(metrics, num_tokens, self.accelerator, counted=own_rows > 0)
+        self.after_backward(partial(self._record, totals, "train" if self.model.training else "eval"))
         if not return_outputs:
             return loss
         warnings.warn(
@@ -317,10 +319,9 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
         with torch.no_grad():
             return loss, model(**{k: v for k, v in forward_inputs.items() if not k.startswith("scored_")})
 
-    def _record(self, metrics: dict[str, torch.Tensor], *, num_tokens: torch.Tensor, counted: bool) -> None:
+    def _record(self, totals: Totals, mode: str) -> None:
         """Log means over the examples, and over the tokens, of all processes, and check that they are numbers."""
-        means, examples, tokens = means_over_processes(metrics, num_tokens, self.accelerator, counted=counted)
-        mode = "train" if self.model.training else "eval"
+        means, examples, tokens = totals.means()
         # `log` averages what is recorded. An evaluation's batches weigh as in `eval_loss`: by their rows
         for name, mean in means.items():
             self._metrics[mode][name] += [mean] * (1 if mode == "train" else examples)

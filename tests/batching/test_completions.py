@@ -1,5 +1,7 @@
 """The index work of a batch, against plain Python over lists of completions."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,11 +20,9 @@ def completions_of(examples):
     """Every token with a scored pair of its own, and the values of the pairs."""
     flat = [completion for chosen, rejected in examples for completion in chosen + rejected]
     owners = [index for index, completion in enumerate(flat) for _ in completion]
-    completions = Completions(
+    completions = Completions.make(
+        num_chosen=torch.tensor([len(chosen) for chosen, _ in examples]),
         num_rejected=torch.tensor([len(rejected) for _, rejected in examples]),
-        is_chosen=torch.tensor(
-            [one for sides in examples for one in [True] * len(sides[0]) + [False] * len(sides[1])]
-        ),
         token_pairs=torch.arange(len(owners)).flip(0),
         token_completions=torch.tensor(owners),
     )
@@ -37,10 +37,11 @@ def test_sums_lengths_and_sides_are_those_of_lists(examples):
         assert found[side].tolist() == [sum(one) for example in examples for one in example[side]]
     assert completions.lengths.tolist() == [len(one) for chosen, rejected in examples for one in chosen + rejected]
     assert completions.example.tolist() == [b for b, sides in enumerate(examples) for side in sides for _ in side]
-    assert completions.num_chosen.tolist() == [len(chosen) for chosen, _ in examples]
-    assert completions.token_is_chosen.tolist() == [
+    is_chosen = [
         side is chosen for chosen, rejected in examples for side in (chosen, rejected) for one in side for _ in one
     ]
+    assert completions.chosen_tokens.tolist() == [place for place, chosen in enumerate(is_chosen) if chosen]
+    assert completions.rejected_tokens.tolist() == [place for place, chosen in enumerate(is_chosen) if not chosen]
 
 
 @given(VALUES)
@@ -72,8 +73,8 @@ def test_first_rows_are_the_completions_of_these_rows(examples, rows):
     first = completions.first(rows)
     expected, own_values = completions_of(examples[:rows])
     assert first.sum(first.per_token(values)).tolist() == expected.sum(expected.per_token(own_values)).tolist()
-    assert first.num_rejected.tolist() == expected.num_rejected.tolist()
-    assert first.is_chosen.tolist() == expected.is_chosen.tolist()
+    for name in (field.name for field in fields(Completions) if field.name != "token_pairs"):  # which stay whole
+        assert getattr(first, name).tolist() == getattr(expected, name).tolist()
 
 
 @given(VALUES)
@@ -108,7 +109,7 @@ def test_first_rows_of_a_batch_score_the_tokens_of_these_rows(rows, share):
     batch = collator(examples)
     first = Completions.of(batch).first(rows)
     targets = first.per_token(batch["scored_targets"]).tolist()
-    found = [[] for _ in first.is_chosen]
+    found = [[] for _ in range(len(first))]
     for target, owner in zip(targets, first.token_completions.tolist(), strict=True):
         found[owner].append(target)
     assert found == [ids for example in examples[:rows] for ids in (example["chosen_ids"], *example["rejected_ids"])]

@@ -26,6 +26,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from trl import DPOConfig, DPOTrainer
 
 from dmpo_trl import DMPOTrainer
+from dmpo_trl.batching.completions import Completions
 from dmpo_trl.batching.vision import DataCollatorForVisionMultiPreference
 
 WORDS = ["Alien", "Babe", "Heidi", "Toy Story", "The Matrix", "The Mask II", "The Rock", "Star Wars"]
@@ -276,7 +277,7 @@ def test_rows_without_an_image_beside_rows_with_one(tmp_path):
     collator = DataCollatorForVisionMultiPreference(_built("llava")[2])
     batch = collator(rows)
     assert batch["num_rejected"].tolist() == [2, 1, 3]
-    assert batch["is_chosen"].nonzero()[:, 0].tolist() == [0, 3, 5]
+    assert batch["chosen"].tolist() == [0, 3, 5]
     assert len(batch["input_ids"]) == 9
     assert len(batch["pixel_values"]) == 7  # one image for each completion of the first and the last row
     assert "pixel_values" not in collator([rows[1]])
@@ -285,7 +286,7 @@ def test_rows_without_an_image_beside_rows_with_one(tmp_path):
 def test_the_completions_of_a_row_are_scored_and_nothing_else():
     processor = _built("llava")[2]
     batch = DataCollatorForVisionMultiPreference(processor)(list(make_rows(RAGGED, "<image>", conversational=True)))
-    found = [[] for _ in batch["is_chosen"]]
+    found = [[] for _ in range(len(Completions.of(batch)))]
     for pair, completion in zip(batch["token_pairs"], batch["token_completions"], strict=True):
         row, column = batch["scored_rows"][pair], batch["scored_columns"][pair]
         assert batch["input_ids"][row, column + 1] == batch["scored_targets"][pair]

@@ -343,9 +343,9 @@ def test_a_name_is_of_one_kind(registries):
 @given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 99))
 def test_wpo_weighs_a_pair_by_the_likelihood_of_both(counts, seed):
     generator = torch.Generator().manual_seed(seed)
-    completions = Completions(
+    completions = Completions.make(
+        num_chosen=torch.ones(len(counts), dtype=torch.long),
         num_rejected=torch.tensor(counts),
-        is_chosen=torch.tensor([place == 0 for n in counts for place in range(n + 1)]),
         token_pairs=torch.arange(2 * (sum(counts) + len(counts))),
         token_completions=torch.arange(sum(counts) + len(counts)).repeat_interleave(2),
     )

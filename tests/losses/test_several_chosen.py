@@ -32,11 +32,9 @@ def log_probs(shapes, seed):
 
 def make_batch(rows, **further):
     """A batch of completions of one token, as the trainer makes it."""
-    is_chosen = [place == 0 for sides in rows for place, side in enumerate(sides) for _ in side]
-    numbers = torch.arange(len(is_chosen))
-    completions = Completions(
-        torch.tensor([len(rejected) for _, rejected in rows]), torch.tensor(is_chosen), numbers, numbers
-    )
+    sizes = torch.tensor([[len(side) for side in sides] for sides in rows])
+    numbers = torch.arange(int(sizes.sum()))
+    completions = Completions.make(*sizes.T, numbers, numbers)
     pairs = [pair for sides in rows for side in sides for pair in side]
     policy, reference = torch.tensor(pairs, dtype=torch.float64).T.clone()
     policy.requires_grad_()
@@ -224,9 +222,8 @@ def test_a_loss_of_ones_own_sees_one_chosen_completion_at_a_time(monkeypatch):
 @given(SHAPES, SEEDS)
 def test_wpo_weighs_each_pair_by_the_likelihood_of_both(shapes, seed):
     rows = log_probs(shapes, seed)
-    is_chosen = [place == 0 for sides in rows for place, side in enumerate(sides) for _ in side]
-    numbers = torch.arange(len(is_chosen))
-    completions = Completions(torch.tensor([n for _, n in shapes]), torch.tensor(is_chosen), numbers, numbers)
+    numbers = torch.arange(sum(map(sum, shapes)))
+    completions = Completions.make(*torch.tensor(shapes).T, numbers, numbers)
     policy, squares = torch.tensor([pair for sides in rows for side in sides for pair in side]).T
     outputs = SimpleNamespace(log_probs=policy, log_sum_sq_probs=squares)
     expected = [math.exp(a - b) * math.exp(c - d) for chosen, rejected in rows for a, b in chosen for c, d in rejected]

@@ -384,6 +384,17 @@ def test_errors_name_the_remedy(change, message):
         gather_logprobs(arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("targets"), **arguments)
 
 
+def test_a_target_outside_of_the_vocabulary_is_nan_where_it_is_not_read():
+    """As on a GPU, where reading the targets would wait for all that was launched before."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(5, 3, generator=generator), torch.randn(7, 3, generator=generator)
+    targets = torch.tensor([0, -100, 3, 7, 6])
+    found = logprobs._gather_known(hidden, Head(weight, None, 1.0, None), targets, ()).log_probs
+    assert found.isnan().tolist() == [False, True, False, True, False]
+    known = torch.tensor([0, 2, 4])
+    assert_close(found[known], gather_logprobs(hidden[known], weight, targets[known]).log_probs)
+
+
 @pytest.mark.skipif(
     not HAS_TRITON or not (INTERPRETED or torch.cuda.is_available()),
     reason="needs Triton and a CUDA device or TRITON_INTERPRET=1 (test_triton_kernel_in_the_interpreter sets it)",

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from dmpo_trl.batching.completions import model_inputs
+
 
 def naive_logp(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
     """Log-prob of a completion from the definition: one sequence, one forward, the model's own logits.
@@ -29,9 +31,8 @@ def naive_logps(model: Any, prompts: Sequence[Any], completions: Sequence[Any]) 
 
 
 def layout_logps(model: Any, batch: dict[str, torch.Tensor], count: int) -> torch.Tensor:
-    """Log-probs of the `count` completions of a batch that `lay_out` made, through the scoring head."""
-    inputs = {name: tensor for name, tensor in batch.items() if name not in ("token_pairs", "token_completions")}
-    logps = model(**inputs, use_cache=False).log_probs[batch["token_pairs"]]
+    """Log-probs of the `count` completions of a batch that `lay_out` or a collator made, through the scoring head."""
+    logps = model(**model_inputs(batch)).log_probs[batch["token_pairs"]]
     return logps.new_zeros(count).index_add(0, batch["token_completions"], logps)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dmpo_trl.batching.completions import Completions
 from dmpo_trl.losses import ScoredBatch
-from dmpo_trl.training.metrics import SATURATED, example_metrics, means_over_processes, token_metrics
+from dmpo_trl.training.metrics import SATURATED, example_metrics, token_metrics, totals_over_processes
 
 # Margins from far below zero to far above where a pair saturates
 LOGP = st.floats(-60, 0, width=32)
@@ -118,9 +118,9 @@ def test_tokens_are_counted_as_often_as_completions_have_them(aux_loss):
         is_top1=torch.tensor([True, False, True]),
         aux_loss=aux_loss,
     )
-    completions = Completions(
+    completions = Completions.make(
+        num_chosen=torch.tensor([1]),
         num_rejected=torch.tensor([1]),
-        is_chosen=torch.tensor([True, False]),
         token_pairs=torch.tensor([0, 1, 0, 2]),
         token_completions=torch.tensor([0, 0, 1, 1]),
     )
@@ -147,12 +147,12 @@ class TwoProcesses:
 def test_means_are_over_the_values_of_all_processes():
     metrics = {"num_rejected": torch.tensor([1.0, 3.0]), "logits/chosen": torch.tensor([2.0, 4.0, 9.0])}
     other = TwoProcesses([5.0, 1.0, 7.0], [1.0, 1.0, 0.0])  # sums, with the tokens last, and counts
-    means, examples, tokens = means_over_processes(metrics, torch.tensor(10), other)
+    means, examples, tokens = totals_over_processes(metrics, torch.tensor(10), other).means()
     assert (means, examples, tokens) == ({"num_rejected": 3.0, "logits/chosen": 4.0}, 3, 17)
 
 
 def test_a_process_that_counts_nowhere_cannot_spoil_the_means():
     metrics = {"num_rejected": torch.tensor([1.0]), "rewards/margins": torch.tensor([float("nan")])}
     other = TwoProcesses([2.0, 0.5, 7.0], [1.0, 1.0, 0.0])
-    means, examples, tokens = means_over_processes(metrics, torch.tensor(10), other, counted=False)
+    means, examples, tokens = totals_over_processes(metrics, torch.tensor(10), other, counted=False).means()
     assert (means, examples, tokens) == ({"num_rejected": 2.0, "rewards/margins": 0.5}, 1, 7)

@@ -9,6 +9,7 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from ..preprocessing.format import VALUE_COLUMNS, holds_several
+from .completions import Completions
 from .lengths import row_length
 from .trie import Row, TokenIds, build_row, join_trees, pack, plan_rows, plan_trees
 
@@ -125,25 +126,6 @@ def _truncate(
     )
 
 
-def of_examples(num_chosen: Sequence[int], num_completions: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Return the tensors of a batch that say which completions make up which example.
-
-    Args:
-        num_chosen: Number of chosen completions of each example, which stand before its rejected ones.
-        num_completions: Number of all completions of each example.
-
-    Example:
-        >>> of_examples([1, 2], [3, 3])["is_chosen"]
-        tensor([ True, False, False,  True,  True, False])
-    """
-    counts = list(zip(num_chosen, num_completions, strict=True))
-    return {
-        # First, since the trainer counts the examples of a batch by the length of its first tensor
-        "num_rejected": torch.tensor([number - chosen for chosen, number in counts]),
-        "is_chosen": torch.tensor([place < chosen for chosen, number in counts for place in range(number)]),
-    }
-
-
 @dataclass
 class DataCollatorForMultiPreference(DataCollatorMixin):
     """Collate tokenised preference examples with any number of chosen and rejected completions each.
@@ -151,9 +133,9 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     Examples hold `prompt_ids` (a list of token ids), `chosen_ids` and `rejected_ids` (each a list of such lists, or
     one such list), and may hold `ref_chosen_logps` and `chosen_levels` (a list of floats, one for each chosen
     completion, or one float), `ref_rejected_logps`, `margins` and `rejected_logq` (a list of floats, one for each
-    rejected completion). The batch holds the tensors of `lay_out`, `num_rejected` (B,), `is_chosen` (completions,),
-    and these numbers side by side, one for each completion that they belong to. Completions are numbered example by
-    example, the chosen ones first.
+    rejected completion). The batch holds the tensors of `lay_out`, those of `Completions`, and these numbers side by
+    side, one for each completion that they belong to. Completions are numbered example by example, the chosen ones
+    first.
 
     Args:
         pad_token_id: Token that fills rows up to the longest.
@@ -194,10 +176,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             prompts.append(example["prompt_ids"])
             completions.append([*chosen, *rejected])
             num_chosen.append(len(chosen))
-        batch = of_examples(num_chosen, [len(options) for options in completions])
+        num_rejected = [len(options) - chosen for options, chosen in zip(completions, num_chosen, strict=True)]
         if self.max_length is not None:
             prompts, completions = _truncate(prompts, completions, self.max_length, self.truncation_mode)
-        batch |= lay_out(
+        batch = lay_out(
             prompts,
             completions,
             prefix_sharing=self.prefix_sharing,
@@ -209,6 +191,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
             # whose padding has positions of its own, which a model that learned its positions may not have
             skip_half_blocks=self.prefix_sharing,
         )
+        tokens = batch.pop("token_pairs"), batch.pop("token_completions")
+        batch = vars(Completions.make(torch.tensor(num_chosen), torch.tensor(num_rejected), *tokens)) | batch
         for name in VALUE_COLUMNS:
             if name in examples[0]:
                 lists = [one if isinstance(one := example[name], list) else [one] for example in examples]

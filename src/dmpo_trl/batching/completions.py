@@ -4,6 +4,9 @@ Notation: B examples, example b with M_b chosen and N_b rejected completions, M 
 has one chosen completion); P = sum of M_b N_b pairs of a chosen and a rejected completion, C = M + N completions, T
 tokens of completions, S scored pairs of a position and its next token (fewer than T, since completions that begin
 alike share them).
+
+Which completion is a chosen one, and which tokens are its, is known when a batch is collated. The collator writes it
+down as indices: a mask would have to be read from the GPU before anything it selects has a size.
 """
 
 from collections.abc import Mapping
@@ -22,14 +25,20 @@ class Completions:
 
     Attributes:
         num_rejected: Number of rejected completions of each example, (B,); at least 1.
-        is_chosen: Whether each completion is a chosen one of its example, (C,); at least one of each is.
+        num_chosen: Number of chosen completions of each example, (B,); at least 1.
+        chosen: Index of each chosen completion, (M,).
+        rejected: Index of each rejected completion, (N,).
+        pairs: Each chosen completion with all rejected ones of its example, one chosen completion after the other:
+            index of each pair's completion among the chosen ones, and among the rejected ones, (2, P).
         token_pairs: Index of each token's scored pair, (T,). The tokens of a completion stand in their order.
         token_completions: Index of the completion that each token belongs to, (T,).
+        chosen_tokens: Index of each token of a chosen completion, (at most T,).
+        rejected_tokens: Index of each token of a rejected completion, (at most T,).
 
     Example:
-        >>> completions = Completions(
+        >>> completions = Completions.make(
+        ...     num_chosen=torch.tensor([1]),
         ...     num_rejected=torch.tensor([1]),
-        ...     is_chosen=torch.tensor([True, False]),
         ...     token_pairs=torch.tensor([0, 1, 0]),  # both completions begin with the same token
         ...     token_completions=torch.tensor([0, 0, 1]),
         ... )
@@ -37,10 +46,53 @@ class Completions:
         (tensor([-3.]), tensor([-1.]))
     """
 
+    # First, since the trainer counts the examples of a batch by the length of its first tensor
     num_rejected: torch.Tensor
-    is_chosen: torch.Tensor
+    num_chosen: torch.Tensor
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    pairs: torch.Tensor
     token_pairs: torch.Tensor
     token_completions: torch.Tensor
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+
+    @classmethod
+    def make(
+        cls,
+        num_chosen: torch.Tensor,
+        num_rejected: torch.Tensor,
+        token_pairs: torch.Tensor,
+        token_completions: torch.Tensor,
+    ) -> "Completions":
+        """Find the indices of both sides; it reads values, for which a GPU has to be waited for.
+
+        Args:
+            num_chosen: See the class, as for the others.
+            num_rejected: (B,).
+            token_pairs: (T,).
+            token_completions: (T,).
+        """
+        examples = torch.arange(len(num_rejected), device=num_rejected.device)
+        example = examples.repeat_interleave(num_chosen + num_rejected)
+        place = _places(num_chosen + num_rejected)
+        is_chosen = place < num_chosen[example]
+        chosen, rejected = is_chosen.nonzero()[:, 0], (~is_chosen).nonzero()[:, 0]
+        counts = num_rejected[example[chosen]]
+        chosen_of_pairs = torch.arange(len(chosen), device=counts.device).repeat_interleave(counts)
+        first = (num_rejected.cumsum(0) - num_rejected)[example[chosen]]  # rejected completion of each chosen one
+        token_is_chosen = is_chosen[token_completions]
+        return cls(
+            num_rejected,
+            num_chosen,
+            chosen,
+            rejected,
+            torch.stack([chosen_of_pairs, first[chosen_of_pairs] + _places(counts)]),
+            token_pairs,
+            token_completions,
+            chosen_tokens=token_is_chosen.nonzero()[:, 0],
+            rejected_tokens=(~token_is_chosen).nonzero()[:, 0],
+        )
 
     @classmethod
     def of(cls, batch: Mapping[str, torch.Tensor]) -> "Completions":
@@ -49,10 +101,15 @@ class Completions:
 
     def first(self, rows: int) -> "Completions":
         """Return the completions of the first `rows` examples. The forward, and so the scored pairs, stay whole."""
-        num_rejected = self.num_rejected[:rows]
-        number = int((self.example < rows).sum())
-        kept = self.token_completions < number
-        return Completions(num_rejected, self.is_chosen[:number], self.token_pairs[kept], self.token_completions[kept])
+        if rows == len(self.num_rejected):
+            return self
+        num_chosen, num_rejected = self.num_chosen[:rows], self.num_rejected[:rows]
+        kept = self.token_completions < num_chosen.sum() + num_rejected.sum()
+        return Completions.make(num_chosen, num_rejected, self.token_pairs[kept], self.token_completions[kept])
+
+    def __len__(self) -> int:
+        """Return the number of completions, C."""
+        return len(self.chosen) + len(self.rejected)
 
     def per_token(self, pair_values: torch.Tensor) -> torch.Tensor:
         """Give each token the value of its scored pair: (S,) to (T,)."""
@@ -60,11 +117,11 @@ class Completions:
 
     def sum(self, token_values: torch.Tensor) -> torch.Tensor:
         """Add up the values of each completion's tokens: (T,) to (C,)."""
-        return token_values.new_zeros(len(self.is_chosen)).index_add(0, self.token_completions, token_values)
+        return token_values.new_zeros(len(self)).index_add(0, self.token_completions, token_values)
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Separate the values of the chosen completions, (M,), from those of the rejected ones, (N,)."""
-        return values[self.is_chosen], values[~self.is_chosen]
+        return values[self.chosen], values[self.rejected]
 
     def join(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         """Undo `split`, (C,). Values of further examples than those of these completions are left out.
@@ -74,10 +131,9 @@ class Completions:
             rejected: Values of the rejected ones, (N or more,), or (B, 1) as of TRL collators.
         """
         rejected = rejected.flatten()
-        values = chosen.new_empty(len(self.is_chosen))
-        num_chosen = int(self.is_chosen.sum())
-        values[self.is_chosen] = chosen[:num_chosen]
-        values[~self.is_chosen] = rejected[: len(values) - num_chosen]
+        values = chosen.new_empty(len(self))
+        values[self.chosen] = chosen[: len(self.chosen)]
+        values[self.rejected] = rejected[: len(self.rejected)]
         return values
 
     def tables(
@@ -107,34 +163,8 @@ class Completions:
     @cached_property
     def example(self) -> torch.Tensor:
         """Index of the example that each completion belongs to, (C,)."""
-        rejected = (~self.is_chosen).long()
-        before = rejected.cumsum(0) - rejected  # rejected completions that stand before it
-        return torch.searchsorted(self.num_rejected.cumsum(0), before, right=True)
-
-    @cached_property
-    def num_chosen(self) -> torch.Tensor:
-        """Number of chosen completions of each example, (B,)."""
-        return torch.zeros_like(self.num_rejected).index_add(
-            0, self.example, self.is_chosen.to(self.num_rejected.dtype)
-        )
-
-    @cached_property
-    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each chosen completion with all rejected ones of its example, one chosen completion after the other.
-
-        Index of each pair's completion among the chosen ones, (P,), and among the rejected ones, (P,).
-        """
-        example = self.example[self.is_chosen]
-        counts = self.num_rejected[example]
-        chosen = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        place = torch.arange(len(chosen), device=counts.device) - (counts.cumsum(0) - counts)[chosen]
-        first = (self.num_rejected.cumsum(0) - self.num_rejected)[example]
-        return chosen, first[chosen] + place
-
-    @cached_property
-    def token_is_chosen(self) -> torch.Tensor:
-        """Whether each token belongs to a chosen completion, (T,)."""
-        return self.is_chosen[self.token_completions]
+        examples = torch.arange(len(self.num_rejected), device=self.num_rejected.device)
+        return examples.repeat_interleave(self.num_chosen + self.num_rejected, output_size=len(self))
 
     def logps(self, pair_logps: torch.Tensor, ld_alpha: float | None = None) -> torch.Tensor:
         """Add up the log-probs of each completion's tokens: (S,) to (C,).
@@ -151,12 +181,18 @@ class Completions:
 
     def _is_past_shared_length(self) -> torch.Tensor:
         """Return whether each token lies past the length of its example's shortest completion, (T,)."""
-        shortest = self.lengths.new_full((len(self.num_rejected),), int(self.lengths.max()))
-        shortest = shortest.scatter_reduce(0, self.example, self.lengths, "amin")
         tokens = torch.arange(len(self.token_completions), device=self.token_completions.device)
-        starts = tokens.new_full((len(self.is_chosen),), len(tokens))
+        shortest = self.lengths.new_full((len(self.num_rejected),), len(tokens))
+        shortest = shortest.scatter_reduce(0, self.example, self.lengths, "amin")
+        starts = tokens.new_full((len(self),), len(tokens))
         starts = starts.scatter_reduce(0, self.token_completions, tokens, "amin")
         return tokens - starts[self.token_completions] >= shortest[self.example[self.token_completions]]
+
+
+def _places(counts: torch.Tensor) -> torch.Tensor:
+    """Number each group's members from 0 on: of [2, 1] it is [0, 1, 0]."""
+    starts = counts.cumsum(0) - counts
+    return torch.arange(int(counts.sum()), device=counts.device) - starts.repeat_interleave(counts)
 
 
 def _table(values: torch.Tensor, counts: torch.Tensor, width: int) -> torch.Tensor:
@@ -186,14 +222,12 @@ def from_pairs(batch: Mapping[str, Any]) -> dict[str, Any]:
     mask, ids = rest.pop("completion_mask"), rest["input_ids"]
     pairs = len(ids) // 2
     rows, columns = mask[:, 1:].nonzero(as_tuple=True)  # the first token of a row is predicted by nothing
+    one_each = torch.ones(pairs, dtype=torch.long, device=ids.device)
+    tokens = torch.arange(len(rows), device=ids.device), 2 * (rows % pairs) + rows // pairs
     return {
-        # The trainer counts the examples of a batch by the length of its first tensor
-        "num_rejected": torch.ones(pairs, dtype=torch.long, device=ids.device),
-        "is_chosen": torch.arange(2 * pairs, device=ids.device) % 2 == 0,
+        **vars(Completions.make(one_each, one_each, *tokens)),
         **rest,
         "scored_rows": rows,
         "scored_columns": columns - mask.size(1),  # from the end, as `lay_out` counts
         "scored_targets": ids[rows, columns + 1],
-        "token_pairs": torch.arange(len(rows), device=ids.device),
-        "token_completions": 2 * (rows % pairs) + rows // pairs,
     }

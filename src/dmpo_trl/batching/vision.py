@@ -16,7 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from trl.trainer.utils import flush_left
 
 from ..preprocessing.format import VALUE_COLUMNS, RowError, numbered_columns, read_row
-from .collator import of_examples
+from .completions import Completions
 
 logger = logging.get_logger(__name__)
 
@@ -136,15 +136,14 @@ class DataCollatorForVisionMultiPreference(DataCollatorMixin):
         inputs = self._process(prompts, "left", images=images if any(images) else None)
         tokens, is_completion = self._join(inputs, self._process(completions, "right"))
         rows, columns = is_completion[:, 1:].nonzero(as_tuple=True)
+        of_each = torch.tensor([num_chosen, num_completions])
         return {
-            **of_examples(num_chosen, num_completions),
+            **vars(Completions.make(of_each[0], of_each[1] - of_each[0], torch.arange(len(rows)), rows)),
             **inputs,
             **tokens,
             "scored_rows": rows,
             "scored_columns": columns - is_completion.size(1),  # from the end, as `lay_out` counts
             "scored_targets": tokens["input_ids"][rows, columns + 1],
-            "token_pairs": torch.arange(len(rows)),
-            "token_completions": rows,
         }
 
     def _render(self, example: dict[str, Any], images: list[Any]) -> tuple[str, list[str], int]:

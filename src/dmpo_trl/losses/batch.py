@@ -115,9 +115,9 @@ class ScoredBatch:
             rejected,
             ref_chosen,
             ref_rejected,
-            completions.num_rejected[completions.example[completions.is_chosen]],
+            completions.num_rejected[completions.example[completions.chosen]],
             *split(completions.lengths),
-            chosen_nll=-completions.per_token(pair_logps)[completions.token_is_chosen].mean(),
+            chosen_nll=-completions.per_token(pair_logps)[completions.chosen_tokens].mean(),
             chosen_probs=chosen_probs,
             rejected_probs=rejected_probs,
             num_chosen=completions.num_chosen,
@@ -138,7 +138,7 @@ class ScoredBatch:
     def example(self) -> torch.Tensor:
         """Index of the example that each rejected completion belongs to, (P,)."""
         indices = torch.arange(len(self.num_rejected), device=self.num_rejected.device)
-        return indices.repeat_interleave(self.num_rejected)
+        return indices.repeat_interleave(self.num_rejected, output_size=len(self.rejected_logps))
 
     @cached_property
     def row(self) -> torch.Tensor:
@@ -220,7 +220,12 @@ class ScoredBatch:
 
     def logsumexp_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
         """`log sum exp` over the pairs of each example: (P,) to (B,)."""
-        return self.table_over_rejected(values, -math.inf).logsumexp(dim=1)
+        # Not by a table: its width would have to be read from the GPU
+        largest = values.detach().new_full(self.num_rejected.shape, -math.inf)
+        largest = largest.scatter_reduce(0, self.example, values.detach(), "amax")
+        largest = largest.masked_fill(largest.isinf(), 0.0)  # as in `torch.logsumexp`
+        sums = values.new_zeros(len(largest)).index_add(0, self.example, (values - largest[self.example]).exp())
+        return sums.log() + largest
 
     def table_over_rejected(self, values: torch.Tensor, filler: float) -> torch.Tensor:
         """Lay the values of the pairs of each example out in a row of its own: (P,) to (B, largest N)."""

@@ -99,7 +99,7 @@ def wpo_weights(outputs: Any, completions: Completions) -> torch.Tensor:
     Example:
         >>> from types import SimpleNamespace
         >>> pairs = torch.arange(2)  # a chosen and a rejected completion of one token each
-        >>> completions = Completions(torch.tensor([1]), torch.tensor([True, False]), pairs, pairs)
+        >>> completions = Completions.make(torch.tensor([1]), torch.tensor([1]), pairs, pairs)
         >>> probs, sums = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.5])
         >>> wpo_weights(SimpleNamespace(log_probs=probs.log(), log_sum_sq_probs=sums.log()), completions)
         tensor([0.5000])

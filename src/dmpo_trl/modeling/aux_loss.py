@@ -58,9 +58,10 @@ def num_copies(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     nodes = batch["scored_rows"] * length + batch["scored_columns"] + length
     owners = batch["token_completions"]
     # Nodes of a path are in ascending order; -1 is a completion that truncation left without a token
-    last = nodes.new_full(batch["is_chosen"].shape, -1)
+    last = nodes.new_full((len(batch["chosen"]) + len(batch["rejected"]),), -1)
     last = last.scatter_reduce(0, owners, nodes[batch["token_pairs"]], "amax")
-    ends = torch.bincount(last + 1, minlength=rows * length + 1)[1:].view(rows, length)
+    # Not by `bincount`, which reads the largest from a GPU
+    ends = nodes.new_zeros(rows * length + 1).index_add(0, last + 1, torch.ones_like(last))[1:].view(rows, length)
     # Paths that end in a token's subtree: those that end before the subtree does, less those before the token
     before = torch.nn.functional.pad(ends.cumsum(dim=1), (1, 0))
     return before.gather(1, batch["subtree_end"]) - before[:, :-1]

@@ -1,5 +1,6 @@
-"""Guards around a step: no kernel that is known to be wrong, and no gradient that is not a number."""
+"""Guards around a step: no kernel that is known to be wrong, no gradient that is not a number, no idle GPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ class GuardedTrainer(DPOTrainer):
     accelerator: Any
     model: Any
     state: Any
+    _waiting: list[Callable[[], None]] | None = None  # while a step runs, what its backward pass is to go before
 
     @property
     def is_fp16(self) -> bool:
@@ -25,12 +27,38 @@ class GuardedTrainer(DPOTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run forward and backward pass of a step as [`~transformers.Trainer`] does, without cuDNN's attention."""
-        with masks_off_cudnn():
-            return super().training_step(*args, **kwargs)
+        self._waiting = []
+        try:
+            with masks_off_cudnn():
+                loss = super().training_step(*args, **kwargs)
+            for function in self._waiting:
+                function()
+        finally:
+            self._waiting = None
+        return loss
+
+    @property
+    def _updates_in_backward(self) -> bool:
+        """Whether the backward pass changes the weights too."""
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
+
+    def after_backward(self, function: Callable[[], None]) -> None:
+        """Call a function that reads values of the forward pass once the backward pass is launched.
+
+        A GPU is given work ahead of time, and whoever reads a value waits for all of it: read before the backward
+        pass, values would leave the GPU idle until that is launched.
+
+        Args:
+            function: Called at once outside of a training step, and where the backward pass changes the weights.
+        """
+        if self._waiting is None or self._updates_in_backward:
+            function()
+        else:
+            self._waiting.append(function)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
         if norm is not None:  # DeepSpeed has none before its first step
-            deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-            check_gradient(float(norm), self.state.global_step, self.is_fp16, before_update=not deepspeed)
+            before_update = not self._updates_in_backward
+            check_gradient(float(norm), self.state.global_step, self.is_fp16, before_update=before_update)
         return norm

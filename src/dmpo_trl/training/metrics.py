@@ -20,7 +20,8 @@ completions, what the table says of the one is the mean over all of them; but `r
 of them beat all negatives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,35 +74,50 @@ def token_metrics(outputs: Any, completions: Completions) -> dict[str, torch.Ten
         outputs: Of the scoring head: `entropy`, `mean_logits`, `is_top1`, (S,) each, and `aux_loss`.
         completions: The completions of the batch.
     """
-    is_chosen = completions.token_is_chosen
+    chosen, rejected = completions.chosen_tokens, completions.rejected_tokens
     mean_logits = completions.per_token(outputs.mean_logits)
     metrics = {
         "entropy": completions.per_token(outputs.entropy),
-        "logits/chosen": mean_logits[is_chosen],
-        "logits/rejected": mean_logits[~is_chosen],
-        "mean_token_accuracy": completions.per_token(outputs.is_top1)[is_chosen],
+        "logits/chosen": mean_logits[chosen],
+        "logits/rejected": mean_logits[rejected],
+        "mean_token_accuracy": completions.per_token(outputs.is_top1)[chosen],
     }
     return metrics if outputs.aux_loss is None else metrics | {"aux_loss": outputs.aux_loss[None]}
 
 
-def means_over_processes(
+@dataclass(frozen=True)
+class Totals:
+    """Sums of metrics over all processes, still on the device that computes them.
+
+    Attributes:
+        names: Of the metrics.
+        table: Their means, their sums, and the number of values of each; the tokens last, (3, metrics + 1).
+    """
+
+    names: Sequence[str]
+    table: torch.Tensor
+
+    def means(self) -> tuple[dict[str, float], int, int]:
+        """Wait for the sums, and return the means by name (0 without a value), the examples, and the tokens."""
+        means, sums, counts = self.table.tolist()
+        num_examples = int(counts[list(self.names).index("num_rejected")])
+        return dict(zip(self.names, means[:-1], strict=True)), num_examples, int(sums[-1])
+
+
+def totals_over_processes(
     metrics: Mapping[str, torch.Tensor], num_tokens: torch.Tensor, accelerator: Accelerator, *, counted: bool = True
-) -> tuple[dict[str, float], int, int]:
-    """Average each metric over all processes, in one gather whatever the number of negatives in each of them.
+) -> Totals:
+    """Add each metric up over all processes, in one gather whatever the number of negatives in each of them.
 
     Args:
         metrics: The values of this process by name, (any number,) each; the same names in every process.
         num_tokens: Number of tokens of this process's batch, a scalar.
         accelerator: Knows the other processes.
         counted: Whether this process's values count. Those that do not may be anything, NaN included.
-
-    Returns:
-        The means by name (0 where no process has a value), the number of examples, and the number of tokens.
     """
     sums = torch.stack([values.float().sum() for values in metrics.values()] + [num_tokens.float()])
-    counts = torch.tensor([len(values) for values in metrics.values()] + [0], dtype=torch.float, device=sums.device)
+    # Written by the device itself: a copy from the CPU would be waited for
+    counts = torch.stack([sums.new_full((), len(values)) for values in metrics.values()] + [sums.new_zeros(())])
     table = torch.stack([sums, counts])[None]
-    totals, counts = accelerator.gather(table if counted else torch.zeros_like(table)).sum(dim=0)
-    means = (totals / counts.clamp(min=1))[:-1].tolist()
-    num_examples = int(counts[list(metrics).index("num_rejected")])
-    return dict(zip(metrics, means, strict=True)), num_examples, int(totals[-1])
+    sums, counts = accelerator.gather(table if counted else torch.zeros_like(table)).sum(dim=0)
+    return Totals(list(metrics), torch.stack([sums / counts.clamp(min=1), sums, counts]))

@@ -1,6 +1,7 @@
 """Log-probs of target tokens, straight from hidden states: the logits of all tokens never exist at once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -68,8 +69,9 @@ def gather_logprobs(
         ``log_probs`` has a gradient.
 
     Raises:
-        ValueError: Shapes do not fit, a target is not a vocabulary index, an output is unknown, or the soft-cap is
-            not positive.
+        ValueError: Shapes do not fit, an output is unknown, the soft-cap is not positive, or, on a CPU, a target is
+            not a vocabulary index. Elsewhere reading the targets would wait for all that was launched before: there
+            the log-prob of such a target is NaN.
 
     Example:
         >>> import torch
@@ -82,6 +84,21 @@ def gather_logprobs(
     _check(hidden, weight, targets, bias, softcap, outputs)
     optional = tuple(name for name in OPTIONAL_OUTPUTS if name in outputs)
     head = Head(weight, bias, logit_scale, softcap)
+    if targets.device.type == "cpu":
+        _refuse_unknown(targets, len(weight))
+        return _gather(hidden, head, targets, optional)
+    return _gather_known(hidden, head, targets, optional)
+
+
+def _gather_known(hidden: Tensor, head: Head, targets: Tensor, optional: tuple[str, ...]) -> TokenLogProbs:
+    """Gather with NaN for targets that are no vocabulary index."""
+    outside = (targets < 0) | (targets >= len(head.weight))
+    scores = _gather(hidden, head, targets.masked_fill(outside, 0), optional)
+    return replace(scores, log_probs=scores.log_probs.masked_fill(outside, float("nan")))
+
+
+def _gather(hidden: Tensor, head: Head, targets: Tensor, optional: tuple[str, ...]) -> TokenLogProbs:
+    weight, bias, logit_scale, softcap = head
     on_cpu = hidden.device.type == "cpu"
     tile = _tile_shape(len(hidden), len(weight), on_cpu)
     head_trains = weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -182,10 +199,13 @@ def _check(
     known = ("log_probs", *OPTIONAL_OUTPUTS)
     if unknown := [name for name in outputs if name not in known]:
         raise ValueError(f"Unknown outputs {unknown}; known are {list(known)}.")
-    outside = (targets < 0) | (targets >= len(weight))
+
+
+def _refuse_unknown(targets: Tensor, vocabulary_size: int) -> None:
+    outside = (targets < 0) | (targets >= vocabulary_size)
     if outside.any():
         position = int(outside.nonzero()[0])
         raise ValueError(
-            f"targets[{position}] is {int(targets[position])}, not an index into a vocabulary of {len(weight)}. Leave "
-            "out positions that are not scored (label -100)."
+            f"targets[{position}] is {int(targets[position])}, not an index into a vocabulary of {vocabulary_size}. "
+            "Leave out positions that are not scored (label -100)."
         )
