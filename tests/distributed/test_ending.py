@@ -34,11 +34,19 @@ def test_a_command_without_a_process_group_begins_none():
 
 
 @pytest.mark.slow
-def test_an_evaluation_in_two_processes_shares_the_users_and_ends(given, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["evaluate", "--generate", "--output_dir"], "Written to"),
+        (["recommend", "--split", "test", "--k", "2", "--num_beams", "3", "--output"], "Recommendations for 4 users"),
+    ],
+)
+def test_a_command_in_two_processes_shares_the_users_and_ends(given, tmp_path, options, said):
     launcher = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
-    arguments = ["evaluate", "--model", f"{given}/model", "--data", f"{given}/data", "--generate"]
+    command, *options = options
+    arguments = [command, "--model", f"{given}/model", "--data", f"{given}/data", *options, str(tmp_path / "out")]
     run = subprocess.run(
-        [*launcher, str(SCRIPTS / "launched_command.py"), *arguments, "--output_dir", str(tmp_path / "out")],
+        [*launcher, str(SCRIPTS / "launched_command.py"), *arguments],
         env=cpu_environment(),
         capture_output=True,
         text=True,
@@ -46,4 +54,4 @@ def test_an_evaluation_in_two_processes_shares_the_users_and_ends(given, tmp_pat
         check=False,
     )
     assert run.returncode == 0, run.stderr[-5000:]
-    assert run.stdout.count("Written to") == 1
+    assert run.stdout.count(said) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from ._users import users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
-    from ..recommend import Recommender
+    from ..recommend import Recommendation, Recommender
 
 
 @dataclass
@@ -114,19 +114,26 @@ def make_parser() -> Parser:
     example = (
         'dmpo-trl recommend --model outputs/dmpo --data data --history "Toy Story (1995)" 50\n'
         "dmpo-trl recommend --model outputs/dmpo --data data --users users.jsonl --output recommendations.parquet\n"
-        "dmpo-trl recommend --model outputs/dmpo --data data --split test --candidates item_knn --json"
+        "dmpo-trl recommend --model outputs/dmpo --data data --split test --candidates item_knn --json\n"
+        "accelerate launch --num_processes 2 -m dmpo_trl.cli recommend --model outputs/dmpo --data data --split test "
+        "--output recommendations.parquet"
     )
     return Parser("recommend", ModelArguments, RecommendArguments, example=example)
 
 
 def run(arguments: list[str]) -> None:
-    """Recommend as the arguments say: print the items of one user, write those of many to a file."""
+    """Recommend as the arguments say: print the items of one user, write those of many to a file.
+
+    Under `accelerate launch` or `torchrun` the users are divided among the processes.
+    """
     from ..recommend import Recommender
     from ..recommend._saved import find_parts
     from ..recommend.batch import check_output
+    from ..training.distributed import begin_process_group
     from ._prior import candidates_of, prior_of
 
     model, options = make_parser().parse(arguments)
+    state = begin_process_group()
     if [options.history, options.users, options.split].count(None) != 2:
         raise ValueError(
             "Give one of --history, for one user, --users, for a file of users, and --split, for the users of --data."
@@ -137,10 +144,10 @@ def run(arguments: list[str]) -> None:
     if options.history is None:  # what can be wrong with them is found before the model is loaded
         if (options.output is None) != options.json:
             raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
-        if options.output is not None:
+        if options.output is not None and state.is_main_process:
             check_output(options.output, overwrite=options.overwrite)
-            if options.users is not None and real_path(options.users) == real_path(options.output):
-                raise ValueError(f"--output {options.output} is the file of --users; name another.")
+        if None not in (options.output, options.users) and real_path(options.users) == real_path(options.output):
+            raise ValueError(f"--output {options.output} is the file of --users; name another.")
         users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)
 
     prior = None if options.prior is None else prior_of(options.prior, options.data)
@@ -158,6 +165,7 @@ def run(arguments: list[str]) -> None:
                 known.check(user)
     fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
     recommender = Recommender.from_pretrained(model.model, data=options.data, **fusion, **model.from_pretrained())
+    recommender.model.to(state.device)
     about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
     search: dict[str, Any] = {
         "k": options.k,
@@ -167,6 +175,8 @@ def run(arguments: list[str]) -> None:
     }
     if users is None:
         found = recommender.recommend(options.history, **search)
+        if not state.is_main_process:
+            return
         if options.json:
             print(as_json({"history": options.history, **about}, found, recommender.score))
             return
@@ -183,7 +193,8 @@ def run(arguments: list[str]) -> None:
     count = recommender.recommend_all(
         users, options.output, **search, batch_size=options.batch_size, overwrite=options.overwrite
     )
-    print(f"Recommendations for {count:,} users are in {options.output}.")
+    if state.is_main_process:
+        print(f"Recommendations for {count:,} users are in {options.output}.")
 
 
 def _print_json(
@@ -194,13 +205,22 @@ def _print_json(
     about: Mapping[str, Any],
 ) -> None:
     """Print a line for each user as soon as their batch is done."""
-    waiting = iter(users)
-    while batch := list(islice(waiting, batch_size)):
-        found = recommender.recommend_batch(
-            [one.history for one in batch],
-            exclude=[one.seen for one in batch],
-            users=[one.user for one in batch],
-            **search,
-        )
-        for user, items in zip(batch, found, strict=True):
-            print(as_json({"user": user.user, **about}, items, recommender.score), flush=True)
+    from accelerate import PartialState
+
+    from ..work import over_processes
+
+    waiting, state = iter(users), PartialState()
+    while batch := list(islice(waiting, batch_size * state.num_processes)):
+
+        def find(own: Sequence[int], batch: list[UserHistory] = batch) -> list[list[Recommendation]]:
+            return recommender.recommend_batch(
+                [batch[place].history for place in own],
+                exclude=[batch[place].seen for place in own],
+                users=[batch[place].user for place in own],
+                **search,
+            )
+
+        found = over_processes(find, range(len(batch)), recommender.model)
+        if state.is_main_process:
+            for user, items in zip(batch, found, strict=True):
+                print(as_json({"user": user.user, **about}, items, recommender.score), flush=True)

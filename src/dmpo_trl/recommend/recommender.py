@@ -296,6 +296,7 @@ class Recommender:
         """Run `recommend` for any number of users, to a Parquet file that appears when it is complete.
 
         Until then its parts are in `<path>.parts`, and an interrupted run goes on there when it is started again.
+        Several processes (`accelerate launch`, `torchrun`) share the users; all of them must call this function.
 
         Args:
             users: `UserHistory`, or pairs of a user and a history; may be a generator.
@@ -339,6 +340,7 @@ class Recommender:
             run=describe_run(self, candidates=None if candidates is None else candidates.describe(), **search),
             recommend=recommend,
             check=check,
+            model=self.model,
             with_prior=self.fusion is not None,
             overwrite=overwrite,
         )
