@@ -18,6 +18,7 @@ ORDER = [
     "batching",
     "losses",
     "modeling",
+    "work",
     "scoring",
     "training",
     "trainer",

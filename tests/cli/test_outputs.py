@@ -91,7 +91,7 @@ def test_evaluate_replaces_an_earlier_evaluation_where_it_may(model, data, tmp_p
 
 @pytest.fixture
 def two_users_per_part(monkeypatch):
-    monkeypatch.setattr("dmpo_trl.evaluation.parts.USERS_PER_PART", 2)
+    monkeypatch.setattr("dmpo_trl.work.parts.USERS_PER_PART", 2)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`dmpo-trl recommend --prior`: by the names of `evaluate`, or a file."""
+"""`dmpo-trl recommend --prior` and `--candidates`: by the names of `evaluate`, or a file."""
 
 import json
 
@@ -81,5 +81,60 @@ def test_a_file_scores_the_users_of_a_split(folders, tmp_path, capsys):
     ids=str,
 )
 def test_what_cannot_be_is_refused_before_the_model_is_loaded(options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["recommend", "--model", "no such model", "--history", "1", *options])
+
+
+# Candidates, by the same names
+
+
+@pytest.mark.parametrize("name", ["popularity", "item_knn", "item_knn_shown"])
+def test_candidates_are_those_that_count_most_and_are_ranked_by_the_model(folders, name, capsys):
+    prepared = Prepared.load(folders / "data")
+    options = ["--split", "test", "--json", "--k", "4"]
+    recommend(folders, *options, "--candidates", name, "--candidates_per_user", "4")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    had = prepared.interactions.filter("shown") if name.endswith("shown") else prepared.interactions
+    counts = dict(had.group_by("item").len().iter_rows())
+    for line, row in zip(lines, prepared.ranking["test"], strict=True):
+        left = [item for item in prepared.items["item"] if item not in {*row["history"], *row["seen"]}]
+        scores = [counts.get(item, 0) for item in left]
+        if name != "popularity":
+            scores = list(zip(ItemKNN(had).score(row["history"], left).round(9), scores, strict=True))
+        best = sorted(zip(scores, left, strict=True), key=lambda pair: pair[0], reverse=True)[:4]
+        found = line["recommendations"]
+        assert {own["item"] for own in found} == {item for _, item in best}
+        assert [own["score"] for own in found] == sorted((own["score"] for own in found), reverse=True)
+
+
+def test_candidates_of_a_file_are_checked_before_the_model_is_loaded(folders, tmp_path, capsys):
+    users = Prepared.load(folders / "data").ranking["test"]["user"][:]
+    path, output = tmp_path / "mine.parquet", tmp_path / "all.parquet"
+    rows = [(user, item) for user in users for item in ("1", "Film 2", "30", "31", "32")]
+    frame = pl.DataFrame(rows, schema=["user", "item"], orient="row")
+    frame.write_parquet(path)
+    options = ["--split", "test", "--output", str(output), "--k", "1", "--candidates", str(path)]
+    recommend(folders, *options)
+    assert set(pl.read_parquet(output)["item"]) <= {"1", "2", "30", "31", "32"}
+    unloadable = ["recommend", "--model", "none", "--data", str(folders / "data"), "--overwrite", *options]
+    frame.filter(user=users[0]).write_parquet(path)
+    with pytest.raises(SystemExit, match=rf"mine.parquet has no candidates of user '{users[1]}'"):
+        main(unloadable)
+    pl.DataFrame([("a", "1"), ("a", "Flim 2")], schema=["user", "item"], orient="row").write_parquet(path)
+    with pytest.raises(SystemExit, match=r"row 1: item: 'Flim 2' is neither .* 'Film 2'"):
+        main(unloadable)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--candidates", "item_knn"], "--candidates item_knn counts .* name the prepared folder with --data"),
+        (["--candidates", "itemknn"], "--candidates must be one of popularity, .* or a Parquet file, it is 'itemknn'"),
+        (["--candidates", "item_knn", "--exact"], "leave out it or --candidates"),
+        (["--candidates", "x", "--candidates_per_user", "9"], "--k 10 needs at least as many --candidates_per_user"),
+    ],
+    ids=str,
+)
+def test_candidates_that_cannot_be_are_refused_before_the_model_is_loaded(options, message):
     with pytest.raises(SystemExit, match=message):
         main(["recommend", "--model", "no such model", "--history", "1", *options])

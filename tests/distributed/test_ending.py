@@ -35,7 +35,15 @@ def test_a_command_without_a_process_group_begins_none():
 
 
 @pytest.mark.slow
-def test_an_evaluation_in_two_processes_shares_the_users_and_ends(given, tmp_path):
-    arguments = ["evaluate", "--model", f"{given}/model", "--data", f"{given}/data", "--generate"]
-    printed = two_processes("launched_command.py", *arguments, "--output_dir", tmp_path / "out")
-    assert printed.count("Written to") == 1
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["evaluate", "--generate", "--output_dir"], "Written to"),
+        (["recommend", "--split", "test", "--k", "2", "--num_beams", "3", "--output"], "Recommendations for 4 users"),
+    ],
+)
+def test_a_command_in_two_processes_shares_the_users_and_ends(given, tmp_path, options, said):
+    command, *options = options
+    arguments = [command, "--model", f"{given}/model", "--data", f"{given}/data", *options]
+    printed = two_processes("launched_command.py", *arguments, tmp_path / "out")
+    assert printed.count(said) == 1

@@ -14,7 +14,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from support.forks import serve
 
 from dmpo_trl.cli import evaluate, main, prepare, recommend  # noqa: F401
-from dmpo_trl.evaluation import parts
+from dmpo_trl.work import parts
 
 parts.USERS_PER_PART = 8  # several for the few users here
 STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "ctypes.call_function")

@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.evaluation.callback import RankingCallback
 from dmpo_trl.evaluation.generation import generate_items
-from dmpo_trl.evaluation.parts import ResultParts
 from dmpo_trl.evaluation.ranking import rank_by_log_prob, score_candidates
 from dmpo_trl.modeling.loading import base_model_of
 from dmpo_trl.modeling.probe import prepare_for_scoring
 from dmpo_trl.training.distributed import end_process_group
+from dmpo_trl.work import ResultParts
 
 
 def rank(model, users, parts=None):

@@ -26,7 +26,7 @@ from ..writing import (
 
 if TYPE_CHECKING:
     from ..evaluation import RankingResult
-    from ..evaluation.parts import ResultParts
+    from ..work import ResultParts
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def keep_parts(path: str | None) -> Iterator[ResultParts | None]:
     """
     from accelerate import PartialState
 
-    from ..evaluation.parts import ResultParts
+    from ..work import ResultParts
 
     if path is None:
         yield None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from ._users import users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
-    from ..recommend import Recommender
+    from ..recommend import Recommendation, Recommender
 
 
 @dataclass
@@ -68,6 +68,16 @@ class RecommendArguments:
         default=False,
         metadata={"help": "Search on until the outcome is proven to be the best of the whole catalogue."},
     )
+    candidates: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score only these items instead of searching the whole catalogue, each of them exactly: those "
+            "that popularity, popularity_shown, item_knn or item_knn_shown (counted in --data) find for a user, or "
+            "those of a Parquet file of user and item, and score where it orders them. Nothing that the user had is "
+            "scored."
+        },
+    )
+    candidates_per_user: int = field(default=200, metadata={"help": "How many of --candidates to score."})
     prior: str | None = field(
         default=None,
         metadata={
@@ -86,10 +96,16 @@ class RecommendArguments:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_at_least(self, k=1, num_beams=1, batch_size=1, prior_weight=0)
+        check_at_least(self, k=1, num_beams=1, batch_size=1, prior_weight=0, candidates_per_user=1)
         if (self.prior is None) != (self.prior_weight is None):
             raise ValueError(
                 "--prior and --prior_weight belong together. `dmpo-trl evaluate --fuse NAME` finds the weight."
+            )
+        if self.candidates is not None and self.exact:
+            raise ValueError("--exact proves what is best of the whole catalogue: leave out it or --candidates.")
+        if self.candidates is not None and self.k > self.candidates_per_user:
+            raise ValueError(
+                f"--k {self.k} needs at least as many --candidates_per_user, not {self.candidates_per_user}."
             )
 
 
@@ -97,18 +113,27 @@ def make_parser() -> Parser:
     """Return the command's parser."""
     example = (
         'dmpo-trl recommend --model outputs/dmpo --data data --history "Toy Story (1995)" 50\n'
-        "dmpo-trl recommend --model outputs/dmpo --data data --users users.jsonl --output recommendations.parquet"
+        "dmpo-trl recommend --model outputs/dmpo --data data --users users.jsonl --output recommendations.parquet\n"
+        "dmpo-trl recommend --model outputs/dmpo --data data --split test --candidates item_knn --json\n"
+        "accelerate launch --num_processes 2 -m dmpo_trl.cli recommend --model outputs/dmpo --data data --split test "
+        "--output recommendations.parquet"
     )
     return Parser("recommend", ModelArguments, RecommendArguments, example=example)
 
 
 def run(arguments: list[str]) -> None:
-    """Recommend as the arguments say: print the items of one user, write those of many to a file."""
+    """Recommend as the arguments say: print the items of one user, write those of many to a file.
+
+    Under `accelerate launch` or `torchrun` the users are divided among the processes.
+    """
     from ..recommend import Recommender
+    from ..recommend._saved import find_parts
     from ..recommend.batch import check_output
-    from ._prior import prior_of
+    from ..training.distributed import begin_process_group
+    from ._prior import candidates_of, prior_of
 
     model, options = make_parser().parse(arguments)
+    state = begin_process_group()
     if [options.history, options.users, options.split].count(None) != 2:
         raise ValueError(
             "Give one of --history, for one user, --users, for a file of users, and --split, for the users of --data."
@@ -119,21 +144,39 @@ def run(arguments: list[str]) -> None:
     if options.history is None:  # what can be wrong with them is found before the model is loaded
         if (options.output is None) != options.json:
             raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
-        if options.output is not None:
+        if options.output is not None and state.is_main_process:
             check_output(options.output, overwrite=options.overwrite)
-            if options.users is not None and real_path(options.users) == real_path(options.output):
-                raise ValueError(f"--output {options.output} is the file of --users; name another.")
+        if None not in (options.output, options.users) and real_path(options.users) == real_path(options.output):
+            raise ValueError(f"--output {options.output} is the file of --users; name another.")
         users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)
 
     prior = None if options.prior is None else prior_of(options.prior, options.data)
-    if prior is not None:  # who has no scores is named before the model is loaded
-        for user in [None] if users is None else (one.user for one in users):
-            prior.check(user)
+    candidates = None
+    if options.candidates is not None:
+        candidates = candidates_of(
+            options.candidates,
+            options.data,
+            lambda: find_parts(model.model, model.from_pretrained(), data=options.data, items=None, template=None)[0],
+            options.candidates_per_user,
+        )
+    for known in (prior, candidates):  # who has no scores is named before the model is loaded
+        if known is not None:
+            for user in [None] if users is None else (one.user for one in users):
+                known.check(user)
     fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
     recommender = Recommender.from_pretrained(model.model, data=options.data, **fusion, **model.from_pretrained())
+    recommender.model.to(state.device)
     about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
+    search: dict[str, Any] = {
+        "k": options.k,
+        "num_beams": options.num_beams,
+        "exact": options.exact,
+        "candidates": candidates,
+    }
     if users is None:
-        found = recommender.recommend(options.history, options.k, num_beams=options.num_beams, exact=options.exact)
+        found = recommender.recommend(options.history, **search)
+        if not state.is_main_process:
+            return
         if options.json:
             print(as_json({"history": options.history, **about}, found, recommender.score))
             return
@@ -145,33 +188,39 @@ def run(arguments: list[str]) -> None:
             print(f"{rank:>3}. {one.title}  ({one.item}, {scores})")
         return
     if options.json:
-        _print_json(recommender, users, options, about)
+        _print_json(recommender, users, options.batch_size, search, about)
         return
     count = recommender.recommend_all(
-        users,
-        options.output,
-        options.k,
-        num_beams=options.num_beams,
-        exact=options.exact,
-        batch_size=options.batch_size,
-        overwrite=options.overwrite,
+        users, options.output, **search, batch_size=options.batch_size, overwrite=options.overwrite
     )
-    print(f"Recommendations for {count:,} users are in {options.output}.")
+    if state.is_main_process:
+        print(f"Recommendations for {count:,} users are in {options.output}.")
 
 
 def _print_json(
-    recommender: Recommender, users: Iterable[UserHistory], options: RecommendArguments, about: Mapping[str, Any]
+    recommender: Recommender,
+    users: Iterable[UserHistory],
+    batch_size: int,
+    search: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> None:
     """Print a line for each user as soon as their batch is done."""
-    waiting = iter(users)
-    while batch := list(islice(waiting, options.batch_size)):
-        found = recommender.recommend_batch(
-            [one.history for one in batch],
-            options.k,
-            exclude=[one.seen for one in batch],
-            num_beams=options.num_beams,
-            exact=options.exact,
-            users=[one.user for one in batch],
-        )
-        for user, items in zip(batch, found, strict=True):
-            print(as_json({"user": user.user, **about}, items, recommender.score), flush=True)
+    from accelerate import PartialState
+
+    from ..work import over_processes
+
+    waiting, state = iter(users), PartialState()
+    while batch := list(islice(waiting, batch_size * state.num_processes)):
+
+        def find(own: Sequence[int], batch: list[UserHistory] = batch) -> list[list[Recommendation]]:
+            return recommender.recommend_batch(
+                [batch[place].history for place in own],
+                exclude=[batch[place].seen for place in own],
+                users=[batch[place].user for place in own],
+                **search,
+            )
+
+        found = over_processes(find, range(len(batch)), recommender.model)
+        if state.is_main_process:
+            for user, items in zip(batch, found, strict=True):
+                print(as_json({"user": user.user, **about}, items, recommender.score), flush=True)

@@ -1,5 +1,6 @@
 """Evaluation: candidate ranking with metrics and tests, free generation, and ranking during training."""
 
+from ..work import ResultParts
 from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recommendation_popularity
 from .callback import RankingCallback
 from .fusion import choose_weight, fuse
@@ -8,7 +9,6 @@ from .groups import cold_start_groups, group_intervals, history_groups
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
-from .parts import ResultParts
 from .ranking import (
     full_catalogue,
     rank_at_random,

@@ -17,9 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.generation import generate_greedily, stop_tokens
 from ..modeling.limits import Limits
 from ..preprocessing.tokenize import tokenize_completions
-from ._processes import is_sharded, on_main_process, over_processes
+from ..work import ResultParts, describe_scoring, is_sharded, on_main_process, over_processes
 from .intervals import Interval, bootstrap_mean
-from .parts import ResultParts, describe_scoring
 
 # `tokenize_completions` for one tokenizer
 Tokenize = Callable[[Any, Sequence[Any]], tuple[list[int], list[list[int]]]]

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.prompts import PromptTemplate
 from ..scoring import CompletionScores, check_score, stream_scores
-from ._processes import on_main_process, over_processes
-from .parts import ResultParts, describe_scoring
+from ..work import ResultParts, describe_scoring, on_main_process, over_processes
 from .result import RankingResult
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.loading import load_model_and_tokenizer
 from ..scoring import SCORES, check_tokens_per_batch
-from .parts import ResultParts
+from ..work import ResultParts
 from .ranking import rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
 from .result import RankingResult
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from ..modeling.fingerprint import hash_of, hash_of_model, hash_of_tokenizer
+from ..modeling.fingerprint import hash_of
+from ..work import describe_scoring
 
 
 def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
@@ -16,18 +17,17 @@ def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
         **options: Those of the search.
 
     Returns:
-        A short value for each name, for JSON.
+        A short value for each name, for JSON; in processes other than the main one without the model's.
 
     Example:
         >>> describe_run(recommender, k=10)  # doctest: +SKIP
     """
-    catalogue, tokenizer = recommender.catalogue, recommender.tokenizer
+    catalogue = recommender.catalogue
     return {
         **options,
         "score": recommender.score,
         "prior": None if recommender.fusion is None else recommender.fusion.describe(),
-        "model": hash_of_model(recommender.model),
-        "tokenizer": hash_of_tokenizer(tokenizer),
+        **describe_scoring(recommender.model, recommender.tokenizer),
         "catalogue": hash_of([catalogue.items, catalogue.titles]),
         "template": hash_of(recommender.template.to_dict()),
         "dmpo-trl": version("dmpo-trl"),

@@ -1,21 +1,26 @@
-"""Recommendations for many users, written in parts to one Parquet file."""
+"""Recommendations for many users, shared among processes and written in parts to one Parquet file."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import count, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
+from ..work import ResultParts, over_processes, parts
 from ..writing import check_file, check_scratch, place_file, real_path, remove_leftovers, scratch
 from .recommendation import Recommendation, UserHistory
 
@@ -25,10 +30,9 @@ _SCHEMA = pa.schema(
     {"user": pa.string(), "rank": pa.int32(), "item": pa.string(), "title": pa.string(), "score": pa.float64()}
 )
 _SCORES = pa.schema({"model_score": pa.float64(), "prior_score": pa.float64()})  # where there is a prior
-_USERS_PER_PART = 64  # at least; what is lost at most when a run is killed
-_WHOLE = "whole.parquet"  # sorts behind the parts, and so is the last to be removed
-_RUN = b"dmpo_trl_run"
-_USERS, _SIZE = "users of the part", "users per part"
+_MANIFEST = "run.json"  # what the parts are made of
+_WHOLE = "whole.parquet"  # sorts behind the parts and the manifest, and so is the last to be removed
+_SIZE = "users per part"
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -47,12 +51,12 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         FileNotFoundError: no such folder/recommendations.parquet cannot be written: the folder ... does not exist. ...
     """
     target = real_path(path)
-    parts = _parts_of(target)
-    check_scratch(parts, target)
-    if parts.is_dir():  # of a run that was killed when it had nothing yet, or when its file was there already
-        whole = parts / _WHOLE
-        if not list(parts.glob("*.parquet")) or (whole.exists() and target.exists() and whole.samefile(target)):
-            remove_leftovers(parts, target)
+    folder = _parts_of(target)
+    check_scratch(folder, target)
+    if folder.is_dir():  # of a run that was killed when it had nothing yet, or when its file was there already
+        whole = folder / _WHOLE
+        if not list(folder.glob("*.parquet")) or (whole.exists() and target.exists() and whole.samefile(target)):
+            remove_leftovers(folder, target)
     check_file(path, overwrite=overwrite)
 
 
@@ -64,22 +68,25 @@ def write_recommendations(
     run: Mapping[str, Any],
     recommend: Callable[[list[UserHistory]], list[list[Recommendation]]],
     check: Callable[[UserHistory], object],
+    model: Any,
     with_prior: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Write the recommendations of all users, `batch_size` users at a time, to a file that appears when complete.
 
-    Until then they are in parts, files of a fixed number of users each, in a folder `<path>.parts`. A run that was
-    interrupted goes on at its next part.
+    Until then they are in parts, files of a fixed number of users each, in a folder `<path>.parts` with a manifest of
+    what they are made of. A run that was interrupted goes on at its next part. Several processes, which must all call
+    this function, share the users of each part; the main one writes.
 
     Args:
         users: The users, as `Recommender.recommend_all` takes them.
         path: The file; its folder is created if needed.
         batch_size: Number of users per call of `recommend`.
-        run: What the recommendations of a user depend on, by name.
+        run: What the recommendations of a user depend on, by name; it counts in the main process.
         recommend: Returns the recommendations of each user of a batch, from best to worst.
         check: Raises a `ValueError` for a user who cannot be searched for; the name is added to its message. All
             users are checked before the first is searched for, those of a generator a part at a time.
+        model: Decides whether the work can be shared, see `over_processes`.
         with_prior: Whether the file gets the columns `model_score` and `prior_score` too.
         overwrite: Whether a file that is there is replaced.
 
@@ -92,9 +99,10 @@ def write_recommendations(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, it is {batch_size}.")
-    target = real_path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    check_output(target, overwrite=overwrite)
+    target, main = real_path(path), PartialState().is_main_process
+    if main:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_output(target, overwrite=overwrite)
     one_pass = isinstance(users, Iterator)
     if not one_pass:
         for user in users:
@@ -104,37 +112,53 @@ def write_recommendations(
     schema = pa.unify_schemas([_SCHEMA, _SCORES]) if with_prior else _SCHEMA
     done = 0
     with (
-        scratch(_parts_of(target), target, keep=True) as folder,
-        tqdm(total=total, desc="recommending", unit=" users") as bar,
+        scratch(_parts_of(target), target, keep=True) if main else nullcontext() as folder,
+        tqdm(total=total, desc="recommending", unit=" users", disable=not main) as bar,
     ):
-        earlier = _earlier_parts(folder, run)
-        size = earlier[0][_SIZE] if earlier else max(batch_size, _USERS_PER_PART)
+        kept = ResultParts(folder)
+        size = _size(folder, run, max(batch_size, parts.USERS_PER_PART) * PartialState().num_processes)
+        earlier = set() if folder is None else set(folder.glob("part-*.parquet"))
         if earlier:
             logger.info("Going on behind the %d parts of an interrupted run in %s.", len(earlier), folder)
-        parts = []
-        for number in count():
-            part = list(islice(entries, size))
-            if not part:
-                break
-            parts.append(_part(folder, number))
-            made_of = {**run, _SIZE: size, _USERS: _hash(part)}
-            if number < len(earlier):
-                _check_same(earlier[number], made_of, folder)
-            else:
-                if one_pass:
-                    for user in part:
-                        _check(user, check)
-                batches = [part[start : start + batch_size] for start in range(0, len(part), batch_size)]
-                _write_part(parts[-1], schema.with_metadata({_RUN: json.dumps(made_of)}), batches, recommend, bar)
+        files: list[Path] = []
+        while part := list(islice(entries, size)):
+            file = kept.file(([one.user, list(one.history), list(one.seen)] for one in part), run)
+            if file is not None:
+                files.append(file)
+                if file not in earlier and earlier.difference(files):  # they are made one after the other
+                    raise ValueError(_other(folder, ["list of users"]))
+            if one_pass:
+                for user in part:
+                    _check(user, check)
+
+            def find(own: Sequence[int], part: list[UserHistory] = part) -> list[list[Recommendation]]:
+                found = []
+                for start in range(0, len(own), batch_size):
+                    batch = [part[place] for place in own[start : start + batch_size]]
+                    found += recommend(batch)
+                    bar.update(len(batch))
+                return found
+
+            def frame(found: Sequence[list[Recommendation]], part: list[UserHistory] = part) -> pl.DataFrame:
+                _write_manifest(folder, run, size)  # not before there is a part
+                return _frame(part, schema, found)
+
+            kept.of_file(
+                file,
+                partial(over_processes, find, range(len(part)), model),
+                to_frame=frame,
+                from_frame=lambda frame: [],  # the file is all that is needed
+            )
             done += len(part)
-            bar.n = done
+            bar.n = done  # the other processes' users too, and those of the earlier run
             bar.refresh()
-        if len(earlier) > len(parts):
-            raise ValueError(_other(folder, [f"number of users (was {len(earlier)} parts, is {len(parts)})"]))
-        with pq.ParquetWriter(folder / _WHOLE, schema) as writer:
-            for file in parts:
-                writer.write_table(pq.read_table(file).replace_schema_metadata())
-        place_file(folder / _WHOLE, target, overwrite=overwrite)
+        if earlier.difference(files):
+            raise ValueError(_other(folder, [f"number of users (was {len(earlier)} parts, is {len(files)})"]))
+        if folder is not None:
+            with pq.ParquetWriter(folder / _WHOLE, schema) as writer:
+                for file in files:
+                    writer.write_table(pq.read_table(file).cast(schema))
+            place_file(folder / _WHOLE, target, overwrite=overwrite)
     return done
 
 
@@ -142,45 +166,38 @@ def _parts_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.parts")
 
 
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05}.parquet"
+def _size(folder: Path | None, run: Mapping[str, Any], size: int) -> int:
+    """Return the number of users of a part: that of an interrupted run, which must have been the same one, or `size`.
+
+    The interrupted one may have had another batch size, or number of processes.
+    """
+    sizes = [size]
+    if folder is not None and (folder / _MANIFEST).exists():
+        try:
+            earlier = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            sizes = [earlier.pop(_SIZE)]
+        except (json.JSONDecodeError, KeyError, AttributeError):  # a power cut
+            logger.warning("%s is damaged. Each part is named by what it is of, too.", folder / _MANIFEST)
+        else:
+            _check_same(earlier, run, folder)
+    broadcast_object_list(sizes)
+    return sizes[0]
 
 
-def _write_part(
-    path: Path,
-    schema: pa.Schema,
-    batches: Sequence[list[UserHistory]],
-    recommend: Callable[[list[UserHistory]], list[list[Recommendation]]],
-    bar: Any,
-) -> None:
-    rows = []
-    for batch in batches:
-        rows += [
-            {"user": user, "rank": rank, **asdict(one)}
-            for (user, *_), own in zip(batch, recommend(batch), strict=True)
-            for rank, one in enumerate(own, start=1)
-        ]
-        bar.update(len(batch))
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(pa.Table.from_pylist(rows, schema), unfinished)
-    unfinished.replace(path)
+def _write_manifest(folder: Path | None, run: Mapping[str, Any], size: int) -> None:
+    if folder is not None and not (folder / _MANIFEST).exists():
+        unfinished = (folder / _MANIFEST).with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({**run, _SIZE: size}, indent=2), encoding="utf-8")
+        unfinished.replace(folder / _MANIFEST)
 
 
-def _earlier_parts(folder: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what the parts of an interrupted run are made of, in their order, and remove what is half-written."""
-    found: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("*.*")):
-        if file.name == _part(folder, len(found)).name:
-            try:
-                found.append(json.loads(pq.read_schema(file).metadata[_RUN]))
-                continue
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s is damaged; its users are searched for again.", file)
-        if file.suffix in (".parquet", ".unfinished"):
-            file.unlink()
-    for made_of in found:
-        _check_same(made_of, {**made_of, **run}, folder)
-    return found
+def _frame(users: Sequence[UserHistory], schema: pa.Schema, found: Sequence[Sequence[Recommendation]]) -> pl.DataFrame:
+    rows = [
+        {"user": one.user, "rank": rank, **asdict(item)}
+        for one, own in zip(users, found, strict=True)
+        for rank, item in enumerate(own, start=1)
+    ]
+    return pl.DataFrame(pa.Table.from_pylist(rows, schema))
 
 
 def _check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
@@ -189,16 +206,11 @@ def _check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: Path
         raise ValueError(_other(folder, [f"{name} (was {earlier.get(name)}, is {now.get(name)})" for name in names]))
 
 
-def _other(folder: Path, what: Sequence[str]) -> str:
+def _other(folder: Path | None, what: Sequence[str]) -> str:
     return (
         f"{folder} holds the parts of an interrupted run that had another {', '.join(what)}. Run that one to its end, "
         "choose another output, or delete the folder to start anew."
     )
-
-
-def _hash(users: Sequence[UserHistory]) -> str:
-    text = json.dumps([[one.user, list(one.history), list(one.seen)] for one in users])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check(user: UserHistory, check: Callable[[UserHistory], object]) -> None:

@@ -15,6 +15,7 @@ from ..modeling.generation import generate_greedily, stop_tokens
 from ..modeling.limits import Limits
 from ..preprocessing.tokenize import tokenize_completions
 from .catalogue import Catalogue
+from .scorer import Scorer
 
 _HALF = 12  # width of the bars to either side, in characters
 _LITTLE = 0.05  # nats; what changes the score by less does not matter much
@@ -130,6 +131,24 @@ def _round_up(value: float) -> float:
     """Return the next of ..., 0.1, 0.2, 0.5, 1, 2, 5, ..."""
     power = 10.0 ** np.floor(np.log10(value))
     return float(next(power * step for step in (1, 2, 5, 10) if value <= power * step * (1 + 1e-9)))
+
+
+def explain_score(scorer: Scorer, history: Sequence[int], row: int, max_new_tokens: int) -> Explanation:
+    """Score an item after a history, and after the history without each of its items.
+
+    Args:
+        scorer: Scores titles.
+        history: Rows of the history, at least one.
+        row: The item.
+        max_new_tokens: Length of the model's own words; with 0 there are none.
+    """
+    (title,), titles = scorer.titles([row]), scorer.titles(history)
+    variants = [titles, *(titles[:place] + titles[place + 1 :] for place in range(len(titles)))]
+    question = question_why(scorer.template, titles, title)
+    words = generate_words(scorer.model, scorer.tokenizer, question, max_new_tokens)
+    prompts = [scorer.template.prompt(variant) for variant in variants]
+    scores = np.concatenate(scorer.of(prompts, [[title]] * len(prompts)))
+    return Explanation.of(scorer.catalogue, row, history, scores, words, scorer.score)
 
 
 def import_figure() -> Any:

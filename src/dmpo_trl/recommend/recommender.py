@@ -14,15 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from ..data.prompts import PromptTemplate
 from ..modeling.limits import Limits
 from ..modeling.loading import load_model_and_tokenizer
-from ..scoring import check_score, score_completions
+from ..scoring import check_score
+from ._options import check_search
 from ._run import describe_run
 from ._saved import find_parts, save_beside
 from .batch import write_recommendations
+from .candidates import Candidates
 from .catalogue import Catalogue, PromptTries
-from .decoding.beam_search import NAN, Search, find
-from .explanation import Explanation, generate_words, question_why
+from .decoding.beam_search import Search, find, log_short
+from .explanation import Explanation, explain_score
 from .prior import Fusion, Prior, ranked
 from .recommendation import Recommendation, UserHistory
+from .scorer import Scorer
 
 
 class Recommender:
@@ -184,7 +187,7 @@ class Recommender:
         had = self.catalogue.rows(history, "history")
         if self.fusion is not None:
             self.fusion.prior.check(user)
-        return self._ranked(rows, self._score_rows(had, rows), had, user)
+        return self._ranked(rows, self._scorer.after([had], [rows])[0], had, user)
 
     def recommend(
         self,
@@ -194,9 +197,12 @@ class Recommender:
         exclude: Iterable[str] = (),
         num_beams: int = 100,
         exact: bool = False,
+        candidates: Candidates | None = None,
         user: str | None = None,
     ) -> list[Recommendation]:
         """Search the whole catalogue for the best items after a history, with beams that can only spell titles.
+
+        With `candidates` there is no search: each of them is scored, and the best come out.
 
         Args:
             history: Items from old to new. They are not recommended again, nor is another of the same title.
@@ -221,7 +227,7 @@ class Recommender:
         Example:
             >>> recommender.recommend(["Alien", "Heidi"], k=3, exclude=["Aliens"])  # doctest: +SKIP
         """
-        search: dict[str, Any] = {"num_beams": num_beams, "exact": exact}
+        search: dict[str, Any] = {"num_beams": num_beams, "exact": exact, "candidates": candidates}
         return self.recommend_batch([history], k, exclude=[exclude], users=[user], **search)[0]
 
     def recommend_batch(
@@ -232,6 +238,7 @@ class Recommender:
         exclude: Sequence[Iterable[str]] | None = None,
         num_beams: int = 100,
         exact: bool = False,
+        candidates: Candidates | None = None,
         users: Sequence[str | None] | None = None,
     ) -> list[list[Recommendation]]:
         """Run `recommend` for several users in one search.
@@ -239,8 +246,8 @@ class Recommender:
         Args:
             histories: Items of each user, from old to new. They, and their titles, are not recommended again.
             exclude: Further items that must not be recommended, one entry per user.
-            k, num_beams, exact: See `recommend`.
-            users: Their names, for a prior that needs them.
+            k, num_beams, exact, candidates: See `recommend`.
+            users: Their names, for a prior or candidates that need them.
 
         Returns:
             The items of each user, from best to worst.
@@ -251,31 +258,28 @@ class Recommender:
         Example:
             >>> recommender.recommend_batch([["Alien"], ["Heidi"]], k=3)  # doctest: +SKIP
         """
-        if k < 1 or num_beams < 1:
-            raise ValueError(f"k and num_beams must be at least 1, they are {k} and {num_beams}.")
-        if self.template.candidates is not None:
-            raise ValueError(
-                "The template lists candidates in the prompt, so it cannot recommend from the whole catalogue: rank "
-                "candidates, or train with a template without them."
-            )
+        check_search(self.template, k, num_beams, exact=exact, candidates=candidates)
         for name, given in {"exclude": exclude, "users": users}.items():
             if given is not None and len(given) != len(histories):
                 raise ValueError(f"{name}: {len(histories)} histories need one entry each, there are {len(given)}.")
-        users = users or [None] * len(histories)
-        # The search finds what is best by the sum; another order needs more of it to choose from
+        exclude, users = exclude or [()] * len(histories), users or [None] * len(histories)
+        had = [self.catalogue.rows(history, "history") for history in histories]
+        excluded = [self._excluded(*own) for own in zip(had, exclude, users, strict=True)]
+        # Beams find what is best by the sum; another order needs more of it to choose from
         other_order = self.score == "mean" or self.fusion is not None
-        searches = [
-            self._search(history, own_exclude, max(k, num_beams) if other_order else k, user)
-            for history, own_exclude, user in zip(histories, exclude or [()] * len(histories), users, strict=True)
-        ]
-        find(self.model, searches, k, max(k, num_beams), exact=exact, by_sum=not other_order)
-        known = self.score == "sum" and not (exact and other_order)  # else nothing was scored, or otherwise
-        found = []
-        for search, history, user in zip(searches, histories, users, strict=True):
-            had, rows = self.catalogue.rows(history, "history"), [row for _, row in search.found]
-            scores = np.array([score for score, _ in search.found]) if known else self._score_rows(had, rows)
-            found.append(self._ranked(rows, scores, had, user)[:k])
-        return found
+        if candidates is not None:
+            rows = [candidates.rows(self.catalogue, *own) for own in zip(had, excluded, users, strict=True)]
+            log_short([len(own) for own in rows], k, "candidates that they have not had")
+        else:
+            wanted = max(k, num_beams) if other_order else k
+            searches = [self._search(own, out, wanted) for own, out in zip(had, excluded, strict=True)]
+            find(self.model, searches, k, max(k, num_beams), exact=exact, by_sum=not other_order)
+            rows = [[row for _, row in search.found] for search in searches]
+        if candidates is None and self.score == "sum" and not (exact and other_order):
+            scores = [np.array([score for score, _ in search.found]) for search in searches]
+        else:  # nothing was scored yet, or otherwise
+            scores = self._scorer.after(had, rows)
+        return [self._ranked(*own)[:k] for own in zip(rows, scores, had, users, strict=True)]
 
     def recommend_all(
         self,
@@ -285,18 +289,20 @@ class Recommender:
         *,
         num_beams: int = 100,
         exact: bool = False,
+        candidates: Candidates | None = None,
         batch_size: int = 8,
         overwrite: bool = False,
     ) -> int:
         """Run `recommend` for any number of users, to a Parquet file that appears when it is complete.
 
         Until then its parts are in `<path>.parts`, and an interrupted run goes on there when it is started again.
+        Several processes (`accelerate launch`, `torchrun`) share the users; all of them must call this function.
 
         Args:
             users: `UserHistory`, or pairs of a user and a history; may be a generator.
             path: The file: columns `user`, `rank` (from 1), `item`, `title`, `score`, with a prior also `model_score`
                 and `prior_score`; its folder is created if needed.
-            k, num_beams, exact: See `recommend`.
+            k, num_beams, exact, candidates: See `recommend`.
             batch_size: Number of users searched together.
             overwrite: Replace a file that exists.
 
@@ -311,23 +317,30 @@ class Recommender:
             >>> users = [("u1", ["Alien"]), ("u2", ["Heidi"])]  # doctest: +SKIP
             >>> recommender.recommend_all(users, "recommendations.parquet", k=10)  # doctest: +SKIP
         """
+        check_search(self.template, k, num_beams, exact=exact, candidates=candidates)
         search: dict[str, Any] = {"k": k, "num_beams": num_beams, "exact": exact}
 
         def recommend(batch: list[UserHistory]) -> list[list[Recommendation]]:
-            histories, seen = [one.history for one in batch], [one.seen for one in batch]
-            return self.recommend_batch(histories, exclude=seen, users=[one.user for one in batch], **search)
+            histories, names = [one.history for one in batch], [one.user for one in batch]
+            seen = [one.seen for one in batch]
+            return self.recommend_batch(histories, exclude=seen, users=names, candidates=candidates, **search)
 
         def check(user: UserHistory) -> None:
-            self.catalogue.rows(user.seen, "seen")
-            self._search(user.history, user.seen, k, user.user)
+            had = self.catalogue.rows(user.history, "history")
+            self._excluded(had, user.seen, user.user, "seen")
+            if candidates is not None:
+                candidates.check(user.user)
+            else:
+                self._search(had, (), k)
 
         return write_recommendations(
             users,
             Path(path),
             batch_size,
-            run=describe_run(self, **search),
+            run=describe_run(self, candidates=None if candidates is None else candidates.describe(), **search),
             recommend=recommend,
             check=check,
+            model=self.model,
             with_prior=self.fusion is not None,
             overwrite=overwrite,
         )
@@ -356,40 +369,25 @@ class Recommender:
         if self.template.candidates is not None:
             raise ValueError("The template lists candidates in the prompt; explain needs one that does not.")
         (row,) = self.catalogue.rows([item], "item")
-        title, titles = self.catalogue.titles[row], [self.catalogue.titles[row] for row in rows]
-        variants = [titles, *(titles[:place] + titles[place + 1 :] for place in range(len(titles)))]
-        prompts = [self.template.prompt(variant) for variant in variants]
-        question = question_why(self.template, titles, title)
-        words = generate_words(self.model, self.tokenizer, question, max_new_tokens)
-        scores = np.concatenate(self._score_titles(prompts, [[title]] * len(prompts)))
-        return Explanation.of(self.catalogue, row, rows, scores, words, self.score)
+        return explain_score(self._scorer, rows, row, max_new_tokens)
 
-    def _search(self, history: Sequence[str], exclude: Iterable[str], k: int, user: str | None) -> Search:
+    @property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.model, self.tokenizer, self.catalogue, self.template, self.score)
+
+    def _excluded(
+        self, had: Sequence[int], exclude: Iterable[str], user: str | None, name: str = "exclude"
+    ) -> list[int]:
+        """Return the rows that must not come out for a user, whom the prior must know."""
         if self.fusion is not None:
             self.fusion.prior.check(user)
-        seen = self.catalogue.rows(history, "history")
-        prompt_ids, trie = self._tries(self.template.prompt([self.catalogue.titles[row] for row in seen]))
+        return self.catalogue.of_same_title([*had, *self.catalogue.rows(exclude, name)])
+
+    def _search(self, had: Sequence[int], excluded: Iterable[int], k: int) -> Search:
+        prompt_ids, trie = self._tries(self.template.prompt(self._scorer.titles(had)))
         # In place of all titles, one that is as long as the longest, of the largest token
         Limits.of(self.model).check("history", prompt_ids, [[int(trie.token.max())] * trie.depth])
-        had = self.catalogue.of_same_title([*seen, *self.catalogue.rows(exclude, "exclude")])
-        return Search(prompt_ids, trie, had, k)
-
-    def _score_rows(self, history: Sequence[int], rows: Sequence[int]) -> np.ndarray:
-        """Score items of the catalogue after a history, (rows,)."""
-        if not rows:
-            return np.zeros(0)
-        titles = [self.catalogue.titles[row] for row in rows]
-        shown = titles if self.template.candidates is not None else None
-        prompt = self.template.prompt([self.catalogue.titles[row] for row in history], shown)
-        return self._score_titles([prompt], [titles])[0]
-
-    def _score_titles(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """Score the titles after each prompt by the recommender's `score`; one array (titles,) per prompt."""
-        completions = [[self.template.completion(title) for title in group] for group in titles]
-        scored = score_completions(self.model, self.tokenizer, prompts, completions, special_tokens_in_text=False)
-        if not all(np.isfinite(one.logps).all() for one in scored):
-            raise ValueError(NAN)
-        return [one.by(self.score) for one in scored]
+        return Search(prompt_ids, trie, excluded, k)
 
     def _ranked(
         self, rows: Sequence[int], scores: np.ndarray, history: Sequence[int], user: str | None

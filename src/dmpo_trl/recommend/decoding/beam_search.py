@@ -202,21 +202,19 @@ def find(model: Any, searches: Sequence[Search], k: int, num_beams: int, *, exac
     """
     with evaluation_mode(model):
         (beam_search if not exact else exact_search if by_sum else every_item)(model, searches, num_beams)
-    log_short(searches, k)
+    log_short([len(search.found) for search in searches], k)
 
 
-def log_short(searches: Sequence[Search], k: int) -> None:
+def log_short(found: Sequence[int], k: int, where: str = "items left in the catalogue") -> None:
     """Log where fewer items were found than asked for.
 
     Args:
-        searches: After the search.
-        k: How many items each was to find.
+        found: Number of items of each user.
+        k: How many each was to get.
+        where: What there are too few of, for the message.
     """
-    if short := [len(search.found) for search in searches if len(search.found) < k]:
+    if short := [count for count in found if count < k]:
         logger.warning(
-            "k=%d, but %d of %d users have fewer items left in the catalogue, and get all of them (at least %d).",
-            k,
-            len(short),
-            len(searches),
-            min(short),
+            "k=%d, but %d of %d users have fewer %s, and get all of them (at least %d).",
+            *(k, len(short), len(found), where, min(short)),
         )

@@ -1,4 +1,4 @@
-"""Distributed evaluation: each process computes its share of the users, all of them get all results."""
+"""Processes: each computes its share of the users, all of them get all results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

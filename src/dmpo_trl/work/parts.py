@@ -1,12 +1,13 @@
-"""Result parts: what an evaluation has computed, kept in files so that the next run of the same one goes on there."""
+"""Result parts: what a run over many users has computed, in files from which the next run of the same one goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,9 @@ class ResultParts:
     Args:
         folder: Where they are; None in the processes that neither read nor write them.
 
+    Attributes:
+        taken: Number of users whose results were in files.
+
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> users = Dataset.from_list([{"prompt": "Alien", "candidates": ["Aliens", "Babe"]}])
@@ -52,7 +56,8 @@ class ResultParts:
     """
 
     folder: Path | None
-    _seen: set[str] = field(default_factory=set)
+    taken: int = field(init=False, default=0)
+    _seen: set[str] = field(init=False, default_factory=set)
 
     def over(
         self,
@@ -81,33 +86,60 @@ class ResultParts:
         """
         size = USERS_PER_PART * PartialState().num_processes
         results: list[T] = []
-        taken = 0
+        before = self.taken
         with tqdm(total=len(users), desc=progress, disable=progress is None) as bar:
             for start in range(0, len(users), size):
                 rows = range(start, min(start + size, len(users)))
-                file = self._file(users.select(rows), made_of)
-                found = [None if file is None else _read(file)]
-                broadcast_object_list(found)  # the folder may be on the main process's disk only
-                if found[0] is None:
-                    own = compute(rows)
-                    if file is not None:
-                        _write(to_frame(own), file)
-                else:
-                    own = from_frame(found[0])
-                    taken += len(own)
+                file = self.file(users.select(rows), made_of)
+                own = self.of_file(file, partial(compute, rows), to_frame=to_frame, from_frame=from_frame)
                 results += own
                 bar.update(len(own))
-        if taken and self.folder is not None:
+        if (taken := self.taken - before) and self.folder is not None:
             logger.info("%d of %d users were done by an interrupted run (%s).", taken, len(users), self.folder)
         return results
+
+    def of_file(
+        self,
+        file: Path | None,
+        compute: Callable[[], Sequence[T]],
+        *,
+        to_frame: Callable[[Sequence[T]], pl.DataFrame],
+        from_frame: Callable[[pl.DataFrame], Sequence[T]],
+    ) -> Sequence[T]:
+        """Return the results of one part: from its file where there is one, else computed, and written to it.
+
+        Every process must call it.
+
+        Args:
+            file: What `file` returned, in each process.
+            compute: Returns a result for each of the part's users; all processes call it together.
+            to_frame, from_frame: See `over`.
+        """
+        found = [None if file is None else _read(file)]
+        broadcast_object_list(found)  # the folder may be on the main process's disk only
+        if found[0] is not None:
+            own = from_frame(found[0])
+            self.taken += len(own)
+            return own
+        own = compute()
+        if file is not None:
+            unfinished = file.with_suffix(".unfinished")
+            to_frame(own).write_parquet(unfinished)
+            unfinished.replace(file)
+        return own
 
     def unused(self) -> int:
         """Return the number of parts that belong to other models, users or options than this run's."""
         there = set() if self.folder is None else {file.name for file in self.folder.glob("part-*.parquet")}
         return len(there - self._seen)
 
-    def _file(self, users: Dataset, made_of: Mapping[str, Any]) -> Path | None:
-        """Return the file of some users' results."""
+    def file(self, users: Iterable[Any], made_of: Mapping[str, Any]) -> Path | None:
+        """Return the file of some users' results, there or not; None where this process has no folder.
+
+        Args:
+            users: All that the results of these users depend on, a value for JSON for each.
+            made_of: See `over`.
+        """
         if self.folder is None:
             return None
         digest = hashlib.sha256(json.dumps([dict(made_of), version("dmpo-trl")], sort_keys=True).encode())
@@ -145,9 +177,3 @@ def _read(file: Path) -> pl.DataFrame | None:
     except pl.exceptions.PolarsError:  # a power cut; a killed process leaves no file of this name
         logger.warning("%s is damaged; its users are computed again.", file)
         return None
-
-
-def _write(frame: pl.DataFrame, file: Path) -> None:
-    unfinished = file.with_suffix(".unfinished")
-    frame.write_parquet(unfinished)
-    unfinished.replace(file)

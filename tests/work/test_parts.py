@@ -1,4 +1,4 @@
-"""Parts of an evaluation: what an interrupted run computed is taken, and nothing of another evaluation."""
+"""Parts of a run: what an interrupted run computed is taken, and nothing of another run."""
 
 import logging
 from copy import deepcopy
@@ -10,8 +10,8 @@ import torch
 from support import make_model, make_tokenizer
 from support.users import TITLES, make_users
 
-from dmpo_trl.evaluation import ResultParts, generate_items, parts, score_candidates
-from dmpo_trl.evaluation.parts import describe_scoring
+from dmpo_trl.evaluation import ResultParts, generate_items, score_candidates
+from dmpo_trl.work import describe_scoring, parts
 
 
 @pytest.fixture(autouse=True)
