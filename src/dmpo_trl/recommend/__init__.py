@@ -2,8 +2,23 @@
 
 from .catalogue import Catalogue, TitleTrie
 from .explanation import Explanation
+from .logits_processor import TitleTrieLogitsProcessor
 from .prior import Prior
 from .recommendation import Recommendation, UserHistory
 from .recommender import Recommender
+from .title_arrays import TitleArrays
+from .title_generation import TitleGeneration, TitleInputs
 
-__all__ = ["Catalogue", "Explanation", "Prior", "Recommendation", "Recommender", "TitleTrie", "UserHistory"]
+__all__ = [
+    "Catalogue",
+    "Explanation",
+    "Prior",
+    "Recommendation",
+    "Recommender",
+    "TitleArrays",
+    "TitleGeneration",
+    "TitleInputs",
+    "TitleTrie",
+    "TitleTrieLogitsProcessor",
+    "UserHistory",
+]
