@@ -3,9 +3,12 @@
 from .candidates import Candidates
 from .catalogue import Catalogue, TitleTrie
 from .explanation import Explanation
+from .logits_processor import TitleTrieLogitsProcessor
 from .prior import Prior
 from .recommendation import Recommendation, UserHistory
 from .recommender import Recommender
+from .title_arrays import TitleArrays
+from .title_generation import TitleGeneration, TitleInputs
 
 __all__ = [
     "Candidates",
@@ -14,6 +17,10 @@ __all__ = [
     "Prior",
     "Recommendation",
     "Recommender",
+    "TitleArrays",
+    "TitleGeneration",
+    "TitleInputs",
     "TitleTrie",
+    "TitleTrieLogitsProcessor",
     "UserHistory",
 ]
