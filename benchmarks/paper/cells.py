@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from machine import describe
 from transformers import AutoTokenizer
@@ -149,7 +150,8 @@ def _traditional(cell: Cell, ranked: Users, trained: Users, places: Places) -> d
     everybody = trained.all_of("others")
     for name, known in (("test", trained.shown), ("test, all users", everybody)):
         folder = cell.adapter(places.work) / name.replace(", ", "-").replace(" ", "-")
-        results[name] = rank_by_traditional(cell.method, known, ranked.ranking("test"), cell.seed, folder)
+        ordered = known.with_columns(position=pl.int_range(pl.len()))
+        results[name] = rank_by_traditional(cell.method, ordered, ranked.ranking("test"), cell.seed, folder)
     return as_json(results)
 
 
