@@ -118,8 +118,8 @@ def test_evaluates_report_is_narrow_names_the_model_and_explains_its_columns(fol
     (row,) = frame.filter(table="ranking", name="model (mean)", metric="auc").to_dicts()
     assert row["mean"] == pytest.approx(found["ranking"]["model (mean)"]["auc"]["mean"])
     assert row["p_value"] is None
-    assert set(frame["table"]) == {"ranking", "differences", "first"}
-    # These users cannot be divided: the words that stand in the place of a table
+    assert set(frame["table"]) == {"ranking", "differences", "first", "by_popularity"}
+    # These users cannot be divided otherwise: the words that stand in the place of a table
     shown = set(Prepared.load(prepared).interactions.filter("shown")["item"])
     assert {row["items"][row["positive"]] for row in Prepared.load(prepared).ranking["test"]} <= shown
     assert found["notes"]["by_target"] == ["all 4 targets are known."]

@@ -68,7 +68,8 @@ def prepared(targets, interactions):
         {"user": f"u{n}", "items": [target, "x"], "positive": 0, "history": [], "seen": ["y"] * n}
         for n, target in enumerate(targets)
     ]
-    folder = SimpleNamespace(has_interactions=interactions is not None, interactions=interactions)
+    items = pl.DataFrame({"item": ["a", "b", "c"], "popularity": [9, 5, 0]})
+    folder = SimpleNamespace(has_interactions=interactions is not None, interactions=interactions, items=items)
     return folder, Dataset.from_list(rows)
 
 
@@ -77,7 +78,8 @@ def test_what_is_cold_is_what_no_training_example_shows():
     found = divide(*prepared("aabbbbcc", known))
     assert found["by_target"].sizes == {"known": 2, "cold": 6}
     assert found["by_history"].sizes == {"0 to 4": 5, "5 to 9": 3}
-    assert [division.notes for division in found.values()] == [[], []]
+    assert found["by_popularity"].sizes == {"had by 0 to 5": 6, "had by 9": 2}
+    assert [division.notes for division in found.values()] == [[], [], []]
 
 
 @pytest.mark.parametrize(

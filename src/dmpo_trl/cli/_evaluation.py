@@ -123,23 +123,35 @@ class EvaluationReport:
         }
         return {name: rows for name, rows in tables.items() if rows}
 
-    def _parts(self, table: Any) -> list[str]:
-        titles = {
+    def titled_tables(self) -> list[tuple[str, Mapping[str, Mapping[str, Any]]]]:
+        """Return the tables in their order, each with its title."""
+        titles = self._titles()
+        return [(titles[name], rows) for name, rows in self._tables().items()]
+
+    def sentences(self) -> list[str]:
+        """Return in words what the differences show, one metric of each."""
+        found = []
+        for (name, other), row in self.differences.items():
+            metric = shown_metric(row)
+            found.append(verdict(name, other, metric, row[metric]))
+        return found
+
+    def _titles(self) -> dict[str, str]:
+        return {
             "ranking": self.about,
             "differences": "Differences, paired by user, with the p-value of a permutation test:",
             "first": f"The first {self.settings['top_k']} of each user:",
             "generation": "Generated freely:",
             **{f"ranking_{name}": table.about for name, table in self.further.items()},
         }
-        parts = []
+
+    def _parts(self, table: Any) -> list[str]:
+        titles, parts = self._titles(), []
         for name, rows in self._tables().items():
             parts += [titles[name], table(rows)]
             if name in ("ranking", "first", "generation"):
                 parts.append(legend(metric for row in rows.values() for metric in row))
-        sentences = []
-        for (name, other), row in self.differences.items():
-            metric = shown_metric(row)
-            sentences.append(verdict(name, other, metric, row[metric]))
+        sentences = self.sentences()
         by_group = [part for groups in self.groups.values() for part in groups.parts(table)]
         return [*parts, *(["\n".join(sentences)] if sentences else []), *by_group]
 

@@ -15,12 +15,14 @@ from ..evaluation import (
     cold_start_groups,
     group_intervals,
     history_groups,
+    popularity_groups,
 )
 from ..evaluation.tables import Figures
 
 _ABOUT = {
     "by_target": "by target, in a training example (known) or in none (cold)",
     "by_history": "by the number of items that a user had before the target",
+    "by_popularity": "by the number of training users that had the target",
 }
 
 
@@ -56,14 +58,14 @@ class Division:
 
 
 def divide(prepared: Prepared, users: Dataset) -> dict[str, Division]:
-    """Divide users by whether their target is new, and by the length of their history.
+    """Divide users by whether their target is new, by the length of their history and by the target's popularity.
 
     Args:
         prepared: The folder that they are from.
         users: Rows of its ranking data.
 
     Returns:
-        The divisions `by_target` and `by_history`.
+        The divisions `by_target`, `by_history` and `by_popularity`.
 
     Example:
         >>> divide(prepared, prepared.ranking["test"])["by_target"].sizes  # doctest: +SKIP
@@ -71,9 +73,13 @@ def divide(prepared: Prepared, users: Dataset) -> dict[str, Division]:
     """
     by_history = history_groups(users)
     one = f"all {len(users)} users had {next(iter(by_history))} items." if len(by_history) == 1 else ""
+    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    by_popularity = popularity_groups(users, popularity)
+    same = f"all {len(users)} targets were {next(iter(by_popularity))}." if len(by_popularity) == 1 else ""
     return {
         "by_target": _by_target(prepared, users),
         "by_history": Division(_ABOUT["by_history"], {} if one else by_history, one),
+        "by_popularity": Division(_ABOUT["by_popularity"], {} if same else by_popularity, same),
     }
 
 

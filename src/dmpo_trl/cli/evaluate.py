@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..writing import check_file, new_file
 from ._evaluation_folder import check_output, keep_parts, write_evaluation
 from ._splits import choose_split
 from .options import ModelArguments, Parser, check_at_least
@@ -84,16 +85,26 @@ class EvaluateArguments:
             "where it was: its parts are in the folder OUTPUT_DIR.parts until all are there."
         },
     )
+    report: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also write one page for a browser to this file (.html): tables, pictures and the lists of the "
+            "first 200 users. It needs nothing beside it."
+        },
+    )
     overwrite: bool = field(
         default=False,
         metadata={
-            "help": "Replace an earlier evaluation in --output_dir. Where it holds anything else, nothing is replaced."
+            "help": "Replace an earlier evaluation in --output_dir, and --report where it exists. Where the folder "
+            "holds anything else, nothing is replaced."
         },
     )
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_at_least(self, top_k=1, tokens_per_batch=1, catalogue_users=2)
+        if self.report is not None and not self.report.endswith((".html", ".htm")):
+            raise ValueError(f"--report writes a page for a browser, FILE.html, not {self.report!r}.")
         if self.whole_catalogue and self.catalogue_users is not None:
             raise ValueError("--whole_catalogue ranks all users among all items already: leave --catalogue_users out.")
         known = [*COUNTS, *self.score_files()]
@@ -133,8 +144,11 @@ def run(arguments: list[str]) -> None:
 
     model, options = make_parser().parse(arguments)
     check_metrics(options.metrics or [])
-    if begin_process_group().is_main_process and options.output_dir is not None:
-        check_output(options.output_dir, overwrite=options.overwrite)  # before the work, not after it
+    if begin_process_group().is_main_process:  # before the work, not after it
+        if options.output_dir is not None:
+            check_output(options.output_dir, overwrite=options.overwrite)
+        if options.report is not None:
+            check_file(options.report, overwrite=options.overwrite)
     with keep_parts(options.output_dir) as parts:
         _evaluate(model, options, parts)
 
@@ -155,6 +169,7 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     from ..modeling.loading import check_found
     from ._evaluation import EvaluationReport, default_metrics
     from ._groups import GroupTable, divide
+    from ._page import page, user_lists
     from ._protocols import ProtocolTable, further_protocols, in_words, main_protocol
     from ._rankers import fusion_weight, other_rankers, rank_fused, validation_users
 
@@ -254,6 +269,12 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     if options.output_dir is not None and parts is not None:
         write_evaluation(options.output_dir, report.files(), written, parts, overwrite=options.overwrite)
         print(f"\nWritten to {options.output_dir}.")
+    if options.report is not None:
+        other = next(name for name in ("baseline sum", "item_knn", "popularity") if name in results)
+        lists = user_lists(users, titles, {labels[name]: results[name] for name in ("sum", other)})
+        with new_file(options.report, overwrite=options.overwrite) as file:
+            file.write_text(page(report, lists), encoding="utf-8")
+        print(f"\nA page to look at is in {options.report}.")
 
 
 def _labels(model: str, baseline: str | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ from .beyond_accuracy import beyond_accuracy, coverage, long_tail_share, recomme
 from .callback import RankingCallback
 from .fusion import choose_weight, fuse
 from .generation import GenerationResult, generate_items
-from .groups import cold_start_groups, group_intervals, history_groups
+from .groups import cold_start_groups, group_intervals, history_groups, popularity_groups
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
@@ -52,6 +52,7 @@ __all__ = [
     "ndcg",
     "paired_difference",
     "pooled_auc",
+    "popularity_groups",
     "rank_at_random",
     "rank_beside_baselines",
     "rank_by_file",

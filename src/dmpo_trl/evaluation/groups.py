@@ -76,6 +76,39 @@ def history_groups(dataset: Dataset, *, bounds: Sequence[int] = HISTORY_BOUNDS) 
     return _filled((name, group == place) for place, name in enumerate([*names, f"{edges[-1]} or more"]))
 
 
+def popularity_groups(dataset: Dataset, popularity: Mapping[str, float], *, parts: int = 3) -> dict[str, np.ndarray]:
+    """Divide users by how popular the item is that they had next, into parts of about as many users.
+
+    Items of one popularity are in one part, so that parts may differ in size, and there may be fewer of them.
+
+    Args:
+        dataset: Columns of [`ranking_dataset`].
+        popularity: Count by item, see [`rank_by_popularity`]; an item without one counts 0.
+        parts: Number of groups, at least 1.
+
+    Returns:
+        The groups from the least popular items to the most popular.
+
+    Example:
+        >>> users = [{"user": f"u{n}", "items": [item, "z"], "positive": 0} for n, item in enumerate("abcd")]
+        >>> popularity = {"a": 1, "b": 7, "c": 90}
+        >>> found = popularity_groups(Dataset.from_list(users), popularity, parts=2)
+        >>> {name: rows.tolist() for name, rows in found.items()}
+        {'had by 0 to 1': [0, 3], 'had by 7 to 90': [1, 2]}
+    """
+    targets = (items[positive] for items, positive in zip(dataset["items"], dataset["positive"], strict=True))
+    counts = np.array([popularity.get(target, 0) for target in targets])
+    edges = np.unique(np.quantile(counts, np.arange(1, parts) / parts, method="lower"))
+    group = np.searchsorted(edges, counts, side="left")
+    masks = [group == place for place in range(len(edges) + 1)]
+    return _filled((_span(counts[mask]), mask) for mask in masks if mask.any())
+
+
+def _span(counts: np.ndarray) -> str:
+    low, high = counts.min(), counts.max()
+    return f"had by {low:g}" if low == high else f"had by {low:g} to {high:g}"
+
+
 def group_intervals(
     result: RankingResult, groups: Groups, names: Sequence[str] = METRICS, *, confidence: float = 0.95
 ) -> dict[str, dict[str, Interval]]:
@@ -83,7 +116,8 @@ def group_intervals(
 
     Args:
         result: A ranking of the users that were divided.
-        groups: What [`cold_start_groups`] or [`history_groups`] returned, or groups of your own.
+        groups: What [`cold_start_groups`], [`history_groups`] or [`popularity_groups`] returned, or groups of your
+            own.
         names: Names of the metrics, see [`RankingResult.intervals`].
         confidence: Confidence level of the intervals.
 

@@ -34,7 +34,7 @@ def markdown_table(rows: Figures) -> str:
     """
     metrics = _metrics(rows)
     lines = [["", *metrics], ["---"] * (len(metrics) + 1)]
-    lines += [[name, *(_cell(row.get(metric)) for metric in metrics)] for name, row in rows.items()]
+    lines += [[name, *(cell(row.get(metric)) for metric in metrics)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -64,7 +64,7 @@ def text_table(rows: Figures, *, width: int = 100) -> str:
         random  0.500
     """
     names = _column(["", *rows])
-    columns = [_column([metric, *(_cell(row.get(metric)) for row in rows.values())]) for metric in _metrics(rows)]
+    columns = [_column([metric, *(cell(row.get(metric)) for row in rows.values())]) for metric in _metrics(rows)]
     blocks: list[list[list[str]]] = []
     room = 0
     for column in columns:
@@ -113,7 +113,7 @@ def verdict(name: str, other: str, metric: str, difference: Difference, *, level
         >>> print(verdict("dmpo", "sft", "ndcg@5", Difference(-0.01, -0.05, 0.03, p_value=0.39)))
         dmpo and sft cannot be told apart: ndcg@5 -0.010 [-0.050, +0.030], p = 0.39.
     """
-    figure = f"{metric} {_cell(difference)}"
+    figure = f"{metric} {cell(difference)}"
     if difference.p_value < level:
         return f"{name} is {'better' if difference.mean > 0 else 'worse'} than {other}: {figure}."
     return f"{name} and {other} cannot be told apart: {figure}."
@@ -126,7 +126,7 @@ def _metrics(rows: Figures) -> list[str]:
 def _column(cells: Sequence[str]) -> list[str]:
     """Return the cells, all as wide as the widest."""
     width = max(map(len, cells))
-    return [cell.ljust(width) for cell in cells]
+    return [text.ljust(width) for text in cells]
 
 
 def _flat(rows: Figures) -> Iterator[dict[str, str | float]]:
@@ -137,7 +137,8 @@ def _flat(rows: Figures) -> Iterator[dict[str, str | float]]:
             )
 
 
-def _cell(figure: Interval | float | None) -> str:
+def cell(figure: Interval | float | None) -> str:
+    """Return a figure as it stands in tables; what is not there is empty."""
     if figure is None:
         return ""
     if isinstance(figure, Difference):

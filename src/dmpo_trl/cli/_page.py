@@ -1,0 +1,136 @@
+"""An evaluation as one page for a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from datasets import Dataset
+from jinja2 import Environment
+
+from ..evaluation import Interval, RankingResult
+from ..evaluation.tables import Figures, cell
+from ._evaluation import EvaluationReport, legend
+from ._groups import shown_metric
+
+_USERS = 200  # a page of more is slow to open, and nobody reads on
+_PLACES = 20  # of a list
+
+
+@dataclass(frozen=True)
+class UserList:
+    """What one user had, and how rankers order what might come next.
+
+    Attributes:
+        user: Identifier.
+        history: Titles, from old to new.
+        target: Title of what came next.
+        lists: The first titles of each ranker, the best first.
+        places: Place of the target in each of them, from 1; the mean of its places where it is tied.
+    """
+
+    user: str
+    history: Sequence[str]
+    target: str
+    lists: Mapping[str, Sequence[str]]
+    places: Mapping[str, float]
+
+
+def user_lists(users: Dataset, titles: Mapping[str, str], results: Mapping[str, RankingResult]) -> list[UserList]:
+    """Return the first users with the lists of some rankers.
+
+    Args:
+        users: Rows of ranking data.
+        titles: Of all items.
+        results: Rankings of these users, by the name to show.
+
+    Example:
+        >>> user_lists(users, titles, {"model": results["sum"]})[0].places  # doctest: +SKIP
+        {'model': 3.0}
+    """
+    found = []
+    for number, row in enumerate(users.select(range(min(_USERS, len(users))))):
+        lists, places = {}, {}
+        for name, result in results.items():
+            scores = result.scores[number]
+            order = (-scores).argsort(kind="stable")[:_PLACES]
+            lists[name] = [titles[row["items"][place]] for place in order]
+            own = scores[row["positive"]]
+            places[name] = 1 + float((scores > own).sum()) + (float((scores == own).sum()) - 1) / 2
+        history = [titles[item] for item in row["history"]]
+        found.append(UserList(str(row["user"]), history, titles[row["items"][row["positive"]]], lists, places))
+    return found
+
+
+def page(report: EvaluationReport, users: Sequence[UserList]) -> str:
+    """Return a report as HTML that needs nothing beside it: no scripts, fonts or pictures of elsewhere.
+
+    Titles and names are text in it, whatever they look like.
+
+    Args:
+        report: The evaluation.
+        users: For the browser of users.
+
+    Example:
+        >>> figures = {"<b>": {"auc": Interval(0.5, 0.4, 0.6)}}
+        >>> text = page(EvaluationReport({"top_k": 5}, "About.", figures, {}, {}, {}), [])
+        >>> "&lt;b&gt;" in text, "<b>" in text
+        (True, False)
+    """
+    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True)
+    environment.filters |= {"figure": cell}
+    names = list(users[0].lists) if users else []
+    return environment.from_string(template).render(
+        about=report.about,
+        tables=[_table(title, rows) for title, rows in report.titled_tables()],
+        pictures=[*_pictures(report.ranking), *_gains(report)],
+        verdicts=report.sentences(),
+        legend=legend(metric for row in [*report.ranking.values(), *report.first.values()] for metric in row),
+        names=names,
+        users=[vars(user) for user in users],
+    )
+
+
+def _table(title: str, rows: Figures) -> dict[str, Any]:
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    return {"title": title, "metrics": metrics, "rows": rows}
+
+
+def _pictures(ranking: Figures) -> list[dict[str, Any]]:
+    """One picture for each metric: every ranker's mean and interval."""
+    metrics = list(dict.fromkeys(metric for row in ranking.values() for metric in row))
+    return [
+        _picture(metric, {name: row[metric] for name, row in ranking.items() if metric in row}) for metric in metrics
+    ]
+
+
+def _gains(report: EvaluationReport) -> list[dict[str, Any]]:
+    """One picture for each division of the users: every ranker in every group."""
+    pictures = []
+    for table in report.groups.values():
+        bars: dict[str, Interval | float] = {}
+        for group, of_rankers in table.figures.items():
+            for name, own in of_rankers.items():
+                metric = shown_metric(own)
+                bars[f"{group} ({table.division.sizes[group]} users): {name}"] = own[metric]
+        if bars:
+            pictures.append(_picture(f"{metric} {table.division.about}", bars))
+    return pictures
+
+
+def _picture(title: str, figures: Mapping[str, Interval | float]) -> dict[str, Any]:
+    """Bars on a scale from 0 to the largest value, in percent of it."""
+    spans = {
+        name: (own.low, own.mean, own.high) if isinstance(own, Interval) else (own, own, own)
+        for name, own in figures.items()
+    }
+    largest = max(high for _, _, high in spans.values()) or 1.0
+    bars = [
+        {"name": name, "text": cell(figures[name])}
+        | {part: round(100 * value / largest, 2) for part, value in zip(("low", "mean", "high"), span, strict=True)}
+        for name, span in spans.items()
+    ]
+    return {"title": title, "bars": bars}
