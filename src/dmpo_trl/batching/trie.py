@@ -7,6 +7,7 @@ only if `k <= q < subtree_end[k]`: its ancestors and itself. Pure Python; tensor
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from .._common_prefix import common_prefix_length
 
@@ -50,38 +51,90 @@ def build_row(
     Returns:
         The row. Its completions come in the order given.
     """
-    sequences = [
-        (list(prompt) + list(completion), len(prompt))
-        for prompt, prompt_completions in zip(prompts, completions, strict=True)
-        for completion in prompt_completions
-    ]
-    numbers = range(len(sequences)) if numbers is None else numbers
-    row = Row(completions={number: [] for number in numbers})
-    entries: dict[tuple[int, int], int] = {}
+    counter = count() if numbers is None else iter(numbers)
+    own_numbers = [[next(counter) for _ in own] for own in completions]
+    row = Row(completions={number: [] for own in own_numbers for number in own})
     path: list[int] = []  # nodes of the sequence before, root first
-    previous: list[int] = []
-    # In lexicographic order each sequence shares its longest prefix with the one before it: depth-first order
-    for index in sorted(range(len(sequences)), key=lambda i: sequences[i][0]):
-        ids, prompt_length = sequences[index]
-        nodes = ids[:-1]
-        shared = common_prefix_length(previous, nodes)
-        for node in path[shared:]:
-            row.subtree_end[node] = len(row.input_ids)
-        del path[shared:]
-        first, new = len(row.input_ids), len(nodes) - shared
-        path += range(first, first + new)
-        row.input_ids += nodes[shared:]
-        row.position_ids += range(shared, len(nodes))
-        row.subtree_end += [-1] * new
-        previous = nodes
-        start = max(prompt_length, 1)
-        pairs = zip(path[start - 1 :], ids[start:], strict=True)
-        row.completions[numbers[index]] = [entries.setdefault(pair, len(entries)) for pair in pairs]
-    for node in path:
-        row.subtree_end[node] = len(row.input_ids)
-    row.scored_nodes = [node for node, _ in entries]
-    row.scored_targets = [target for _, target in entries]
+    before: list[int] = []  # stem of the group before
+    for stem, members in _groups_by_stem([list(prompt) for prompt in prompts]):
+        # The stem's last token may predict, so a branch begins with it
+        trunk, last = stem[:-1], stem[-1:]
+        branches = sorted(
+            (last + prompts[i][len(stem) :] + list(completion), number, max(len(prompts[i]), 1) - len(trunk))
+            for i in members
+            for completion, number in zip(completions[i], own_numbers[i], strict=True)
+        )
+        if branches:
+            shared = min(common_prefix_length(before, stem), len(trunk))
+            before = stem
+            _leave(row, path, shared)
+            _enter(row, path, trunk[shared:])
+            _add_branches(row, path, branches)
+    _leave(row, path, 0)
     return row
+
+
+def _add_branches(row: Row, path: list[int], branches: list[tuple[list[int], int, int]]) -> None:
+    """Add sequences below the last node of `path`, and what they score.
+
+    Args:
+        row: The row.
+        path: Nodes that all branches begin below.
+        branches: Tokens of each, in lexicographic order, so that each shares its longest prefix with the one before
+            it: depth-first order. With it the number of its completion, and the place of its first scored token.
+    """
+    depth = len(path)
+    previous: list[int] = []
+    entries: list[int] = []  # of each token of the branch but the first, the scored entry; -1 where nobody scores it
+    for ids, number, start in branches:
+        same = common_prefix_length(previous, ids)
+        _leave(row, path, depth + min(same, max(len(previous) - 1, 0), max(len(ids) - 1, 0)))
+        _enter(row, path, ids[len(path) - depth : -1])
+        previous = ids
+        del entries[max(same - 1, 0) :]
+        new = max(start - 1, len(entries))
+        for place in range(start - 1, len(entries)):
+            if entries[place] < 0:  # a completion that begins later, behind a longer prompt, did not score it
+                entries[place] = len(row.scored_nodes)
+                row.scored_nodes.append(path[depth + place])
+                row.scored_targets.append(ids[place + 1])
+        entries += [-1] * (new - len(entries))
+        first, count_new = len(row.scored_nodes), max(len(ids) - 1 - new, 0)
+        entries += range(first, first + count_new)
+        row.scored_nodes += path[depth + new :]
+        row.scored_targets += ids[new + 1 :]
+        row.completions[number] = entries[start - 1 :]
+
+
+def _groups_by_stem(prompts: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    """Group prompts by the shortest of them that each begins with, its stem, in lexicographic order.
+
+    No stem is the beginning of another, so that all sequences of a group stand before those of the next.
+    """
+    groups: list[tuple[list[int], list[int]]] = []
+    for i in sorted(range(len(prompts)), key=prompts.__getitem__):
+        stem = groups[-1][0] if groups else None
+        if stem is not None and prompts[i][: len(stem)] == stem:
+            groups[-1][1].append(i)
+        else:
+            groups.append((prompts[i], [i]))
+    return groups
+
+
+def _enter(row: Row, path: list[int], tokens: list[int]) -> None:
+    """Append nodes below the last one of `path`."""
+    first, depth = len(row.input_ids), len(path)
+    path += range(first, first + len(tokens))
+    row.input_ids += tokens
+    row.position_ids += range(depth, depth + len(tokens))
+    row.subtree_end += [-1] * len(tokens)
+
+
+def _leave(row: Row, path: list[int], depth: int) -> None:
+    """End the subtrees of the nodes from `depth` on."""
+    for node in path[depth:]:
+        row.subtree_end[node] = len(row.input_ids)
+    del path[depth:]
 
 
 def join_trees(trees: Sequence[Row]) -> Row:
