@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test coverage test-slow test-gpu fuzz lint bench bench-pairs bench-gpu bench-gpu-all bench-data paper-smoke paper-report compat docs package clean
+.PHONY: quickstart test coverage test-slow test-gpu fuzz lint bench bench-pairs bench-gpu bench-gpu-all bench-data bench-recommend paper-smoke paper-report compat docs package clean
 
 # Threads that wait for each other sleep: on a machine with other work they would slow everything down
 quickstart: $(VENV)/.quickstart
@@ -84,6 +84,11 @@ paper-smoke: $(VENV)/.dev
 # The tables, pictures and page of all cells that are there
 paper-report: $(VENV)/.dev
 	PYTHONPATH=benchmarks $(BIN)/python -m paper report benchmarks/results/learning $(ARGS)
+
+# Beams, retrieve then rank, and transformers' own beam search, with one thread; and the trie of 100,000 titles
+bench-recommend: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py --titles 100000 $(BENCH)
 
 # Other versions of Python and of what dmpo-trl builds on: one environment after the other, of up to 6 GB each
 compat: $(VENV)/.dev

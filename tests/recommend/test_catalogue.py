@@ -34,14 +34,14 @@ def test_trie_is_the_set_of_prefixes(sequences, excluded):
     }
     assert len(trie.token) == len(prefix_of) == len(set(prefix_of.values()))  # every distinct prefix stands once
 
-    counts = trie.excluded_counts(excluded)
+    counts = dict(zip(*map(np.ndarray.tolist, trie.excluded_counts(excluded)), strict=True))
     for node, prefix in prefix_of.items():
         below = [row for row, ids in enumerate(sequences) if tuple(ids[: len(prefix)]) == prefix]
         here = [row for row in below if len(sequences[row]) == len(prefix)]
         assert trie.count[node] == len(below)
-        assert trie.items_at(node).tolist() == here
+        assert trie.items_at(np.array([node]))[1].tolist() == here
         assert bool(trie.ends_item[node]) == bool(here)
-        assert counts[node] == len(excluded & set(below))
+        assert counts.get(node, 0) == len(excluded & set(below))
 
 
 @given(SEQUENCES)
@@ -52,9 +52,7 @@ def test_what_must_follow_a_node_is_read_off_without_a_walk(sequences):
         while len(only := trie.children(np.array([node]))[1]) == 1 and len(trie.children(only)[1]):
             node = only[0]
             expected.append(int(trie.token[node]))
-        found = trie.forced_after(start)
-        assert found.tolist() == expected
-        assert not len(found) or np.shares_memory(found, trie.token)
+        assert trie.forced_after(np.array([start]))[1].tolist() == expected
 
 
 @given(SEQUENCES)
@@ -64,6 +62,16 @@ def test_children_of_several_nodes_are_those_of_each(sequences):
     owner, children = trie.children(nodes)
     together = [(int(nodes[i]), int(child)) for i, child in zip(owner, children, strict=True)]
     assert together == [(int(node), int(child)) for node in nodes for child in trie.children(np.array([node]))[1]]
+
+
+@given(SEQUENCES)
+def test_items_and_forced_tokens_of_several_nodes_are_those_of_each(sequences):
+    trie = TitleTrie(sequences)
+    nodes = np.arange(len(trie.token))[::-1]
+    for of in (trie.items_at, trie.forced_after):
+        owner, values = of(nodes)
+        alone = [(place, value) for place, node in enumerate(nodes) for value in of(np.array([node]))[1].tolist()]
+        assert list(zip(owner.tolist(), values.tolist(), strict=True)) == alone
 
 
 def test_entries_are_ids_or_titles():
@@ -110,9 +118,9 @@ def test_prompts_of_a_template_share_a_trie_that_is_right_for_each(template, his
             tokenizer, template.prompt(history), completions, eos_token=tokenizer.eos_token
         )
         assert prompt_ids == expected_ids
-        assert [trie.items_at(nodes_of(trie, row, sequences)[-1])[0] for row in range(len(TITLES))] == list(
-            range(len(TITLES))
-        )
+        assert [
+            trie.items_at(np.array(nodes_of(trie, row, sequences)[-1:]))[1][0] for row in range(len(TITLES))
+        ] == list(range(len(TITLES)))
 
 
 def test_a_prompt_that_merges_with_a_title_gets_its_own_trie_and_cut():
@@ -126,7 +134,7 @@ def test_a_prompt_that_merges_with_a_title_gets_its_own_trie_and_cut():
         expected_ids, sequences = tokenize_completions(tokenizer, prompt, TITLES, eos_token=tokenizer.eos_token)
         assert prompt_ids == expected_ids
         for row in range(len(TITLES)):
-            assert row in trie.items_at(nodes_of(trie, row, sequences)[-1])
+            assert row in trie.items_at(np.array(nodes_of(trie, row, sequences)[-1:]))[1]
     whole = tokenizer(prompts[1])["input_ids"]
     assert len(found[1][0]) < len(whole)  # the case this test is about does occur
     assert found[0][1] is not found[1][1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -159,30 +158,55 @@ class TitleTrie:
         stops = np.flatnonzero((children[:-1] != 1) | (children[1:] == 0))
         self._forced_end = stops[np.searchsorted(stops, np.arange(len(token)))] + 1
 
-    def items_at(self, node: int) -> np.ndarray:
-        """Return the rows of the items that end in a node, in catalogue order."""
-        return self._order[slice(*np.searchsorted(self._sorted_end, [node, node + 1]))]
+    def items_at(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items that end in several nodes: the index of each one's node in `nodes`, and its row.
 
-    def excluded_counts(self, rows: Iterable[int]) -> Counter[int]:
-        """Count how many of these items end in or below a node, for each node on their paths."""
-        counts: Counter[int] = Counter()
-        for row in set(rows):
-            node = self._end[row]
-            while node >= 0:
-                counts[int(node)] += 1
-                node = self._parent[node]
-        return counts
+        Those of a node are in catalogue order.
+        """
+        owner, places = ranges(*np.searchsorted(self._sorted_end, [nodes, nodes + 1]))
+        return owner, self._order[places]
+
+    def excluded_counts(self, rows: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Count how many of these items end in or below a node: the nodes on their paths, sorted, and the counts."""
+        nodes = self._end[sorted(set(rows))]
+        paths = []
+        while len(nodes):
+            paths.append(nodes)
+            nodes = self._parent[nodes]
+            nodes = nodes[nodes >= 0]
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *paths]), return_counts=True)
 
     def children(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the children of several nodes: the index of each one's parent in `nodes`, and its node."""
-        first, last = self._first_child[nodes], self._first_child[nodes + 1]
-        owner = np.repeat(np.arange(len(nodes)), last - first)
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
-        return owner, self._children[first[owner] + within]
+        owner, places = ranges(self._first_child[nodes], self._first_child[nodes + 1])
+        return owner, self._children[places]
 
-    def forced_after(self, node: int) -> np.ndarray:
-        """Return the tokens that must follow a node, up to where the trie branches or to the last token but one."""
-        return self.token[node + 1 : self._forced_end[node]]
+    def forced_after(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens that must follow several nodes: the index of each one's node in `nodes`, and the token.
+
+        They end where the trie branches, or with the last token but one.
+        """
+        owner, places = ranges(nodes + 1, self._forced_end[nodes])
+        return owner, self.token[places]
+
+
+def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers from `first` to before `last` of several ranges, one after the other.
+
+    Args:
+        first: Where each range begins, (ranges,).
+        last: Where it ends, at least its beginning, (ranges,).
+
+    Returns:
+        The index of each number's range, and the numbers, (numbers,).
+
+    Example:
+        >>> ranges(np.array([5, 9, 2]), np.array([7, 9, 3]))
+        (array([0, 0, 2]), array([5, 6, 2]))
+    """
+    lengths = last - first
+    owner = np.repeat(np.arange(len(first)), lengths)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths - first, lengths)
 
 
 class PromptTries:

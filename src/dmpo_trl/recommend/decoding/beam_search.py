@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,9 +45,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self.excluded = frozenset(self.excluded)
-        counts: Counter[int] = self.trie.excluded_counts(self.excluded)
-        self._excluded_nodes = np.array(sorted(counts), dtype=np.int64)
-        self._excluded_counts = np.array([counts[node] for node in self._excluded_nodes], dtype=np.int64)
+        self._excluded_rows = np.array(sorted(self.excluded), dtype=np.int64)
+        self._excluded_nodes, self._excluded_counts = self.trie.excluded_counts(self.excluded)
         self._begin()
 
     def _begin(self) -> None:
@@ -89,12 +87,15 @@ class Search:
         """Take in the log-probs of the children and keep the best as the new beams; return their parents' indices."""
         scores = self.scores[owner] + logps
         remaining = self._remaining(children)
-        for index in np.flatnonzero(self.trie.ends_item[children]):
-            items = [row for row in self.trie.items_at(children[index]) if row not in self.excluded]
-            self.found += [(float(scores[index]), int(row)) for row in items]
-            remaining[index] -= len(items)
-        # Stable, so that equal scores come out in the order of the catalogue
-        self.found = heapq.nsmallest(self.k, self.found, key=lambda entry: (-entry[0], entry[1]))
+        ends = np.flatnonzero(self.trie.ends_item[children])
+        if len(ends):
+            at, rows = self.trie.items_at(children[ends])
+            allowed = ~np.isin(rows, self._excluded_rows)
+            at, rows = ends[at[allowed]], rows[allowed]
+            remaining -= np.bincount(at, minlength=len(remaining))
+            found = [*self.found, *zip(scores[at].tolist(), rows.tolist(), strict=True)]
+            # Equal scores come out in the order of the catalogue
+            self.found = heapq.nsmallest(self.k, found, key=lambda entry: (-entry[0], entry[1]))
 
         # A score only falls as tokens are added: what is below the k-th item found cannot get among the k
         bar = self.found[-1][0] if len(self.found) == self.k else self.floor
@@ -180,8 +181,10 @@ def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Se
     searches = [search for search in searches if len(search.nodes)]
     if searches:
         tokens = np.concatenate([search.trie.token[search.nodes] for search in searches])
-        forced = [search.trie.forced_after(node) for search in searches for node in search.nodes]
-        prefixes.extend(np.concatenate(parents), tokens, forced)
+        beams = np.cumsum([0, *(len(search.nodes) for search in searches)])
+        forced = [search.trie.forced_after(search.nodes) for search in searches]
+        owners = np.concatenate([first + owner for first, (owner, _) in zip(beams, forced, strict=False)])
+        prefixes.extend(np.concatenate(parents), tokens, owners, np.concatenate([own for _, own in forced]))
     return searches
 
 

@@ -15,10 +15,13 @@ from transformers import DynamicCache
 
 from ...modeling.attention import branch_layout
 from ...modeling.loading import base_model_of
+from ..catalogue import ranges
 from .prefixes import Prefixes, accepted_arguments, cache_argument, log_normalizer
 
-# Most tokens of a title that are computed in one forward: the logits after each of them are in memory together
+# Most tokens of a title that are computed in one forward, and most of all titles: the logits after each of them are in
+# memory together, and the mask has a row for each
 _AHEAD = 256
+_TOKENS = 2048
 
 
 class BranchingPrefixes(Prefixes):
@@ -45,84 +48,90 @@ class BranchingPrefixes(Prefixes):
         ends, places = np.unique(lengths - 1, return_inverse=True)
         columns = np.arange(lengths.max())
         self._depth = np.tile(columns, (len(prompts), 1))  # of each token, (users, columns)
-        # Of each prefix: its user, what follows its last computed token, the columns it consists of, and the log-probs
-        # of the tokens that were computed ahead
+        # Of each prefix: its user, what follows its last computed token, the columns it consists of, and where in
+        # `_known` the log-probs of the tokens lie that were computed ahead
         self._user = np.arange(len(prompts))
         self._next_depth = lengths
         self._sees = columns < lengths[:, None]
-        self._known: list[list[float]] = [[] for _ in prompts]
+        self._known = np.zeros(0)
+        self._ahead = np.zeros((len(prompts), 2), dtype=np.int64)  # the next one, and the end
         # Padded on the right, prompts need no mask but the causal one
         ids = [list(prompt) + [0] * (len(columns) - len(prompt)) for prompt in prompts]
         keep = {"logits_to_keep": self._tensor(ends)} if "logits_to_keep" in accepted_arguments(base_model) else {}
         logits = self._forward(np.array(ids), self._depth, **keep)
         self.logits = logits[self._tensor(self._user), self._tensor(places if keep else lengths - 1)].float()
+        self.normalizer = log_normalizer(self.logits)
         self._slot = self._user  # of each prefix, the row of its logits
 
     def log_probs(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Return the log-probs of next tokens; see `Prefixes`."""
-        known = [self._known[row] for row in rows]
-        logps = np.array([ahead[0] if ahead else np.nan for ahead in known])
-        unknown = np.isnan(logps)
-        logps[unknown] = super().log_probs(self._slot[rows[unknown]], tokens[unknown])
+        first, end = self._ahead[rows].T
+        known = first < end
+        logps = np.empty(len(rows))
+        logps[known] = self._known[first[known]]
+        logps[~known] = super().log_probs(self._slot[rows[~known]], tokens[~known])
         return logps
 
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, owners: np.ndarray, forced: np.ndarray) -> None:
         """Go on with some sequences; see `Prefixes`."""
-        known = [self._known[parent] for parent in parents]
-        self._known = [ahead[1:] for ahead in known]
-        self._next_depth, self._sees = self._next_depth[parents], self._sees[parents]
-        slots, self.logits = self._slot[parents], self.logits
+        new = np.flatnonzero(self._ahead[parents, 0] == self._ahead[parents, 1])
+        self._ahead = self._ahead[parents] + [1, 0]
+        self._next_depth, self._sees, slots = self._next_depth[parents], self._sees[parents], self._slot[parents]
         users, self._user = np.unique(self._user[parents], return_inverse=True)
         if len(users) < len(self._depth):  # somebody's search has ended
             self._depth = self._depth[users]
             self._cache.reorder_cache(cast(torch.LongTensor, self._tensor(users)))
-        new = {
-            row: [int(tokens[row]), *map(int, forced[row][:_AHEAD])] for row, ahead in enumerate(known) if not ahead
-        }
-        if new:
-            slots = self._append(new, slots)
+        if len(new):
+            slots[new] = len(self.logits) + np.arange(len(new))
+            self._append(new, tokens, np.searchsorted(owners, [new, new + 1]), forced)
         kept, self._slot = np.unique(slots, return_inverse=True)
-        self.logits = self.logits[self._tensor(kept)]
+        self.logits, self.normalizer = self.logits[self._tensor(kept)], self.normalizer[self._tensor(kept)]
 
-    def _append(self, new: dict[int, list[int]], slots: np.ndarray) -> np.ndarray:
-        """Compute the tokens that follow prefixes, and put the logits after them behind the others'."""
-        first, counts, starts = self._depth.shape[1], np.zeros(len(self._depth), dtype=np.int64), {}
-        for row, chain in new.items():
-            starts[row] = int(counts[self._user[row]])
-            counts[self._user[row]] += len(chain)
-        width = int(counts.max())
-        ids = np.zeros((len(counts), width), dtype=np.int64)
-        depth = np.zeros_like(ids)
+    def _append(self, new: np.ndarray, tokens: np.ndarray, bounds: np.ndarray, forced: np.ndarray) -> None:
+        """Compute the tokens that follow prefixes, and put the logits after them behind the others'.
+
+        Args:
+            new: Indices of the prefixes.
+            tokens: The first token that follows each prefix.
+            bounds: Where in `forced` the tokens of each of `new` begin and end that must follow then, (2, new).
+            forced: These tokens.
+        """
+        room = min(_AHEAD, max(_TOKENS // len(new) - 1, 0))
+        chain, places = ranges(bounds[0] - 1, np.minimum(bounds[1], bounds[0] + room))
+        within = places - (bounds[0] - 1)[chain]  # place in its chain, of which 0 is the token of `tokens`
+        chained = np.where(within == 0, tokens[new][chain], forced[places] if len(forced) else 0)
+        last = np.append(np.flatnonzero(np.diff(chain)), len(chain) - 1)
+
+        # The row and the column of each token: a user's tokens stand side by side
+        user = self._user[new][chain]
+        counts, order = np.bincount(user, minlength=len(self._depth)), np.argsort(user, kind="stable")
+        column = np.empty(len(user), dtype=np.int64)
+        column[order] = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
+        first, width = self._depth.shape[1], int(counts.max())
+        ids, depth = np.zeros((2, len(counts), width), dtype=np.int64)
+        ids[user, column], depth[user, column] = chained, self._next_depth[new][chain] + within
         sees = np.zeros((len(counts), width, first + width), dtype=bool)
         sees[:, np.arange(width), first + np.arange(width)] = True  # padding sees itself: no row of a mask is empty
-        self._sees = np.pad(self._sees, ((0, 0), (0, width)))
-        for row, chain in new.items():
-            user, start = self._user[row], starts[row]
-            for column, token in enumerate(chain, start=start):
-                ids[user, column], depth[user, column] = token, self._next_depth[row]
-                self._next_depth[row] += 1
-                self._sees[row, first + column] = True
-                sees[user, column] = self._sees[row]
+        sees[user, column, :first] = self._sees[new][chain]
+        token, seen = ranges(first + column - within, first + column)  # those before it in its own chain
+        sees[user[token], column[token], seen] = True
+
         self._depth = np.concatenate([self._depth, depth], axis=1)
+        self._sees = np.pad(self._sees, ((0, 0), (0, width)))
+        self._sees[new] = sees[user[last], column[last]]
+        self._next_depth[new] += within[last] + 1
         with branch_layout(self._tensor(self._depth), self._tensor(sees)):
-            logits = self._forward(ids, depth)
+            logits = self._forward(ids, depth)[self._tensor(user), self._tensor(column)]
 
-        owners = np.concatenate([[row] * (len(chain) - 1) for row, chain in new.items()]).astype(np.int64)
-        columns = np.concatenate([starts[row] + np.arange(len(chain) - 1) for row, chain in new.items()])
-        targets = np.array([token for chain in new.values() for token in chain[1:]], dtype=np.int64)
-        if len(targets):
-            rows = logits[self._tensor(self._user[owners]), self._tensor(columns)].float()
-            logps = rows.gather(1, self._tensor(targets)[:, None])[:, 0] - log_normalizer(rows)
-            for row, logp in zip(owners, logps.tolist(), strict=True):
-                self._known[row].append(logp)
-
-        rows_of_new = np.array(list(new))
-        last = np.array([starts[row] + len(chain) - 1 for row, chain in new.items()])
-        after = logits[self._tensor(self._user[rows_of_new]), self._tensor(last)].float()
-        slots = slots.copy()
-        slots[rows_of_new] = len(self.logits) + np.arange(len(new))
-        self.logits = torch.cat([self.logits, after])
-        return slots
+        # A token whose successor was computed too says how likely that is, and is not asked again
+        before, ends = np.flatnonzero(within[1:]), len(self._known) + np.cumsum(within[last])
+        self._ahead[new] = np.stack([ends - within[last], ends], axis=1)
+        normalizer = log_normalizer(logits)
+        successors = self._tensor(chained[before + 1])
+        chosen = logits[self._tensor(before), successors].double() - normalizer[self._tensor(before)]
+        self._known = np.append(self._known, chosen.cpu().numpy())
+        self.logits = torch.cat([self.logits, logits[self._tensor(last)].float()])
+        self.normalizer = torch.cat([self.normalizer, normalizer[self._tensor(last)]])
 
     def _forward(self, ids: np.ndarray, depth: np.ndarray, **options: Any) -> torch.Tensor:
         options[self._cache_argument] = self._cache

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,9 @@ def _probe(model: Any, kind: Callable[[Any, list[list[int]]], Prefixes]) -> torc
             known = [ahead[parent] or draw(1) for parent in parents]
             tokens = np.array([tokens[0] for tokens in known])
             ahead = [tokens[1:] or draw(length) for tokens, length in zip(known, lengths, strict=True)]
-            prefixes.extend(np.array(parents), tokens, ahead)
+            owners = np.repeat(np.arange(len(ahead)), [len(known) for known in ahead])
+            prefixes.extend(
+                np.array(parents), tokens, owners, np.array(list(chain.from_iterable(ahead)), dtype=np.int64)
+            )
             logps.append(ask())
     return torch.tensor(np.concatenate(logps))

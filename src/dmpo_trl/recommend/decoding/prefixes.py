@@ -20,28 +20,30 @@ class Prefixes(ABC):
 
     Attributes:
         logits: Logits of the next token of each sequence, (rows, V), float32.
+        normalizer: Of each, what `log_normalizer` returns, (rows,).
     """
 
     logits: torch.Tensor
+    normalizer: torch.Tensor
 
     @abstractmethod
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None: ...
 
     @abstractmethod
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, owners: np.ndarray, forced: np.ndarray) -> None:
         """Replace the sequences by `sequences[parents[i]] + [tokens[i]]`.
 
         Args:
             parents: Indices of the sequences to go on with.
             tokens: The token that follows each.
-            forced: For each, the tokens that alone can follow then. They may be computed ahead and change no number.
+            owners: Of the forced tokens, indices of the new sequences, sorted.
+            forced: The tokens that alone can follow then. They may be computed ahead and change no number.
         """
 
     def log_probs(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Return the log-probs of `tokens[i]` after the sequence `rows[i]`, in nats, float64."""
-        device = self.logits.device
-        chosen = self.logits[torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)]
-        return (chosen - log_normalizer(self.logits)[torch.from_numpy(rows).to(device)]).cpu().numpy()
+        row, token = (torch.from_numpy(values).to(self.logits.device) for values in (rows, tokens))
+        return (self.logits[row, token] - self.normalizer[row]).cpu().numpy()
 
 
 class CachedPrefixes(Prefixes):
@@ -64,7 +66,7 @@ class CachedPrefixes(Prefixes):
         self._mask = torch.tensor(mask, device=self._device)
         self._forward(torch.tensor(ids, device=self._device))
 
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, owners: np.ndarray, forced: np.ndarray) -> None:
         """Go on with some sequences; see `Prefixes`."""
         rows = torch.from_numpy(parents).to(self._device)
         self._cache.reorder_cache(cast(torch.LongTensor, rows))
@@ -79,6 +81,7 @@ class CachedPrefixes(Prefixes):
             inputs["logits_to_keep"] = 1
         inputs[self._cache_argument] = self._cache
         self.logits = self._model(**inputs, use_cache=True).logits[:, -1].float()
+        self.normalizer = log_normalizer(self.logits)
 
 
 class RecomputedPrefixes(Prefixes):
@@ -97,7 +100,7 @@ class RecomputedPrefixes(Prefixes):
         self._tokens_per_forward = tokens_per_forward
         self._forward([list(prompt) for prompt in prompts])
 
-    def extend(self, parents: np.ndarray, tokens: np.ndarray, forced: Sequence[Sequence[int] | np.ndarray]) -> None:
+    def extend(self, parents: np.ndarray, tokens: np.ndarray, owners: np.ndarray, forced: np.ndarray) -> None:
         """Go on with some sequences; see `Prefixes`."""
         self._forward([[*self._sequences[row], token] for row, token in zip(parents, tokens.tolist(), strict=True)])
 
@@ -112,6 +115,7 @@ class RecomputedPrefixes(Prefixes):
                 )
                 logits.append(output.logits[:, -1].float())
         self.logits = torch.cat(logits)
+        self.normalizer = log_normalizer(self.logits)
 
 
 def log_normalizer(logits: torch.Tensor) -> torch.Tensor:
