@@ -30,7 +30,9 @@ No model can score
         candidate is the number of known users who had it
 
 All methods train for a fixed number of epochs, since a few users are too few to be split once more. `DEFAULTS` are
-what did best on 200 validation users of MovieLens 100K after 32 known users; RecBole's own are otherwise kept.
+RecBole's but for the epochs, the size of batches and BPR's learning rate: the epochs are, of 5 to 50, those that
+ranked 200 validation users of MovieLens 100K best after 32 known users, with one seed. Other data ask for others:
+after 343 known users with all they rated, 10 did best for BPR.
 """
 
 import argparse
