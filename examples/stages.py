@@ -225,5 +225,4 @@ def _arguments(settings: Training, folder: str, learning_rate: float) -> dict[st
         "logging_steps": 5,
         "logging_first_step": True,  # so that the shortest run has something to show
         "save_strategy": "no",
-        "report_to": "none",
     }

@@ -240,3 +240,19 @@ def test_special_tokens_are_taken_as_in_training(own, trainers, tie):
     callback.on_evaluate(args, state, None, metrics={}, model=make_model(), processing_class=make_tokenizer())
     first, second = callback.result.scores[0]
     assert (first == second) == tie
+
+
+def test_trackers_get_what_is_ranked(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    callback = RankingCallback(USERS, score="sum", metrics=["hr@1", "ndcg@5"])
+    trainer = make_trainer(DMPOTrainer, tmp_path / "out", [callback], report_to="tensorboard")
+    callback.trainer = trainer
+    trainer.train()
+    (folder,) = {file.parent for file in tmp_path.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    for name in ("hr@1", "ndcg@5"):
+        seen = [(event.step, event.value) for event in events.Scalars(f"eval/{name}")]
+        assert [step for step, _ in seen] == [2, 4, 6]
+        assert [value for _, value in seen] == pytest.approx(logged(trainer, f"eval_{name}"))
+    assert len(events.Scalars("train/rewards/margins_min")) == 6
