@@ -84,15 +84,7 @@ def test_shared_prefixes(device, name, attention, dtype):
         name = model.config._attn_implementation
         assert name == f"trie_{attention}"
         plan = plan_for(device, [name], model.config)
-        batch = lay_out(
-            prompts,
-            completions,
-            prefix_sharing=True,
-            pad_token_id=0,
-            attention_balance=plan.attention_balance,
-            packed_length=plan.packed_length,
-            pad_to_multiple_of=plan.multiple,
-        )
+        batch = lay_out(prompts, completions, prefix_sharing=True, pad_token_id=0, **plan.options())
         return layout_logps(model, {key: tensor.to(device) for key, tensor in batch.items()}, count)
 
     def score_one_by_one(model):

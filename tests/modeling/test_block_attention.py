@@ -29,15 +29,7 @@ def batch_of(seed=0, longer=100, counts=(15, 3, 7, 15, 1)):
     """Five users in one row of several blocks, of which some are hidden and some seen as a whole."""
     prompts, completions = prompts_and_completions(ragged_examples(seed, counts))
     prompts = [[20 + index] * (longer * index) + prompt for index, prompt in enumerate(prompts)]
-    batch = lay_out(
-        prompts,
-        completions,
-        prefix_sharing=True,
-        pad_token_id=0,
-        pad_to_multiple_of=PLAN.multiple,
-        attention_balance=PLAN.attention_balance,
-        packed_length=PLAN.packed_length,
-    )
+    batch = lay_out(prompts, completions, prefix_sharing=True, pad_token_id=0, **PLAN.options())
     return prompts, completions, batch
 
 

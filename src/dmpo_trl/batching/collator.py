@@ -115,9 +115,20 @@ def _tensor(values: Iterable[int]) -> torch.Tensor:
     return torch.frombuffer(numbers, dtype=torch.long) if numbers else torch.empty(0, dtype=torch.long)
 
 
-def _truncate(
+def truncate(
     prompts: list[TokenIds], completions: list[list[TokenIds]], max_length: int, truncation_mode: str
 ) -> tuple[list[TokenIds], list[list[TokenIds]]]:
+    """Cut sequences of a prompt and a completion to `max_length` tokens.
+
+    Args:
+        prompts: Token ids of each prompt.
+        completions: For each prompt, the token ids of its completions.
+        max_length: Longest sequence, in tokens.
+        truncation_mode: See `DataCollatorForMultiPreference`.
+
+    Returns:
+        Prompts and completions; with `"keep_end"` each completion has a prompt of its own.
+    """
     if truncation_mode == "keep_end":
         # Each completion keeps another part of the prompt, so each becomes a prompt with one completion
         split = [
@@ -133,6 +144,16 @@ def _truncate(
             for prompt, options in zip(prompts, completions, strict=True)
         ],
     )
+
+
+def sides_of(example: dict[str, Any]) -> tuple[list[TokenIds], list[TokenIds]]:
+    """Return the chosen and the rejected completions of a tokenised example, each of which may be one alone."""
+    chosen, rejected = example["chosen_ids"], example["rejected_ids"]
+    if not holds_several(chosen):
+        chosen = [chosen]
+    if rejected and not isinstance(rejected[0], list):
+        rejected = [rejected]
+    return chosen, rejected
 
 
 @dataclass
@@ -175,19 +196,13 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate `examples`; see the class."""
-        prompts, completions, num_chosen = [], [], []
-        for example in examples:
-            chosen, rejected = example["chosen_ids"], example["rejected_ids"]
-            if not holds_several(chosen):
-                chosen = [chosen]
-            if rejected and not isinstance(rejected[0], list):
-                rejected = [rejected]
-            prompts.append(example["prompt_ids"])
-            completions.append([*chosen, *rejected])
-            num_chosen.append(len(chosen))
+        sides = [sides_of(example) for example in examples]
+        prompts: list[TokenIds] = [example["prompt_ids"] for example in examples]
+        completions = [[*chosen, *rejected] for chosen, rejected in sides]
+        num_chosen = [len(chosen) for chosen, _ in sides]
         num_rejected = [len(options) - chosen for options, chosen in zip(completions, num_chosen, strict=True)]
         if self.max_length is not None:
-            prompts, completions = _truncate(prompts, completions, self.max_length, self.truncation_mode)
+            prompts, completions = truncate(prompts, completions, self.max_length, self.truncation_mode)
         batch = lay_out(
             prompts,
             completions,

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 from trl import DPOConfig
 
 from .._common_prefix import common_prefix_length
+from .token_count import make_counter
 
 logger = logging.getLogger(__name__)
 
@@ -258,9 +259,7 @@ def make_batches(
     elif args.train_sampling_strategy == "random":
         random.Random(_seed(args)).shuffle(order)
 
-    def count_tokens(indices: Sequence[int]) -> int:
-        return int(collate(dataset.__getitems__(list(indices)))["input_ids"].numel())
-
+    count_tokens = make_counter(collate, dataset, order)
     batches = batches_within_budget(order, count_tokens, max_tokens, batch_size)
     over = [tokens for batch in batches if len(batch) == 1 and (tokens := count_tokens(batch)) > max_tokens]
     if over:

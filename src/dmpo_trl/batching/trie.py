@@ -5,9 +5,10 @@ node (its position id), and the index just past its last descendant (`subtree_en
 only if `k <= q < subtree_end[k]`: its ancestors and itself. Pure Python; tensors begin in the collator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from .._common_prefix import common_prefix_length
 
@@ -55,26 +56,69 @@ def build_row(
     own_numbers = [[next(counter) for _ in own] for own in completions]
     row = Row(completions={number: [] for own in own_numbers for number in own})
     path: list[int] = []  # nodes of the sequence before, root first
-    before: list[int] = []  # stem of the group before
-    for stem, members in _groups_by_stem([list(prompt) for prompt in prompts]):
-        # The stem's last token may predict, so a branch begins with it
-        trunk, last = stem[:-1], stem[-1:]
-        branches = sorted(
-            (last + prompts[i][len(stem) :] + list(completion), number, max(len(prompts[i]), 1) - len(trunk))
-            for i in members
-            for completion, number in zip(completions[i], own_numbers[i], strict=True)
-        )
-        if branches:
-            shared = min(common_prefix_length(before, stem), len(trunk))
-            before = stem
-            _leave(row, path, shared)
-            _enter(row, path, trunk[shared:])
-            _add_branches(row, path, branches)
+    for trunk, shared, branches in _branches(prompts, completions, own_numbers):
+        _leave(row, path, shared)
+        _enter(row, path, trunk[shared:])
+        _add_branches(row, path, branches)
     _leave(row, path, 0)
     return row
 
 
-def _add_branches(row: Row, path: list[int], branches: list[tuple[list[int], int, int]]) -> None:
+def count_nodes(prompts: Sequence[TokenIds], completions: Sequence[Sequence[TokenIds]]) -> int:
+    """Count the tokens of the row that `build_row` makes.
+
+    Args:
+        prompts: Token ids of each prompt.
+        completions: For each prompt, the token ids of its completions.
+
+    Example:
+        >>> count_nodes([[1, 2]], [[[3, 4], [3, 5], [6]]])
+        3
+    """
+    number = 0
+    for trunk, shared, branches in _branches(prompts, completions, completions):
+        number += len(trunk) - shared
+        previous: list[int] = []
+        for ids, _, _ in branches:
+            nodes = ids[:-1]
+            number += len(nodes) - common_prefix_length(previous, nodes)
+            previous = nodes
+    return number
+
+
+_Branch = tuple[list[int], Any, int]
+
+
+def _branches(
+    prompts: Sequence[TokenIds], completions: Sequence[Sequence[TokenIds]], numbers: Sequence[Sequence[Any]]
+) -> Iterator[tuple[list[int], int, list[_Branch]]]:
+    """Yield groups of sequences that begin with the same trunk, in lexicographic order.
+
+    Args:
+        prompts: Token ids of each prompt.
+        completions: For each prompt, the token ids of its completions.
+        numbers: What each completion is called.
+
+    Yields:
+        The trunk, how many of its tokens it shares with the one before, and its branches, in lexicographic order: what
+        follows the trunk, the completion's number, and the place of its first scored token.
+    """
+    lists = [list(prompt) for prompt in prompts]
+    before: list[int] = []
+    for stem, members in _groups_by_stem(lists):
+        # The stem's last token may predict, so a branch begins with it
+        trunk, last = stem[:-1], stem[-1:]
+        branches = [
+            (last + lists[i][len(stem) :] + list(completion), number, max(len(lists[i]), 1) - len(trunk))
+            for i in members
+            for completion, number in zip(completions[i], numbers[i], strict=True)
+        ]
+        if branches:
+            yield trunk, min(common_prefix_length(before, stem), len(trunk)), sorted(branches)
+            before = stem
+
+
+def _add_branches(row: Row, path: list[int], branches: list[_Branch]) -> None:
     """Add sequences below the last node of `path`, and what they score.
 
     Args:

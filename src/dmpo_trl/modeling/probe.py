@@ -208,7 +208,7 @@ def _layout_logits(
     name = base_model_of(model).config._attn_implementation
     if share and attends_in_blocks(name):
         plan = plan_for(device.type, [name], base_model_of(model).config)
-        packing |= {"packed_length": plan.packed_length, "pad_to_multiple_of": plan.multiple}
+        packing = plan.options()
     batch = lay_out(prompts, completions, prefix_sharing=share, pad_token_id=0, **packing)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     pairs = batch.pop("token_pairs")[batch.pop("token_completions").argsort(stable=True)]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -32,6 +33,14 @@ class RowPlan:
     packed_length: int | None
     multiple: int
     attention_balance: float
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of `lay_out`, and of the collator, that lay batches out so."""
+        return {
+            "packed_length": self.packed_length,
+            "pad_to_multiple_of": self.multiple,
+            "attention_balance": self.attention_balance,
+        }
 
 
 def plan_for(device_type: str, names: Sequence[str], config: PretrainedConfig, *, compiles: bool = False) -> RowPlan:

@@ -38,17 +38,14 @@ class Layout:
 
     def collator(self, trl_collator: DataCollatorForPreference) -> DataCollatorForMultiPreference:
         """Make the collator of this layout, with the parameters that TRL made its own from (padding, truncation)."""
+        # The padding of copies has positions of its own, which a model that learned its positions may not have
+        multiple = math.lcm(trl_collator.pad_to_multiple_of or 1, self.plan.multiple if self.prefix_sharing else 1)
         return DataCollatorForMultiPreference(
             pad_token_id=trl_collator.pad_token_id,
             max_length=trl_collator.max_length,
             truncation_mode=trl_collator.truncation_mode,
-            # The padding of copies has positions of its own, which a model that learned its positions may not have
-            pad_to_multiple_of=math.lcm(
-                trl_collator.pad_to_multiple_of or 1, self.plan.multiple if self.prefix_sharing else 1
-            ),
             prefix_sharing=self.prefix_sharing,
-            attention_balance=self.plan.attention_balance,
-            packed_length=self.plan.packed_length,
+            **self.plan.options() | {"pad_to_multiple_of": multiple},
         )
 
 
