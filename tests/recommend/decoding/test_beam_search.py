@@ -262,7 +262,7 @@ def test_a_title_longer_than_what_is_computed_at_once(name):
 
 @pytest.mark.parametrize("tokens", [1, 7, 40])
 def test_the_tokens_of_a_forward_are_bounded_whatever_must_follow(llama, monkeypatch, tokens):
-    """Titles of up to 30 tokens that branch early: ahead of the beams' own tokens only as much as there is room for."""
+    """Titles of up to 30 tokens that branch early: computed ahead is only what there is room for."""
     prompt, generator = random_prompt(1, 9), np.random.default_rng(5)
     titles = [[*generator.integers(6, VOCAB_SIZE, generator.integers(1, 30)).tolist(), EOS] for _ in range(12)]
     search = Search(prompt, TitleTrie(titles), (), 6)
