@@ -75,12 +75,12 @@ VARIANTS = {
     ),
     "recommend": (
         "recommend --model {given}/model --data {given}/data --users {given}/users.jsonl --output out --k 3 "
-        "--num_beams 3 --batch_size 8",
+        "--num_beams 3 --batch_size 32",
         *(".", nothing, 14),
     ),
     "recommend-candidates": (
         "recommend --model {given}/model --data {given}/data --users {given}/users.jsonl --output out --k 3 "
-        "--candidates item_knn --candidates_per_user 6 --batch_size 8",
+        "--candidates item_knn --candidates_per_user 6 --batch_size 32",
         *(".", nothing, 6),
     ),
 }

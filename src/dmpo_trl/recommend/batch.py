@@ -99,13 +99,14 @@ def write_recommendations(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, it is {batch_size}.")
-    target, main = real_path(path), PartialState().is_main_process
+    state = PartialState()
+    target, main = real_path(path), state.is_main_process
     if main:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_output(target, overwrite=overwrite)
     one_pass = isinstance(users, Iterator)
     if not one_pass:
-        for user in users:
+        for user in islice(users, state.process_index, None, state.num_processes):  # the others' are theirs
             _check(UserHistory(*user), check)
     total = len(users) if isinstance(users, Sized) else None
     entries = (UserHistory(*entry) for entry in users)
@@ -116,7 +117,7 @@ def write_recommendations(
         tqdm(total=total, desc="recommending", unit=" users", disable=not main) as bar,
     ):
         kept = ResultParts(folder)
-        size = _size(folder, run, max(batch_size, parts.USERS_PER_PART) * PartialState().num_processes)
+        size = _size(folder, run, max(batch_size, parts.USERS_PER_PART) * state.num_processes)
         earlier = set() if folder is None else set(folder.glob("part-*.parquet"))
         if earlier:
             logger.info("Going on behind the %d parts of an interrupted run in %s.", len(earlier), folder)

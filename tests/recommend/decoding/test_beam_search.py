@@ -258,3 +258,24 @@ def test_a_title_longer_than_what_is_computed_at_once(name):
     expected = exhaustive(model, prompt, titles)
     assert [row for _, row in search.found] == [row for _, row in expected]
     assert [score for score, _ in search.found] == pytest.approx([-score for score, _ in expected], rel=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_the_tokens_of_a_forward_are_bounded_whatever_must_follow(llama, monkeypatch, tokens):
+    """Titles of up to 30 tokens that branch early: computed ahead is only what there is room for."""
+    prompt, generator = random_prompt(1, 9), np.random.default_rng(5)
+    titles = [[*generator.integers(6, VOCAB_SIZE, generator.integers(1, 30)).tolist(), EOS] for _ in range(12)]
+    search = Search(prompt, TitleTrie(titles), (), 6)
+    beam_search(llama, [search], num_beams=12)  # the probe of the model is not what this counts
+    monkeypatch.setattr(branching, "_TOKENS", tokens)
+    widths = []
+    handle = llama.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    search = Search(prompt, TitleTrie(titles), (), 6)
+    try:
+        beam_search(llama, [search], num_beams=12)
+    finally:
+        handle.remove()
+    assert_same(search.found, exhaustive(llama, prompt, titles), 6)
+    assert max(widths[1:]) <= max(tokens, 12)
