@@ -25,6 +25,7 @@ ORDER = [
     "data",
     "evaluation",
     "recommend",
+    "serving",
     "cli",
 ]
 # Raw files become rows without a model: `data` stands beside the trainer's rooms and shares with them the row format

@@ -60,6 +60,11 @@ def earlier_data(root, given, start):
     assert start(arguments, root)[0] == 0
 
 
+def earlier_export(root, given, start):
+    arguments = ["export", "--model", f"{given}/model", "--data", f"{given}/data", "--output_dir", "out"]
+    assert start([*arguments, "--dtype", "bfloat16"], root)[0] == 0
+
+
 def nothing(root, given, start):
     pass
 
@@ -82,6 +87,11 @@ VARIANTS = {
         "recommend --model {given}/model --data {given}/data --users {given}/users.jsonl --output out --k 3 "
         "--candidates item_knn --candidates_per_user 6 --batch_size 32",
         *(".", nothing, 6),
+    ),
+    "export": ("export --model {given}/model --data {given}/data --output_dir out", ".", nothing, 10),
+    "export-overwrite": (
+        "export --model {given}/model --data {given}/data --output_dir out --overwrite",
+        *(".", earlier_export, 10),
     ),
 }
 
@@ -141,5 +151,5 @@ def test_a_killed_command_ends_as_one_that_was_left_alone(variant, given, start,
 
 
 def test_the_kills_are_twenty_of_each_command():
-    for command in ("prepare", "evaluate", "recommend"):
+    for command in ("prepare", "evaluate", "recommend", "export"):
         assert sum(kills for name, (*_, kills) in VARIANTS.items() if name.startswith(command)) >= KILLS

@@ -114,7 +114,7 @@ def test_every_requirement_has_bounds():
 
 
 def test_no_extra_is_for_developers_only():
-    assert set(PROJECT["optional-dependencies"]) == {"completion", "deepspeed", "gguf", "plot", "qlora"}
+    assert set(PROJECT["optional-dependencies"]) == {"completion", "deepspeed", "gguf", "plot", "qlora", "serve"}
 
 
 def test_constraints_have_a_version_for_every_requirement():

@@ -53,6 +53,8 @@ def cases(folder):
         "recommend": ["recommend", *common, "--history", "10", "11", "--k", "2"],
         "recommend to many": ["recommend", *common, "--split", "test", "--output", "all.parquet", "--overwrite"],
         "explain": ["explain", *common, "--history", "10", "11", "--max_new_tokens", "2"],
+        "export": ["export", *common, "--output_dir", "new", "--overwrite"],
+        "serve": ["serve", *common, "--port", "0"],
         "env": ["env"],
         "estimate": ["estimate", *training, "--prompt_tokens", "10", "--completion_tokens", "5"],
         "train": ["train", *training, *train, "--save_strategy", "no"],
@@ -108,7 +110,15 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["popularity", "leaks", "evaluate", "recommend", "recommend to many", "explain"])
+@pytest.fixture(autouse=True)
+def no_service(monkeypatch):
+    """A service that could be started ends at once."""
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
+
+
+@pytest.mark.parametrize(
+    "name", ["popularity", "leaks", "evaluate", "recommend", "recommend to many", "explain", "export", "serve"]
+)
 def test_no_option_below_zero_ends_in_a_traceback(name, folder, capsys):
     case = cases(folder)[name]
     assert sweep(case, ["-1"], capsys) > 2

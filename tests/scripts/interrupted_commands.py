@@ -13,7 +13,7 @@ import sys
 import transformers.models.llama.modeling_llama  # noqa: F401
 from support.forks import serve
 
-from dmpo_trl.cli import evaluate, main, prepare, recommend  # noqa: F401
+from dmpo_trl.cli import evaluate, export, main, prepare, recommend  # noqa: F401
 from dmpo_trl.work import parts
 
 parts.USERS_PER_PART = 8  # several for the few users here

@@ -14,6 +14,8 @@ COMMANDS = {
     "evaluate": "rank the candidates of held-out users with a model",
     "recommend": "recommend from the whole catalogue, for one user or a file of them",
     "explain": "show which items of a history carry a recommendation",
+    "export": "merge an adapter into its model, with all that serving needs, in one folder",
+    "serve": "answer requests for recommendations over HTTP",
     "env": "print versions and hardware, for a bug report",
     "completion": "print a script that completes commands and options in a shell",
 }
