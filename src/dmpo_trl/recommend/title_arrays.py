@@ -74,15 +74,15 @@ class TitleArrays:
             token = np.append(token, np.full(len(ends), end_token))
             nodes += len(ends)
         order = np.lexsort((token, owner))
-        items = [trie.items_at(int(node)) for node in ends]
+        at, rows = trie.items_at(ends)
         counts = np.zeros(nodes, dtype=np.int64)
-        counts[leaves] = list(map(len, items))
+        counts[leaves] = np.bincount(at, minlength=len(ends))
         return cls(
             first_edge=np.searchsorted(owner[order], np.arange(nodes + 1)),
             edge_token=token[order],
             edge_child=child[order],
             first_item=np.append(0, np.cumsum(counts)),
-            item_row=np.concatenate(items),
+            item_row=rows,
             end_token=end_token,
             end_appended=appended,
             depth=trie.depth + appended,
