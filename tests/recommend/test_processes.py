@@ -1,12 +1,11 @@
 """Two CPU processes recommend what one does, every user once and in order, and go on together where they were."""
 
 import json
-import subprocess
-import sys
 
 import polars as pl
 import pytest
-from support import SCRIPTS, cpu_environment, make_model, make_tokenizer
+from support import make_model, make_tokenizer
+from support.launch import two_processes
 from support.users import TITLES
 
 from dmpo_trl.data import MOVIES
@@ -19,16 +18,7 @@ USERS = [(f"u{number}", [str(number), str(number + 2)]) for number in range(7)]
 def folder(tmp_path_factory):
     """What the processes wrote."""
     folder = tmp_path_factory.mktemp("two_processes")
-    launcher = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]]
-    run = subprocess.run(
-        [*launcher, str(SCRIPTS / "two_processes_recommend.py"), str(folder)],
-        env=cpu_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-5000:]
+    two_processes("two_processes_recommend.py", folder)
     return folder
 
 
