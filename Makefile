@@ -77,6 +77,16 @@ bench-gpu-all:
 bench-data: $(VENV)/.dev
 	$(BIN)/python benchmarks/data.py $(ARGS)
 
+# The environment of the paper's traditional recommenders (RecBole), 1.5 GB; Python 3.11 or 3.12. RecBole's further
+# requirements are for parts of it that are not used
+.PHONY: .venv-traditional
+.venv-traditional: .venv-traditional/.made
+.venv-traditional/.made: benchmarks/paper/traditional/requirements.txt
+	$(PYTHON) -m venv .venv-traditional
+	.venv-traditional/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-traditional/bin/python -m pip install --quiet --disable-pip-version-check --no-deps recbole==1.2.1
+	@touch $@
+
 # Whether every method, table and picture of the paper's experiments runs, with a tiny model on made-up data
 paper-smoke: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/benchmarks/test_paper.py $(ARGS)

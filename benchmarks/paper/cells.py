@@ -147,11 +147,13 @@ def _traditional(cell: Cell, ranked: Users, trained: Users, places: Places) -> d
     from .traditional import rank_by_traditional
 
     results = {}
-    everybody = trained.all_of("others")
-    for name, known in (("test", trained.shown), ("test, all users", everybody)):
+    of_all = {"epochs": TRADITIONAL[cell.method]}
+    runs = {"test": (trained.shown, {}), "test, all users": (trained.all_of("others"), of_all)}
+    for name, (known, settings) in runs.items():
         folder = cell.adapter(places.work) / name.replace(", ", "-").replace(" ", "-")
         ordered = known.with_columns(position=pl.int_range(pl.len()))
-        results[name] = rank_by_traditional(cell.method, ordered, ranked.ranking("test"), cell.seed, folder)
+        users = ranked.ranking("test")
+        results[name] = rank_by_traditional(cell.method, ordered, users, cell.seed, folder, **settings)
     return as_json(results)
 
 

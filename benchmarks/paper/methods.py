@@ -45,7 +45,8 @@ def pairs_without_reference(batch: ScoredBatch, args: Any) -> torch.Tensor:
 
 
 COUNTS, ZERO_SHOT, SFT, SFT_MORE = "counts", "zero-shot", "sft", "sft more"
-TRADITIONAL = ("bpr", "sasrec", "gru4rec")
+TRADITIONAL = {"bpr": 10, "sasrec": 5, "gru4rec": 5}
+"""Traditional recommenders, and their epochs with the interactions of all users; with a few users their defaults."""
 STAGES = {
     name: Method(**own)
     for name, own in yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text(encoding="utf-8")).items()
