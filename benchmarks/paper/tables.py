@@ -21,6 +21,7 @@ from .records import PROTOCOLS, Record, by_ranker
 
 Row = dict[str, str]
 COUNTS = "item knn"
+MEAN = "mean per token"
 _LEVEL = 0.05
 
 
@@ -58,7 +59,8 @@ def comparison(rankers: dict[str, dict[int, Record]]) -> tuple[list[Row], list[s
     notes = []
     fused = [name for name in rankers if name.endswith(f" + {COUNTS}")]
     counts = [name for name, seeds in rankers.items() if not next(iter(seeds.values())).is_model]
-    models = [name for name in rankers if name not in (SFT_MORE, *fused, *counts)]
+    others = [name for name in rankers if name not in (SFT_MORE, *fused, *counts)]
+    models = [name for name in others if not name.endswith(MEAN)]  # one score for all: what the losses train
     for control, compared in ((SFT_MORE, models), (COUNTS, fused)):
         for name, p, difference in _differences(rankers, control, compared):
             rows[name]["ndcg@5 minus"] = f"{control}: {difference}"
