@@ -16,7 +16,6 @@ from support.forks import serve
 from dmpo_trl.cli import evaluate, export, main, prepare, recommend  # noqa: F401
 from dmpo_trl.work import parts
 
-parts.USERS_PER_PART = 8  # several for the few users here
 STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "ctypes.call_function")
 
 
@@ -40,4 +39,5 @@ def run(arguments, cwd, root, kill, counts):
 
 
 if __name__ == "__main__":
+    parts.USERS_PER_PART = 8  # several for the few users here
     serve(run, counters=2)

@@ -15,7 +15,6 @@ from dmpo_trl.recommend import Candidates, Recommender
 from dmpo_trl.training.distributed import end_process_group
 from dmpo_trl.work import parts
 
-parts.USERS_PER_PART = 2  # for each process: two parts of the seven users
 ITEMS = pl.DataFrame({"item": [str(number) for number in range(len(TITLES))], "title": TITLES})
 USERS = [(f"u{number}", [str(number), str(number + 2)]) for number in range(7)]
 WAYS = {
@@ -63,6 +62,7 @@ def find(folder):
 
 
 def main(folder):
+    parts.USERS_PER_PART = 2  # for each process: two parts of the seven users
     state = PartialState(cpu=True)
     found = find(Path(folder))
     Path(folder, f"{state.process_index}.json").write_text(json.dumps(found))
