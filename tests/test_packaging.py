@@ -49,7 +49,8 @@ def name_of(requirement):
 
 def modules():
     """What the wheel should hold of the package."""
-    return {str(file.relative_to(SOURCE)) for file in SOURCE.rglob("*.py")} | {"dmpo_trl/py.typed"}
+    further = {"dmpo_trl/py.typed", "dmpo_trl/cli/page.html"}
+    return {str(file.relative_to(SOURCE)) for file in SOURCE.rglob("*.py")} | further
 
 
 @pytest.mark.slow
