@@ -108,8 +108,13 @@ def generate(recommender: Recommender, history: list[str], num_beams: int) -> li
     found = []
     for sequence in output[:, len(prompt) :].tolist():
         begun = tuple(sequence[: sequence.index(eos) + 1])
-        rows = trie.items_at(np.array([step(begun[:-1])[begun[-1]]]))[1]
+        node = np.array([step(begun[:-1])[begun[-1]]])
+        while len(below := trie.children(node)[1]):  # what a chat template writes after the end of a turn
+            node = below
+        rows = trie.items_at(node)[1]
         found += [recommender.catalogue.items[row] for row in rows if row not in excluded]
+    if len(found) < K:
+        raise RuntimeError(f"generate found {len(found)} items, {K} were asked for.")
     return found[:K]
 
 
