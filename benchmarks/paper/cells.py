@@ -15,7 +15,7 @@ from machine import describe
 from transformers import AutoTokenizer
 
 from dmpo_trl.data import Interactions
-from dmpo_trl.evaluation import rank_by_log_prob, score_candidates
+from dmpo_trl.evaluation import RankingResult, score_candidates
 
 from .explaining import deletion_curves
 from .methods import COUNTS, METHODS, SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
@@ -102,10 +102,11 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
     start = time.perf_counter()
     shown = trained.shown if cell.dataset == cell.trained_on else None
-    content = as_json(rank_by_model(model, tokenizer, ranked, shown, cell.method))
+    results = rank_by_model(model, tokenizer, ranked, shown, cell.method)
+    content = as_json(results)
     content["seconds of ranking"] = time.perf_counter() - start
     if cell.settings.explained_users:
-        content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained)
+        content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained, results["test sum"])
     return content | {"training": spent or {}}
 
 
@@ -157,9 +158,10 @@ def _traditional(cell: Cell, ranked: Users, trained: Users, places: Places) -> d
     return as_json(results)
 
 
-def _deletion(cell: Cell, model: Any, tokenizer: Any, ranked: Users, trained: Users) -> dict[str, Any]:
+def _deletion(
+    cell: Cell, model: Any, tokenizer: Any, ranked: Users, trained: Users, result: RankingResult
+) -> dict[str, Any]:
     rows = ranked.ranking("test").select(range(cell.settings.explained_users))
-    result = rank_by_log_prob(rows, score_candidates(model, tokenizer, rows), score="sum", name=cell.method)
     popularity = dict(trained.shown.group_by("item").len().iter_rows())
     titles, template = ranked.data.titles(), ranked.source.template
     return deletion_curves(model, tokenizer, rows, result, titles, template, popularity, cell.seed)

@@ -1,13 +1,14 @@
 """The report: Markdown with its pictures, and one HTML page that holds everything."""
 
-import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment
 
 from .pictures import pictures
-from .records import read_records
+from .records import read_cells, records_of
 from .tables import Table, tables
 
 _PAGE = """<!doctype html>
@@ -34,19 +35,20 @@ svg { max-width: 100%; height: auto; }
 """
 
 
-def write_report(cells: Path, output: Path) -> None:
+def write_report(folder: Path, output: Path) -> None:
     """Write `report.md`, its pictures and `report.html` of all cells of a folder.
 
     Raises:
         SystemExit: There are no cells.
     """
-    records = read_records(cells)
+    cells = read_cells(folder)
+    records = [record for cell in cells for record in records_of(cell)]
     found, drawn = tables(records), list(pictures(records))
-    title = f"Results of {cells.name}"
+    title, about = f"Results of {folder.name}", _about(cells)
     output.mkdir(parents=True, exist_ok=True)
     for name, _, svg in drawn:
         (output / f"{name}.svg").write_text(svg, encoding="utf-8")
-    lines = [f"# {title}", "", _about(cells), ""]
+    lines = [f"# {title}", "", about, ""]
     for name, heading, _ in drawn:
         lines += [f"![{heading}]({name}.svg)", ""]
     for table in found:
@@ -54,21 +56,19 @@ def write_report(cells: Path, output: Path) -> None:
     (output / "report.md").write_text("\n".join(lines), encoding="utf-8")
     inline = [(name, heading, svg[svg.index("<svg") :]) for name, heading, svg in drawn]
     page = Environment(autoescape=True).from_string(_PAGE)
-    text = page.render(title=title, about=_about(cells), pictures=inline, tables=found)
+    text = page.render(title=title, about=about, pictures=inline, tables=found)
     (output / "report.html").write_text(text, encoding="utf-8")
     print(f"{output / 'report.md'} and report.html: {len(found)} tables, {len(drawn)} pictures.")
 
 
-def _about(cells: Path) -> str:
+def _about(cells: Sequence[Mapping[str, Any]]) -> str:
     """Say of what machines and commits the cells are."""
-    content = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(cells.glob("*.json"))]
-    for cell in content:  # the rest of a folder's name tells one machine's copy from another's
-        cell["model"] = re.sub(r"-[0-9a-f]{7}-[0-9a-f]{16}$", "", cell["model"])
-    names = ("model", "machine", "versions", "commit")
-    parts = {name: " or ".join(sorted({cell[name] for cell in content})) for name in names}
-    hours = sum(cell["seconds"] for cell in content) / 3600
-    named = "; ".join(f"{name}: {value}" for name, value in parts.items())
-    return f"{len(content)} cells, {hours:.1f} hours. {named[0].upper()}{named[1:]}."
+    values = {name: {cell[name] for cell in cells} for name in ("model", "machine", "versions", "commit")}
+    # The rest of a folder's name tells one machine's copy from another's
+    values["model"] = {re.sub(r"-[0-9a-f]{7}-[0-9a-f]{16}$", "", name) for name in values["model"]}
+    hours = sum(cell["seconds"] for cell in cells) / 3600
+    named = "; ".join(f"{name}: {' or '.join(sorted(own))}" for name, own in values.items())
+    return f"{len(cells)} cells, {hours:.1f} hours. {named[0].upper()}{named[1:]}."
 
 
 def _markdown(table: Table) -> list[str]:

@@ -87,9 +87,6 @@ def as_json(results: dict[str, RankingResult]) -> dict[str, Any]:
         own |= {metric: float(result.per_user(metric).mean()) for metric in METRICS}
         if not name.startswith("validation"):
             own["ndcg@5 per user"] = result.per_user("ndcg@5").round(4).tolist()
-            own["ranks"] = [
-                1 + int((scores > scores[positive]).sum()) + (int((scores == scores[positive]).sum()) - 1) / 2
-                for scores, positive in pairs
-            ]
+            own["ranks"] = result.ranks.places.tolist()
         content[name] = own
     return content

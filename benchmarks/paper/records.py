@@ -50,7 +50,7 @@ class Record:
         return self.method != COUNTS and self.method not in TRADITIONAL
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_cells(folder: Path) -> list[dict[str, Any]]:
     """Read all cells of a folder, in the order of their names.
 
     Raises:
@@ -59,10 +59,11 @@ def read_records(folder: Path) -> list[Record]:
     files = sorted(folder.glob("*.json"))
     if not files:
         raise SystemExit(f"{folder} holds no cells.")
-    return [record for file in files for record in _records(json.loads(file.read_text(encoding="utf-8")))]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def _records(cell: dict[str, Any]) -> Iterator[Record]:
+def records_of(cell: dict[str, Any]) -> Iterator[Record]:
+    """Yield what a cell says of each ranker."""
     settings, method = cell["settings"], cell["method"]
     for name, own in cell.items():
         if not (isinstance(own, dict) and "ranks" in own):

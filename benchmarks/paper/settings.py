@@ -28,7 +28,7 @@ class Settings:
         sft_batch_size: Its sequences per step.
         batch_size: Examples per step of a preference stage.
         lora_rank: Rank of the adapter; twice as much is its alpha.
-        explained_users: How many test users the deletion curves are measured on.
+        explained_users: How many test users the deletion curves are measured on, of the protocol `uniform`.
         bf16: Train under autocast and rank in bfloat16; fast where the processor has it.
         four_bit: Load the model in 4 bits (NF4, bitsandbytes).
     """
@@ -146,4 +146,7 @@ def _updated(settings: Settings, values: dict[str, Any], where: str) -> Settings
         if not isinstance(value, kind):
             raise SystemExit(f"{where}: {name} is {value!r}, where something like {default!r} is expected.")
     tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return replace(settings, **values | tuples)
+    updated = replace(settings, **values | tuples)
+    if updated.explained_users and "uniform" not in updated.protocols:
+        raise SystemExit(f"{where}: explained_users needs the protocol uniform.")
+    return updated

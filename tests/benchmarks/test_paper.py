@@ -147,6 +147,7 @@ def test_an_adapter_of_other_settings_is_not_taken_for_this_one(paper, folders, 
         ({"method": "ppo"}, {}, "The method 'ppo' is unknown. Choose among counts"),
         ({"usres": 3}, {}, "block 1 of cells: usres is unknown"),
         ({}, {"tokens": "many"}, "tokens is 'many', where something like 50000 is expected"),
+        ({"explained_users": 2}, {"protocols": ["popularity"]}, "cells: explained_users needs the protocol uniform"),
         ({"seed": [0, 0]}, {}, "names movielens-3-counts-0 more than once"),
     ],
 )

@@ -11,7 +11,7 @@ from datasets import Dataset
 from jinja2 import Environment
 
 from ..evaluation import Interval, RankingResult
-from ..evaluation.tables import Figures, cell
+from ..evaluation.tables import Figures, cell, metrics_of
 from ._evaluation import EvaluationReport, legend
 from ._groups import shown_metric
 
@@ -52,13 +52,11 @@ def user_lists(users: Dataset, titles: Mapping[str, str], results: Mapping[str, 
     """
     found = []
     for number, row in enumerate(users.select(range(min(_USERS, len(users))))):
-        lists, places = {}, {}
+        lists = {}
         for name, result in results.items():
-            scores = result.scores[number]
-            order = (-scores).argsort(kind="stable")[:_PLACES]
+            order = (-result.scores[number]).argsort(kind="stable")[:_PLACES]
             lists[name] = [titles[row["items"][place]] for place in order]
-            own = scores[row["positive"]]
-            places[name] = 1 + float((scores > own).sum()) + (float((scores == own).sum()) - 1) / 2
+        places = {name: float(result.ranks.places[number]) for name, result in results.items()}
         history = [titles[item] for item in row["history"]]
         found.append(UserList(str(row["user"]), history, titles[row["items"][row["positive"]]], lists, places))
     return found
@@ -95,15 +93,14 @@ def page(report: EvaluationReport, users: Sequence[UserList]) -> str:
 
 
 def _table(title: str, rows: Figures) -> dict[str, Any]:
-    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
-    return {"title": title, "metrics": metrics, "rows": rows}
+    return {"title": title, "metrics": metrics_of(rows), "rows": rows}
 
 
 def _pictures(ranking: Figures) -> list[dict[str, Any]]:
     """One picture for each metric: every ranker's mean and interval."""
-    metrics = list(dict.fromkeys(metric for row in ranking.values() for metric in row))
     return [
-        _picture(metric, {name: row[metric] for name, row in ranking.items() if metric in row}) for metric in metrics
+        _picture(metric, {name: row[metric] for name, row in ranking.items() if metric in row})
+        for metric in metrics_of(ranking)
     ]
 
 

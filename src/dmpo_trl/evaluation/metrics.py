@@ -44,6 +44,11 @@ class Ranks:
     tied: np.ndarray
     candidates: np.ndarray
 
+    @property
+    def places(self) -> np.ndarray:
+        """Place of the relevant item, from 1; where it is tied, the mean of those that it may have, (U,)."""
+        return 1 + self.better + self.tied / 2
+
     @classmethod
     def from_scores(cls, scores: Sequence[np.ndarray], positives: Sequence[int]) -> Ranks:
         """Rank the candidate at `positives[u]` among `scores[u]`.

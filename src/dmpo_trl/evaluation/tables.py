@@ -32,7 +32,7 @@ def markdown_table(rows: Figures) -> str:
         | model | 0.500 [0.400, 0.600] |  |
         | random | 0.250 | 0.500 |
     """
-    metrics = _metrics(rows)
+    metrics = metrics_of(rows)
     lines = [["", *metrics], ["---"] * (len(metrics) + 1)]
     lines += [[name, *(cell(row.get(metric)) for metric in metrics)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -64,7 +64,7 @@ def text_table(rows: Figures, *, width: int = 100) -> str:
         random  0.500
     """
     names = _column(["", *rows])
-    columns = [_column([metric, *(cell(row.get(metric)) for row in rows.values())]) for metric in _metrics(rows)]
+    columns = [_column([metric, *(cell(row.get(metric)) for row in rows.values())]) for metric in metrics_of(rows)]
     blocks: list[list[list[str]]] = []
     room = 0
     for column in columns:
@@ -119,7 +119,8 @@ def verdict(name: str, other: str, metric: str, difference: Difference, *, level
     return f"{name} and {other} cannot be told apart: {figure}."
 
 
-def _metrics(rows: Figures) -> list[str]:
+def metrics_of(rows: Figures) -> list[str]:
+    """Return the metrics of all rows, in the order in which they first appear."""
     return list(dict.fromkeys(metric for row in rows.values() for metric in row))
 
 
