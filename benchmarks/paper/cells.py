@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from machine import describe
+from machine import describe, fast_dtype
 from transformers import AutoTokenizer
 
 from dmpo_trl.data import Interactions
@@ -107,7 +107,7 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     content["seconds of ranking"] = time.perf_counter() - start
     if cell.settings.explained_users:
         content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained, results["test sum"])
-    return content | {"training": spent or {}}
+    return content | {"precision": str(fast_dtype()).removeprefix("torch."), "training": spent or {}}
 
 
 def train(cell: Cell, users: Users, places: Places) -> Spent:

@@ -63,7 +63,10 @@ def write_report(folder: Path, output: Path) -> None:
 
 def _about(cells: Sequence[Mapping[str, Any]]) -> str:
     """Say of what machines and commits the cells are."""
-    values = {name: {cell[name] for cell in cells} for name in ("model", "machine", "versions", "commit")}
+    values = {
+        name: {cell[name] for cell in cells if name in cell}
+        for name in ("model", "precision", "machine", "versions", "commit")
+    }
     # The rest of a folder's name tells one machine's copy from another's
     values["model"] = {re.sub(r"-[0-9a-f]{7}-[0-9a-f]{16}$", "", name) for name in values["model"]}
     hours = sum(cell["seconds"] for cell in cells) / 3600

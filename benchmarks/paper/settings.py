@@ -29,7 +29,6 @@ class Settings:
         batch_size: Examples per step of a preference stage.
         lora_rank: Rank of the adapter; twice as much is its alpha.
         explained_users: How many test users the deletion curves are measured on, of the protocol `uniform`.
-        bf16: Train under autocast and rank in bfloat16; fast where the processor has it.
         four_bit: Load the model in 4 bits (NF4, bitsandbytes).
     """
 
@@ -48,7 +47,6 @@ class Settings:
     batch_size: int = 20
     lora_rank: int = 16
     explained_users: int = 0
-    bf16: bool = False
     four_bit: bool = False
 
     def of_training(self) -> dict[str, Any]:

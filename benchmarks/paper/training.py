@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from machine import fast_dtype
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -21,8 +22,8 @@ Spent = dict[str, Any]
 
 
 def load(model: str, settings: Settings, adapter: Path | None = None, *, train: bool = False) -> Any:
-    """Load the model: to be trained in float32 (with `bf16` under autocast), to be ranked with `bf16` in bfloat16."""
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if settings.bf16 and not train else torch.float32}
+    """Load the model: to be trained in float32 (perhaps under autocast), to be ranked in the machine's fast type."""
+    options: dict[str, Any] = {"dtype": torch.float32 if train else fast_dtype()}
     if settings.four_bit:
         from transformers import BitsAndBytesConfig
 
@@ -142,7 +143,7 @@ def _arguments(settings: Settings, folder: Path, seed: int, **options: Any) -> d
     return {
         "output_dir": str(folder.parent / "trainer"),
         "seed": seed,
-        "bf16": settings.bf16,
+        "bf16": fast_dtype() == torch.bfloat16,
         "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu,
         "gradient_checkpointing": False,
