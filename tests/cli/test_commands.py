@@ -11,6 +11,8 @@ import sys
 import polars as pl
 import pytest
 from support import make_model, make_tokenizer
+from tokenizers.normalizers import Lowercase
+from transformers.utils import logging
 
 from dmpo_trl.cli import COMMANDS, main
 from dmpo_trl.cli.options import ModelArguments, Parser
@@ -54,6 +56,41 @@ def test_prepare_reports_what_it_wrote_and_why(folders, capsys, caplog):
     assert "'train'" not in caplog.text  # the same counts again, as a Python dictionary
     with pytest.raises(SystemExit, match="holds prepared data already"):
         main(["prepare", *arguments])
+
+
+@pytest.fixture
+def two_aliens(tmp_path):
+    """A table in which the titles of two items differ in case only."""
+    titles = {3: "ALIEN", 5: "Alien"}
+    seen = [(user, place, (user + place) % 9) for user in range(9) for place in range(5)]
+    rows = [f"u{user},i{film},{place},{titles.get(film, f'Film {film}')}" for user, place, film in seen]
+    (tmp_path / "views.csv").write_text("\n".join(["user,item,timestamp,title", *rows]))
+    options = {"dataset": "table", "path": tmp_path / "views.csv", "candidates": 3, "negatives": 2}
+    return ["prepare", *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+
+
+@pytest.mark.parametrize("conversational", ["true", "false"])
+@pytest.mark.parametrize("ignores_case", [True, False])
+def test_prepare_names_titles_that_are_the_same_tokens(two_aliens, ignores_case, conversational, tmp_path, caplog):
+    tokenizer = make_tokenizer()
+    if ignores_case:
+        tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = ["--tokenizer", str(tmp_path / "tokenizer"), "--conversational", conversational]
+    logging.warning_once.cache_clear()
+    main([*two_aliens, "--output_dir", str(tmp_path / "data"), *options])
+    assert ("have the same tokens" in caplog.text) == ignores_case
+    assert ("'ALIEN' and 'Alien'" in caplog.text) == ignores_case
+
+
+def test_prepare_refuses_a_tokenizer_before_the_work(two_aliens, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "plain")
+    for folder, message in (("plain", "has no chat template.*conversational false"), ("none", "is neither a folder")):
+        with pytest.raises(SystemExit, match=f"--tokenizer .*{folder} {message}"):
+            main([*two_aliens, "--output_dir", str(tmp_path / "data"), "--tokenizer", str(tmp_path / folder)])
+    assert not (tmp_path / "data").exists()
 
 
 def test_leaks_reports_on_a_prepared_folder(prepared, capsys):
