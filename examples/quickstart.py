@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from _films import FilmSettings, rank_by_counts, read_films
-from _pretrained import model_folder
+from _pretrained import fast_dtype, model_folder
 from _report import draw, import_pyplot, print_lists, print_next, print_results, stage, write_metrics
 from stages import Training, tokens_computed, train_dmpo, train_sft
 from transformers import HfArgumentParser, set_seed
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds: dict[str, float] = {}
 
     with stage("prepare", seconds):
-        base = model_folder(settings.model)
+        base, dtype = model_folder(settings.model), fast_dtype()
         films = read_films(settings)
         users, validation = films.ranking(settings.report), films.ranking("validation")
         sft_data, preference_data = films.sft(), films.preference()
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def rank(name: str, path: str) -> None:
         with stage(f"rank {name}", seconds):
-            results[name] = rank_with_model(*load_for_ranking(path), users, score="sum", name=name)
+            results[name] = rank_with_model(*load_for_ranking(path, dtype=dtype), users, score="sum", name=name)
 
     rank("zero_shot", base)
     with stage("train sft", seconds):
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     rank("sft_more", sft_more)
     rank("dmpo", dmpo)
     with stage("choose the weight of item_knn", seconds):
-        own = rank_with_model(*load_for_ranking(dmpo), validation, score="sum", name="dmpo")
+        own = rank_with_model(*load_for_ranking(dmpo, dtype=dtype), validation, score="sum", name="dmpo")
         weight = choose_weight(own, rank_by_counts(films, validation)["item_knn"])
         results["dmpo + item_knn"] = fuse(results["dmpo"], results["item_knn"], weight, name="dmpo + item_knn")
     # What a recommender needs beside the adapter: the catalogue, the template and the score
@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"weigh {weight:g}, chosen on {len(validation)} validation users.",
     )
     draw(results, dmpo, settings.output_dir / "quickstart.png")
-    write_metrics(settings.output_dir / "metrics.json", results, seconds, asdict(settings) | {"weight": weight})
+    chosen = {"weight": weight, "dtype": str(dtype)}
+    write_metrics(settings.output_dir / "metrics.json", results, seconds, asdict(settings) | chosen)
     print(f"\nThe recommender is in {dmpo}, figures and picture in {settings.output_dir}.")
     print_next(dmpo, [titles[item] for item in users[0]["history"][-3:]])
 

@@ -194,14 +194,15 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
         model, tokenizer = load_for_ranking(path)
         for kind, users in kinds.items():
             ranked = rank_beside_baselines(model, tokenizer, users, popularity)
-            # Ranked by the mean log-prob per token: the sum favours short titles
-            results[kind] |= {"random": ranked["random"], "popularity": ranked["popularity"], name: ranked["mean"]}
+            # By the sum of the tokens' log-probs, which is what the losses train and what `recommend` searches by
+            results[kind] |= {"random": ranked["random"], "popularity": ranked["popularity"], name: ranked["sum"]}
     tables = []
     for kind, own in results.items():
         rows: dict[str, Any] = {name: result.intervals() for name, result in own.items()}
         for before, after in [*pairwise(models), ("popularity", list(models)[-1])]:
             rows[f"{after} - {before}"] = own[after].minus(own[before])
-        tables.append(f"{len(kinds[kind])} test users, {kind}\n\n{markdown_table(rows)}")
+        heading = f"{len(kinds[kind])} test users, {kind}, ranked by the sum of the tokens' log-probs"
+        tables.append(f"{heading}\n\n{markdown_table(rows)}")
     table = "\n\n".join(tables)
     (Path(settings.results) / "table.md").write_text(f"{table}\n", encoding="utf-8")
     return table

@@ -82,10 +82,11 @@ def test_from_raw_files_to_the_table(write, sizes, models, model, tmp_path, monk
         elif line:
             titles.append(line)
             tables.append([])
+    by = "ranked by the sum of the tokens' log-probs"
     assert titles == [
-        "3 test users, the whole catalogue",
-        "5 test users, candidates drawn uniformly",
-        "5 test users, candidates drawn by popularity",
+        f"3 test users, the whole catalogue, {by}",
+        f"5 test users, candidates drawn uniformly, {by}",
+        f"5 test users, candidates drawn by popularity, {by}",
     ]
     for rows in tables:
         assert rows[1:] == ["---", "random", "popularity", *models, *rows[-len(models) :]]

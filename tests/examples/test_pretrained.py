@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from support import load_script
 
 from dmpo_trl.data import DownloadError, cache_dir
@@ -140,3 +141,14 @@ def test_what_the_examples_fetch_is_pinned_and_states_its_terms(pretrained):
     for files in (pretrained.MOVIELENS_100K, pretrained.SMOLLM2_135M_INSTRUCT):
         assert {len(checksum) for checksum in (files.sha256, *files.members.values())} == {64}
         assert files.terms
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float32", "chosen"),
+    [(1.0, 3.0, torch.bfloat16), (9.0, 1.0, torch.float32), (0.9, 1.0, torch.float32)],
+)
+def test_half_precision_is_for_processors_that_are_fast_in_it(pretrained, monkeypatch, bfloat16, float32, chosen):
+    seconds = {torch.bfloat16: bfloat16, torch.float32: float32}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pretrained.timeit, "repeat", lambda run, **_: [7.0, seconds[run().dtype]])
+    assert pretrained.fast_dtype() == chosen
