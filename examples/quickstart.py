@@ -41,6 +41,7 @@ class Settings(FilmSettings):
 
     model: str | None = field(default=None, metadata={"help": "Hub id, folder or GGUF file. Default: SmolLM2-135M."})
     output_dir: Path = field(default=Path("outputs/quickstart"), metadata={"help": "Folder for all results."})
+    dtype: str | None = field(default=None, metadata={"help": "To rank in. Default: float32 or bfloat16, the faster."})
     loss_type: str = field(default="dmpo", metadata={"help": "Loss of the preference stage; see docs/losses.md."})
     lora_rank: int = 16
     sft_batch_size: int = 8
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds: dict[str, float] = {}
 
     with stage("prepare", seconds):
-        base, dtype = model_folder(settings.model), fast_dtype()
+        base, dtype = model_folder(settings.model), settings.dtype or fast_dtype()
         films = read_films(settings)
         users, validation = films.ranking(settings.report), films.ranking("validation")
         sft_data, preference_data = films.sft(), films.preference()

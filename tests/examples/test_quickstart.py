@@ -105,7 +105,7 @@ def finished(quickstart, data_folder, model_folder, tmp_path_factory) -> tuple[P
     """One run of the script: its output folder, metrics.json, and what it printed."""
     output = tmp_path_factory.mktemp("output")
     options = SMALL | {"model": model_folder, "data": data_folder, "output_dir": output}
-    options |= {"sft_learning_rate": 1e-2, "dmpo_learning_rate": 1e-2, "dmpo_epochs": 2}
+    options |= {"sft_learning_rate": 1e-2, "dmpo_learning_rate": 1e-2, "dmpo_epochs": 2, "dtype": "float32"}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         metrics = run_main(quickstart, options)
