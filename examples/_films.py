@@ -42,7 +42,8 @@ class FilmSettings:
     tuning_users: int = 200
     test_users: int = 200
     min_rating: float | None = field(default=4.0, metadata={"help": "Ratings from here on count as liked."})
-    history_length: int = field(default=24, metadata={"help": "Most films in a prompt."})
+    history_length: int = field(default=24, metadata={"help": "Most films in a prompt to learn from."})
+    ranked_history: int = field(default=12, metadata={"help": "Most films to rank after; more take longer."})
     positions: int = field(default=20, metadata={"help": "Films per training user to learn from, the latest ones."})
     negatives: int = field(default=3, metadata={"help": "Rejected films for each chosen one in training."})
     candidates: int = field(default=20, metadata={"help": "Films to rank: one the user liked, the rest never had."})
@@ -62,7 +63,7 @@ class Films:
         own = self.settings
         sizes = {"train": own.train_users, "validation": own.validation_users}
         sizes |= {"tuning": own.tuning_users, "test": own.test_users}
-        last = leave_one_out(self.data, min_rating=own.min_rating, history_length=own.history_length, min_history=2)
+        last = leave_one_out(self.data, min_rating=own.min_rating, history_length=own.ranked_history, min_history=2)
         return split_users(last, sizes, seed=own.seed)
 
     @cached_property

@@ -242,7 +242,9 @@ def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, t
 
 def test_groups_of_users_share_nobody_and_histories_grow(quickstart, data_folder):
     sizes = {"train_users": 20, "validation_users": 10, "tuning_users": 10, "test_users": 20}
-    settings = quickstart.Settings(data=str(data_folder), **sizes, history_length=4, positions=3, candidates=5)
+    settings = quickstart.Settings(
+        data=str(data_folder), **sizes, history_length=4, positions=3, candidates=5, ranked_history=3
+    )
     films = quickstart.read_films(settings)
     assert {name: frame.height for name, frame in films.users.items()} == {
         name.removesuffix("_users"): size for name, size in sizes.items()
@@ -260,6 +262,8 @@ def test_groups_of_users_share_nobody_and_histories_grow(quickstart, data_folder
         for history, target in own.select("history", "target").rows():
             place = everything.index(target)
             assert history == everything[place - len(history) : place]
+    for user, history in films.users["test"].select("user", "history").rows():
+        assert history == liked[user][-4:-1]
     shown = films.shown()
     assert shown.unique().height == shown.height
     assert shown.height < films.all_interactions().height == 20 * 8
