@@ -25,6 +25,7 @@ from models import LORA, SHAPES, Models, ModelSettings, load_models
 from sides import BASELINE, make_sides
 from transformers import HfArgumentParser
 
+from dmpo_trl.modeling.row_plan import plan_for
 from dmpo_trl.training.cost import BatchSize, ModelSize, TrainingOptions, largest, step_cost
 
 COLUMNS = ["side", "bound_gb", "largest N, batch 1", "N by formula", "largest batch", "batch by formula"]
@@ -98,10 +99,13 @@ def predict(settings: Settings, side_name: str, bound_gb: float) -> tuple[float,
         load_in_4bit=settings.four_bit,
     )
 
+    attention = "trie_sdpa_blocks" if "FlexAttention" in side_name else "trie_sdpa"
+    # A CPU's packed rows are counted as padded ones
+    plan = plan_for(torch.device(settings.device).type, [attention], config, compiles=True)
+
     def fits(examples: int, negatives: int) -> bool:
         lengths = [(settings.prompt_length, [TITLE_LENGTH] * (negatives + 1))] * examples
-        is_trie = side_name.startswith("trie")
-        layout = BatchSize.trie(lengths, attention_balance=6.0 * size.hidden) if is_trie else BatchSize.copies(lengths)
+        layout = BatchSize.trie(lengths, plan) if side_name.startswith("trie") else BatchSize.copies(lengths)
         return step_cost(size, layout, options).memory <= bound_gb * 1e9
 
     return search_both(settings, fits)

@@ -1,6 +1,7 @@
 """`dmpo-trl estimate`: train's own options in, the cost model's numbers out, no weights read."""
 
 import itertools
+import math
 import re
 
 import pytest
@@ -8,9 +9,14 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer
 
+from dmpo_trl.batching.lengths import BLOCK
+from dmpo_trl.cli import estimate as command
 from dmpo_trl.cli import main
+from dmpo_trl.modeling.row_plan import ONE_ROW, RowPlan
 from dmpo_trl.training.cost import BatchSize, ModelSize, TrainingOptions, step_cost
 
+IN_BLOCKS = RowPlan(ONE_ROW, BLOCK, math.inf)
+WIDE = {"head_dim": 16}  # heads as wide as attention in blocks takes them
 LENGTHS = ["--prompt_tokens", "40", "--completion_tokens", "6", "--negatives", "7"]
 
 
@@ -18,14 +24,14 @@ LENGTHS = ["--prompt_tokens", "40", "--completion_tokens", "6", "--negatives", "
 def config_folder(tmp_path):
     """A model's config without its weights."""
     folder = tmp_path / "model"
-    make_model().config.save_pretrained(folder)
+    make_model(**WIDE).config.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def config(config_folder):
-    return make_model().config
+    return make_model(**WIDE).config
 
 
 def estimate(capsys, *arguments):
@@ -47,7 +53,7 @@ def test_the_table_is_the_cost_models(capsys, config_folder, config):
     )  # fmt: skip
     lengths = [(40, [6] * 8)] * 512
     size = ModelSize.from_config(config)
-    layouts = [BatchSize.trie(lengths, attention_balance=6 * 32), BatchSize.copies(lengths)]
+    layouts = [BatchSize.trie(lengths, IN_BLOCKS), BatchSize.copies(lengths)]
     costs = [step_cost(size, layout, TrainingOptions()) for layout in layouts]
     assert rows["tokens"] == (512 * (40 + 8 * 5), 512 * 8 * 45)
     assert rows["TFLOPs"] == pytest.approx([cost.flops / 1e12 for cost in costs], abs=6e-4)
@@ -68,7 +74,7 @@ def test_the_yaml_file_of_train_and_its_options_count(capsys, config_folder, con
     options = TrainingOptions(
         half_precision=True, gradient_checkpointing=True, precomputed_reference=True, load_in_4bit=True
     )
-    layout = BatchSize.trie([(40, [6] * 8)] * 512, attention_balance=6 * 32)
+    layout = BatchSize.trie([(40, [6] * 8)] * 512, IN_BLOCKS)
     cost = step_cost(ModelSize.from_config(config, lora), layout, options)
     assert rows["TFLOPs"][0] == pytest.approx(cost.flops / 1e12, abs=6e-4)
     assert rows["memory, GB"][0] == pytest.approx(cost.memory / 1e9, abs=6e-4)
@@ -92,7 +98,7 @@ def test_the_largest_n_fits_and_the_next_does_not(capsys, config_folder, config)
     rows, _ = estimate(capsys, *arguments)
     options = TrainingOptions(gradient_checkpointing=True)
     size = ModelSize.from_config(config)
-    layouts = [lambda lengths: BatchSize.trie(lengths, attention_balance=6 * 32), BatchSize.copies]
+    layouts = [lambda lengths: BatchSize.trie(lengths, IN_BLOCKS), BatchSize.copies]
     for found, layout in zip(rows["largest N in 0.05 GB"], layouts, strict=True):
         memory = [step_cost(size, layout([(40, [6] * (int(found) + n))] * 8), options).memory for n in (1, 2)]
         assert memory[0] <= 0.05e9 < memory[1]
@@ -107,7 +113,7 @@ def faster(output):
 def test_the_two_switches_that_matter_most_are_recommended_where_they_fit(capsys, config_folder, config):
     arguments = ["--model_name_or_path", config_folder, *LENGTHS, "--bf16", "False"]
     arguments += ["--per_device_train_batch_size", 512]
-    layout = BatchSize.trie([(40, [6] * 8)] * 512, attention_balance=6 * 32)
+    layout = BatchSize.trie([(40, [6] * 8)] * 512, IN_BLOCKS)
     size, costs = ModelSize.from_config(config), {}
     for checkpointing, precomputed in itertools.product((True, False), repeat=2):
         options = TrainingOptions(gradient_checkpointing=checkpointing, precomputed_reference=precomputed)
@@ -123,10 +129,48 @@ def test_the_two_switches_that_matter_most_are_recommended_where_they_fit(capsys
     # Between what both take and what layers that keep their activations take beside a reference
     between = (costs[False, True].memory + costs[False, False].memory) / 2e9
     assert set(faster(estimate(capsys, *arguments, "--memory_gb", between)[1])) == {precompute, f"{off} {precompute}"}
-    assert faster(estimate(capsys, *arguments, "--memory_gb", 0.001)[1]) == {}
-    assert faster(estimate(capsys, *arguments)[1]) == {}  # of no memory that it could fit in
+    _, too_small = estimate(capsys, *arguments, "--memory_gb", 0.001)
+    assert faster(too_small) == {}
+    assert too_small.partition("does not fit in 0.001 GB")[2].count("times fewer FLOPs") == 3
+    _, of_no_memory = estimate(capsys, *arguments)  # what each would save and take
+    assert faster(of_no_memory) == expected
+    assert "if the memory is there" in of_no_memory
+    assert "largest N" not in of_no_memory
     arguments += ["--memory_gb", 100, "--gradient_checkpointing", "False"]
     assert set(faster(estimate(capsys, *arguments)[1])) == {precompute}
+
+
+def test_the_memory_of_a_gpu_that_is_there_is_taken(capsys, config_folder, monkeypatch):
+    monkeypatch.setattr(command, "_memory_of_gpu", lambda: 24.0)
+    rows, output = estimate(capsys, "--model_name_or_path", config_folder, *LENGTHS)
+    assert rows["largest N in 24 GB"][0] > 0
+    assert "fits in 24 GB" in output
+    assert "fits in 0.05 GB" in estimate(
+        capsys, "--model_name_or_path", config_folder, *LENGTHS, "--memory_gb", 0.05
+    )[1]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "plan", "words"),
+    [
+        ("llama", [], IN_BLOCKS, "on CUDA, the trie attended to in blocks"),
+        ("llama", ["--use_cpu", "True"], RowPlan(None, 1, 6 * 32), "on a CPU"),
+        ("llama", ["--block_attention", "False"], RowPlan(None, 16, 6 * 32 / 7.6), "block_attention is False"),
+        ("llama", ["--torch_compile", "True"], RowPlan(None, 16, 6 * 32 / 7.6), "torch_compile is set"),
+        ("gemma2", [], RowPlan(None, 16, 6 * 32 / 7.6), "with dense masks: the model's attention is eager"),
+    ],
+)
+def test_rows_and_attention_are_those_of_the_device_that_trains(capsys, tmp_path, name, options, plan, words):
+    config = make_model(name, **WIDE).config
+    config.save_pretrained(tmp_path)
+    arguments = ["--model_name_or_path", tmp_path, *LENGTHS, "--per_device_train_batch_size", 512]
+    rows, output = estimate(capsys, *arguments, "--gradient_checkpointing", "False", "--bf16", "False", *options)
+    layout = BatchSize.trie([(40, [6] * 8)] * 512, plan)
+    cost = step_cost(ModelSize.from_config(config), layout, TrainingOptions())
+    assert rows["tokens with padding"][0] == layout.padded_tokens
+    assert rows["TFLOPs"][0] == pytest.approx(cost.flops / 1e12, abs=6e-4)
+    assert rows["memory, GB"][0] == pytest.approx(cost.memory / 1e9, abs=6e-4)
+    assert words in output
 
 
 def test_lengths_are_measured_on_a_dataset(capsys, config_folder, tmp_path):
@@ -144,6 +188,7 @@ def test_lengths_are_measured_on_a_dataset(capsys, config_folder, tmp_path):
     ]
     # Both rows of a batch are the same: the trie holds them once
     assert found["tokens"] == (prompt + sum(length - prompt - 1 for length in titles), 2 * sum(titles) - 6)
+    assert found["tokens with padding"][0] == BLOCK  # of the one row that attention in blocks takes
     assert "4 rows of" in output
 
 

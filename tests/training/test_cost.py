@@ -1,23 +1,30 @@
 """The cost model against the collator's batches, torch's FLOP counter and the tensors of training runs."""
 
+import math
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from support import make_model, ragged_examples
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmpo_trl.batching.blocks import visible_blocks
 from dmpo_trl.batching.collator import DataCollatorForMultiPreference, lay_out
+from dmpo_trl.batching.lengths import BLOCK
 from dmpo_trl.modeling.attention import trie_layout, use_trie_attention
-from dmpo_trl.training.cost import HEAD_TILE, BatchSize, ModelSize, TrainingOptions, largest, step_cost
+from dmpo_trl.modeling.block_attention import block_mask
+from dmpo_trl.modeling.row_plan import ONE_ROW, RowPlan
+from dmpo_trl.training.cost import HEAD_TILE, PADDED, BatchSize, ModelSize, TrainingOptions, largest, step_cost
 
 LENGTHS = st.lists(
     st.tuples(st.integers(0, 30), st.lists(st.integers(1, 8), min_size=2, max_size=5)), min_size=1, max_size=8
 )
+IN_BLOCKS = RowPlan(ONE_ROW, BLOCK, math.inf)
 FLOPS_TOLERANCE = 0.005  # the angles of rotary embeddings are left out
 MODELS = ["llama", "qwen3", "gemma2", "gpt2", "phi3_window", "gpt_neox", "mixtral"]
 
@@ -28,22 +35,82 @@ def lora(name="llama"):
     return LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
 
 
-def batch_of(lengths, *, prefix_sharing, balance=4096.0):
+def batch_of(lengths, *, prefix_sharing, plan=PADDED):
     """A batch of these lengths in which no two tokens are equal, so that nothing is shared."""
     tokens = count()
     prompts = [[next(tokens) for _ in range(prompt)] for prompt, _ in lengths]
     completions = [[[next(tokens) for _ in range(n)] for n in sizes] for _, sizes in lengths]
-    return lay_out(prompts, completions, prefix_sharing=prefix_sharing, pad_token_id=0, attention_balance=balance)
+    options = plan.options() if prefix_sharing else {}
+    return lay_out(
+        prompts,
+        completions,
+        prefix_sharing=prefix_sharing,
+        pad_token_id=0,
+        skip_half_blocks=prefix_sharing,
+        **options,
+    )
 
 
 # Tokens
 
 
-@given(LENGTHS, st.sampled_from([10.0, 4096.0]))
-def test_predicted_layouts_are_the_collators_where_nothing_is_shared(lengths, balance):
-    trie = batch_of(lengths, prefix_sharing=True, balance=balance)
-    assert BatchSize.trie(lengths, attention_balance=balance) == BatchSize.measured(trie)
+@given(LENGTHS, st.sampled_from([10.0, 4096.0]), st.sampled_from([1, 16]))
+def test_predicted_layouts_are_the_collators_where_nothing_is_shared(lengths, balance, multiple):
+    plan = RowPlan(None, multiple, balance)
+    assert BatchSize.trie(lengths, plan) == BatchSize.measured(batch_of(lengths, prefix_sharing=True, plan=plan))
     assert BatchSize.copies(lengths) == BatchSize.measured(batch_of(lengths, prefix_sharing=False))
+
+
+@settings(deadline=None)
+@example([(200, [1, 90, 128, 129]), (1, [1, 1])])  # completions without a token, and ends at the edges of blocks
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 150), min_size=2, max_size=9)), min_size=1, max_size=6
+    )
+)
+def test_predicted_blocks_are_the_collators(lengths):
+    """Of one row of all trees, as on CUDA: `subtree_end` of the real batch, and torch's own mask of it."""
+    batch = batch_of(lengths, prefix_sharing=True, plan=IN_BLOCKS)
+    predicted, ends = BatchSize.trie(lengths, IN_BLOCKS), batch["subtree_end"]
+    assert predicted == BatchSize.measured(batch, in_blocks=True)
+    assert (predicted.rows, predicted.length % BLOCK) == (1, 0)
+    mask = block_mask(ends, lambda b, h, q, k: (k <= q) & (q < ends[b, k]), ancestors_only=True)
+    assert predicted.blocks == int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
+    assert predicted.attention_pairs == predicted.blocks * BLOCK**2 <= predicted.length**2
+
+
+def test_blocks_of_shared_histories_are_measured():
+    prompts = [[1] * 300, [1] * 300 + [2] * 40]
+    completions = [[[3 + i] * 20 for i in range(8)]] * 2
+    batch = lay_out(prompts, completions, prefix_sharing=True, pad_token_id=0, **IN_BLOCKS.options())
+    measured = BatchSize.measured(batch, in_blocks=True)
+    assert measured.blocks == int(visible_blocks(batch["subtree_end"])[0].sum())
+    assert measured.blocks < BatchSize.trie([(300, [20] * 8), (340, [20] * 8)], IN_BLOCKS).blocks
+
+
+def test_in_blocks_a_step_grows_with_its_tokens_and_not_with_their_square():
+    size = ModelSize.from_config(make_model().config)
+    users, costs = [(240, [11] * 16)] * 40, {}
+    for name, plan in (("blocks", IN_BLOCKS), ("dense", replace(PADDED, attention_balance=math.inf))):
+        for times in (1, 2):
+            layout = BatchSize.trie(users * times, plan)
+            cost = step_cost(size, layout, TrainingOptions())
+            costs[name, times] = layout, cost.step_memory - cost.gradient_memory, cost.flops
+    (few, memory, flops), (many, more_memory, more_flops) = costs["blocks", 1], costs["blocks", 2]
+    assert many.length == 32_000
+    assert (many.length, many.blocks) == (2 * few.length, 2 * few.blocks)
+    assert more_memory < 2.05 * memory
+    assert more_flops == pytest.approx(2 * flops)
+    assert costs["dense", 2][1] > 3 * costs["dense", 1][1]
+    assert costs["dense", 2][1] > 20 * more_memory
+
+
+def test_a_mask_of_blocks_has_the_bytes_of_its_tensors():
+    batch = batch_of([(240, [11] * 16)] * 20, prefix_sharing=True, plan=IN_BLOCKS)
+    ends = batch["subtree_end"]
+    mask = block_mask(ends, lambda b, h, q, k: (k <= q) & (q < ends[b, k]), ancestors_only=True)
+    held = tensor_bytes(part for part in mask.as_tuple() if isinstance(part, torch.Tensor))
+    assert BatchSize.measured(batch, in_blocks=True).mask_bytes(2) == pytest.approx(held, rel=0.05)
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(1, 5), min_size=1, max_size=6))

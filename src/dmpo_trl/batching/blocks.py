@@ -1,5 +1,7 @@
 """Blocks of a row's attention: which squares of queries and keys a kernel visits, from `subtree_end` alone."""
 
+from collections.abc import Iterable
+
 import torch
 
 from .lengths import BLOCK
@@ -35,3 +37,28 @@ def visible_blocks(subtree_end: torch.Tensor, block: int = BLOCK) -> tuple[torch
     visited = before & (ends.amax(-1) > first)
     full = before & (ends.amin(-1) >= first + block)
     return visited | (first == first.T), full
+
+
+def count_visible_blocks(runs: Iterable[tuple[int, int]], length: int, block: int = BLOCK) -> int:
+    """Count the blocks of one row that [`visible_blocks`] finds to have a visible pair, without its tensors.
+
+    Blocks of queries see a block of keys up to the last descendant of any key in it. So the blocks of a row of any
+    length are counted in as many steps as it has runs and blocks of keys.
+
+    Args:
+        runs: Of each run of tokens with a common end, the number of its tokens, and how many tokens after its first
+            one the subtree of all of them ends. What follows the last run is padding.
+        length: Tokens of the row, a multiple of `block`.
+        block: Tokens of a block.
+
+    Example:
+        >>> count_visible_blocks([(2, 6), (2, 2), (2, 2)], length=6, block=2)
+        5
+    """
+    last = list(range(block, length + 1, block))  # a query sees itself: the end of the block at least
+    start = 0
+    for tokens, end in runs:
+        for index in range(start // block, -(-(start + tokens) // block)) if tokens else ():
+            last[index] = max(last[index], start + end)
+        start += tokens
+    return sum(-(-end // block) - index for index, end in enumerate(last))

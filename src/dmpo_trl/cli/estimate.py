@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from trl import ModelConfig
 
+    from ..modeling.row_plan import RowPlan
     from ..training.cost import BatchSize, Lengths, ModelSize, StepCost, TrainingOptions
 
 
@@ -33,7 +35,10 @@ class EstimateArguments:
     )
     memory_gb: float | None = field(
         default=None,
-        metadata={"help": "Memory of a device in 10^9 bytes; the largest N that fits into it is then printed."},
+        metadata={
+            "help": "Memory of a device in 10^9 bytes, for the largest N that fits into it and for what to switch on "
+            "and off. Default: that of the first GPU, where one is there."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -64,15 +69,14 @@ def make_parser() -> Parser:
 
 def run(arguments: list[str]) -> None:
     """Print the table. The options and the YAML file are those of `dmpo-trl train`; no weights are read."""
-    from ..modeling.attention import attention_balance
     from ..training.cost import BatchSize, ModelSize, TrainingOptions, largest, step_cost
     from ..training.reference import needs_reference
     from .launch import accelerate_options
 
-    # The machine that estimates need not be one that could train
-    arguments = [*arguments, "--use_cpu", "True"]
     parser = make_parser()
     parsed = parser.parse_values(arguments, accelerate_options())
+    device_type = "cpu" if parsed.values.use_cpu else "cuda"
+    parsed.values.use_cpu = True  # the machine that estimates need not be one that could train
     script, config, model, *_, options = parser.instances(parsed)
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
@@ -92,34 +96,35 @@ def run(arguments: list[str]) -> None:
         precomputed_reference=config.precompute_ref_log_probs or not needs_reference(config, None),
         load_in_4bit=model.load_in_4bit,
     )
-    balance = attention_balance(loaded)
+    plan, attention = _rows(loaded, config, model, device_type)
     batch_size = config.per_device_train_batch_size
-    sample = _measure(script, config, model, options, balance, batch_size)
+    sample = _measure(script, config, model, options, plan, batch_size)
+    memory_gb: float | None = options.memory_gb or _memory_of_gpu()
+    limit = math.inf if memory_gb is None else memory_gb * 1e9
 
     def largest_negatives(layout: Callable[[Lengths], BatchSize]) -> int:
         def fits(negatives: int) -> bool:
             completions = [sample.completion_tokens] * (negatives + 1)
             cost = step_cost(size, layout([(sample.prompt_tokens, completions)] * batch_size), training)
-            return cost.memory <= options.memory_gb * 1e9
+            return cost.memory <= limit
 
         return largest(fits, 4096)
 
     columns = {}
     for name, layout in (
-        ("trie", lambda lengths: BatchSize.trie(lengths, attention_balance=balance)),
+        ("trie", lambda lengths: BatchSize.trie(lengths, plan)),
         ("copies", BatchSize.copies),
     ):
         columns[name] = _column([step_cost(size, batch, training) for batch in sample.layouts[name]])
-        if options.memory_gb is not None:
-            columns[name][f"largest N in {options.memory_gb:g} GB"] = largest_negatives(layout)
+        if memory_gb is not None:
+            columns[name][f"largest N in {memory_gb:g} GB"] = largest_negatives(layout)
     trained = size.adapter or size.parameters
     print(
         f"{model.model_name_or_path}: {size.parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained"
-        f"{' (LoRA)' if size.adapter else ''}; one step of {batch_size} examples, {sample.source}\n"
+        f"{' (LoRA)' if size.adapter else ''}; one step of {batch_size} examples, {sample.source}; {attention}\n"
     )
     print(_table(columns))
-    if options.memory_gb is not None:
-        _print_faster(size, sample.layouts["trie"], training, options.memory_gb)
+    _print_faster(size, sample.layouts["trie"], training, memory_gb)
     print("\nHow it is computed, what is left out and how far it is from measured runs: docs/cost.md")
 
 
@@ -140,14 +145,48 @@ def _configs(path: str, options: ModelConfig, trust_remote_code: bool) -> tuple[
     return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code), adapter
 
 
-def _print_faster(size: ModelSize, layouts: list[BatchSize], training: TrainingOptions, memory_gb: float) -> None:
-    """Print which options would make a step of the trie faster and fit: the two that matter most, alone and together.
+def _rows(config: Any, options: Any, model: ModelConfig, device_type: str) -> tuple[RowPlan, str]:
+    """Return how the trainer lays the trie's rows out on a device, and what attention that is for, in words."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ..modeling.attention import plain_attention
+    from ..modeling.block_attention import block_obstacle
+    from ..modeling.row_plan import plan_for
+
+    asked = model.attn_implementation
+    known = {"attn_implementation": asked} if asked in ("sdpa", "eager") else {}
+    with torch.device("meta"):
+        base = plain_attention(AutoModelForCausalLM.from_config(config, **known))
+    reason = block_obstacle(config, base, device_type, triton=True)  # which torch for CUDA brings along
+    if not options.block_attention:
+        reason = "block_attention is False"
+    elif options.torch_compile:
+        reason = "torch_compile is set"
+    if reason is None:
+        return plan_for(device_type, ["trie_sdpa_blocks"], config), "on CUDA, the trie attended to in blocks"
+    # As if compiled: a CPU's rows are packed without padding and attended to tree by tree, which is counted as padded
+    plan = plan_for(device_type, [f"trie_{base}"], config, compiles=True)
+    return plan, "on a CPU" if device_type == "cpu" else f"on CUDA, with dense masks: {reason}"
+
+
+def _memory_of_gpu() -> float | None:
+    """Return the memory of the first GPU in GB; None without one."""
+    import torch
+
+    return round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if torch.cuda.is_available() else None
+
+
+def _print_faster(
+    size: ModelSize, layouts: list[BatchSize], training: TrainingOptions, memory_gb: float | None
+) -> None:
+    """Print the options that make a step of the trie faster: the two that matter most, alone and together.
 
     Args:
         size: The model's.
         layouts: Of batches.
         training: Options as they are.
-        memory_gb: Memory that the step may take.
+        memory_gb: Memory that the step may take; None prints what each option takes.
     """
     from ..training.cost import step_cost
 
@@ -163,19 +202,28 @@ def _print_faster(size: ModelSize, layouts: list[BatchSize], training: TrainingO
     if len(changes) > 1:
         changes[" ".join(changes)] = {key: value for change in changes.values() for key, value in change.items()}
     flops, _ = costs(training)
-    lines = []
+    lines: list[str] = []
+    too_large: list[str] = []
     for name, change in changes.items():
         less, memory = costs(replace(training, **change))
-        if memory <= memory_gb * 1e9:
-            lines.append(f"{name}: {flops / less:.2f} times fewer FLOPs, {memory / 1e9:.3f} GB")
+        line = f"{name}: {flops / less:.2f} times fewer FLOPs, {memory / 1e9:.3f} GB"
+        (lines if memory_gb is None or memory <= memory_gb * 1e9 else too_large).append(line)
     if lines:
-        print(f"\nFaster, and fits in {memory_gb:g} GB (trie):", *lines, sep="\n")
+        where = "if the memory is there" if memory_gb is None else f"and fits in {memory_gb:g} GB"
+        print(f"\nFaster, {where} (trie):", *lines, sep="\n")
         if not training.precomputed_reference:
-            print("Log-probs that are precomputed take a forward pass of the dataset before the first step.")
+            print(
+                "Log-probs that are precomputed take a forward pass of the dataset before the first step, which is "
+                "cached: they pay from the second epoch, or run, on."
+            )
+    if too_large:
+        print(
+            f"\nFaster, and does not fit in {memory_gb:g} GB (trie):", *(f"- {line}" for line in too_large), sep="\n"
+        )
 
 
 def _measure(
-    script: Any, config: Any, model: Any, options: EstimateArguments, balance: float, batch_size: int
+    script: Any, config: Any, model: Any, options: EstimateArguments, plan: RowPlan, batch_size: int
 ) -> Sample:
     from ..training.cost import BatchSize
 
@@ -190,7 +238,7 @@ def _measure(
                 f"A prompt of {prompt} and a completion of {completion} tokens exceed max_length={config.max_length}."
             )
         lengths: Lengths = [(prompt, [completion] * (negatives + 1))] * batch_size
-        layouts = {"trie": [BatchSize.trie(lengths, attention_balance=balance)], "copies": [BatchSize.copies(lengths)]}
+        layouts = {"trie": [BatchSize.trie(lengths, plan)], "copies": [BatchSize.copies(lengths)]}
         source = (
             f"N = {negatives}, prompts of {prompt} tokens, completions of {completion}, nothing shared but prompts"
         )
@@ -222,18 +270,20 @@ def _measure(
         special_tokens_in_text=False if in_text is None and is_prepared(script.dataset_name) else in_text,
     ).to_list()
     layouts = {}
-    for name in ("trie", "copies"):
+    own_multiple = config.pad_to_multiple_of or 1
+    multiples = {"trie": math.lcm(own_multiple, plan.multiple), "copies": own_multiple}  # as in `Layout.collator`
+    for name in multiples:
         collate = DataCollatorForMultiPreference(
             pad_token_id=0,
             max_length=config.max_length,
             truncation_mode=config.truncation_mode,
-            pad_to_multiple_of=config.pad_to_multiple_of,
             prefix_sharing=name == "trie",
-            attention_balance=balance,
+            **plan.options() | {"pad_to_multiple_of": multiples[name]},
         )
         batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
         whole = [batch for batch in batches if len(batch) == batch_size] or batches
-        layouts[name] = [BatchSize.measured(collate(batch)) for batch in whole]
+        in_blocks = plan.in_blocks and name == "trie"
+        layouts[name] = [BatchSize.measured(collate(batch), in_blocks=in_blocks) for batch in whole]
     rejected = [ids for row in examples for ids in row["rejected_ids"]]
     completions = rejected + [ids for row in examples for _, _, ids in chosen_entries(row)]
     prompt = round(statistics.mean(len(row["prompt_ids"]) for row in examples))

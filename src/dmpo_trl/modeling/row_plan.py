@@ -34,6 +34,11 @@ class RowPlan:
     multiple: int
     attention_balance: float
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether all trees stand in one row of whole blocks, of which attention visits those with a visible pair."""
+        return self.packed_length == ONE_ROW
+
     def options(self) -> dict[str, Any]:
         """Return the arguments of `lay_out`, and of the collator, that lay batches out so."""
         return {

@@ -6,14 +6,17 @@ docs/cost.md derives the formulas and holds them against measured runs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from ..batching.blocks import count_visible_blocks, visible_blocks
+from ..batching.lengths import BLOCK, row_length
 from ..batching.trie import plan_rows
+from ..modeling.row_plan import RowPlan
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -22,6 +25,11 @@ Lengths = Sequence[tuple[int, Sequence[int]]]  # for each example, tokens of its
 
 HEAD_TILE = 4096 * 32768  # most logits that exist at once in training, `logprobs.GPU_TILE`
 QUANTIZED_BYTES = 0.5 + 4 / 64  # NF4 and a float32 scale for every 64 weights (QLoRA, arXiv 2305.14314)
+BLOCK_BYTES = 4 * 4  # four int32 of a `BlockMask`: partial and full blocks, by queries and by keys
+
+
+PADDED = RowPlan(packed_length=None, multiple=1, attention_balance=4096.0)
+"""Rows of the longest tree's length, attended to as a whole."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,14 @@ class BatchSize:
         rows: Rows of the batch.
         length: Tokens of a row, padding included.
         scored: Scored (position, next token) pairs, S.
+        blocks: Blocks of 128 queries and 128 keys that attention visits; None where it is dense.
     """
 
     tokens: int
     rows: int
     length: int
     scored: int
+    blocks: int | None = None
 
     @property
     def padded_tokens(self) -> int:
@@ -47,25 +57,44 @@ class BatchSize:
 
     @property
     def attention_pairs(self) -> int:
-        """(Query, key) pairs that dense attention computes, A = rows * length^2."""
-        return self.rows * self.length**2
+        """(Query, key) pairs that attention computes, A: rows * length^2, or those of the visited blocks."""
+        return self.rows * self.length**2 if self.blocks is None else self.blocks * BLOCK**2
+
+    def mask_bytes(self, value_bytes: int) -> int:
+        """Bytes of the attention mask: a dense one as booleans and as numbers, or the indices of the blocks."""
+        if self.blocks is None:
+            return self.attention_pairs * (1 + value_bytes)
+        return self.rows * (self.length // BLOCK) ** 2 * BLOCK_BYTES
 
     @classmethod
-    def trie(cls, lengths: Lengths, *, attention_balance: float = 4096.0) -> BatchSize:
+    def trie(cls, lengths: Lengths, plan: RowPlan = PADDED) -> BatchSize:
         """Return the trie layout where examples share nothing and completions begin differently: an upper bound.
 
         An example has ``p + sum_i (c_i - 1)`` nodes: the prompt once, and every completion but its last token, which
         predicts nothing. Where prefixes are shared, `measured` tells what is left.
 
         Args:
-            lengths: For each example, tokens of the prompt, p, and of each completion, c_i.
-            attention_balance: See `plan_rows`.
+            lengths: For each example, tokens of the prompt, p, and of each completion, c_i. In blocks they stand in
+                this order; another one visits a few blocks more or less.
+            plan: The rows. Packed ones that are attended to tree by tree, on a CPU, are counted as padded ones.
+
+        Example:
+            >>> BatchSize.trie([(270, [10] * 16)])
+            BatchSize(tokens=414, rows=1, length=414, scored=160, blocks=None)
+            >>> in_blocks = RowPlan(2**31, 128, float("inf"))
+            >>> BatchSize.trie([(270, [10] * 16)], in_blocks)
+            BatchSize(tokens=414, rows=1, length=512, scored=160, blocks=9)
         """
         nodes = [prompt + sum(completions) - len(completions) for prompt, completions in lengths]
         sizes = [prompt + sum(completions) for prompt, completions in lengths]
-        rows = plan_rows([[i] for i in range(len(sizes))], sizes, attention_balance)
-        length = max(sum(nodes[i] for i in members) for members in rows)
-        return cls(sum(nodes), len(rows), max(length, 1), _scored(lengths))
+        if plan.in_blocks:
+            rows = [list(range(len(sizes)))]
+        else:
+            rows = plan_rows([[i] for i in range(len(sizes))], sizes, plan.attention_balance)
+        longest = max(sum(nodes[i] for i in members) for members in rows)
+        length = row_length(longest, plan.multiple, skip_half_blocks=True)
+        blocks = count_visible_blocks(_runs(lengths), length) if plan.in_blocks else None
+        return cls(sum(nodes), len(rows), length, _scored(lengths), blocks)
 
     @classmethod
     def copies(cls, lengths: Lengths) -> BatchSize:
@@ -74,10 +103,24 @@ class BatchSize:
         return cls(sum(sequences), len(sequences), max(*sequences, 1), _scored(lengths))
 
     @classmethod
-    def measured(cls, batch: dict[str, torch.Tensor]) -> BatchSize:
-        """Return the layout of a batch that `DataCollatorForMultiPreference` made."""
+    def measured(cls, batch: dict[str, torch.Tensor], *, in_blocks: bool = False) -> BatchSize:
+        """Return the layout of a batch that `DataCollatorForMultiPreference` made.
+
+        Args:
+            batch: The batch.
+            in_blocks: Whether it is attended to in blocks, as `RowPlan.in_blocks` says.
+        """
         rows, length = batch["input_ids"].shape
-        return cls(int(batch["attention_mask"].sum()), rows, length, len(batch["scored_targets"]))
+        blocks = int(visible_blocks(batch["subtree_end"])[0].sum()) if in_blocks else None
+        return cls(int(batch["attention_mask"].sum()), rows, length, len(batch["scored_targets"]), blocks)
+
+
+def _runs(lengths: Lengths) -> Iterator[tuple[int, int]]:
+    """Yield the tokens of each prompt and of each completion, and how many tokens later their subtree ends."""
+    for prompt, completions in lengths:
+        yield prompt, prompt + sum(completions) - len(completions)
+        for completion in completions:
+            yield completion - 1, completion - 1
 
 
 def _scored(lengths: Lengths) -> int:
@@ -196,7 +239,7 @@ class StepCost:
         optimizer_memory: The optimizer's states.
         activation_memory: What the backward pass needs of the forward pass.
         head_memory: Logits that exist at once, float32, and the derivative by the hidden states.
-        mask_memory: The dense attention mask, as booleans and as numbers.
+        mask_memory: The attention mask: dense, as booleans and as numbers, or the indices of its blocks.
     """
 
     layout: BatchSize
@@ -273,7 +316,7 @@ def step_cost(model: ModelSize, layout: BatchSize, options: TrainingOptions) -> 
         optimizer_memory=trained * trained_bytes * options.optimizer_states,
         activation_memory=(checkpoints + layer if options.gradient_checkpointing else model.layers * layer) + casts,
         head_memory=4 * min(scored * (model.head // model.hidden), HEAD_TILE) + 4 * scored * model.hidden,
-        mask_memory=pairs * (1 + compute_bytes),
+        mask_memory=layout.mask_bytes(compute_bytes),
     )
 
 
