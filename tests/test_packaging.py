@@ -115,7 +115,8 @@ def test_every_requirement_has_bounds():
 
 
 def test_no_extra_is_for_developers_only():
-    assert set(PROJECT["optional-dependencies"]) == {"completion", "deepspeed", "gguf", "plot", "qlora", "serve"}
+    extras = {"completion", "deepspeed", "demo", "gguf", "plot", "qlora", "serve", "tune"}
+    assert set(PROJECT["optional-dependencies"]) == extras
 
 
 def test_constraints_have_a_version_for_every_requirement():

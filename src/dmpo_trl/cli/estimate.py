@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ._splits import choose_split
+from ._splits import choose_split, first_negatives
 from ._train_options import adapter_options, argument_types
 from .options import Parser, check_at_least
 
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> None:
     arguments = [*arguments, "--use_cpu", "True"]
     parser = make_parser()
     parsed = parser.parse_values(arguments, accelerate_options())
-    script, config, model, *_, options = parser.instances(parsed)
+    script, config, model, _, _, cut, _, options = parser.instances(parsed)
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:
@@ -94,7 +94,7 @@ def run(arguments: list[str]) -> None:
     )
     balance = attention_balance(loaded)
     batch_size = config.per_device_train_batch_size
-    sample = _measure(script, config, model, options, balance, batch_size)
+    sample = _measure(script, config, model, options, cut.max_negatives, balance, batch_size)
 
     def largest_negatives(layout: Callable[[Lengths], BatchSize]) -> int:
         def fits(negatives: int) -> bool:
@@ -175,7 +175,13 @@ def _print_faster(size: ModelSize, layouts: list[BatchSize], training: TrainingO
 
 
 def _measure(
-    script: Any, config: Any, model: Any, options: EstimateArguments, balance: float, batch_size: int
+    script: Any,
+    config: Any,
+    model: Any,
+    options: EstimateArguments,
+    max_negatives: int | None,
+    balance: float,
+    batch_size: int,
 ) -> Sample:
     from ..training.cost import BatchSize
 
@@ -185,6 +191,7 @@ def _measure(
         if options.completion_tokens is None:
             raise ValueError("--prompt_tokens needs --completion_tokens.")
         prompt, completion, negatives = options.prompt_tokens, options.completion_tokens, options.negatives
+        negatives = min(negatives, max_negatives or negatives)
         if config.max_length is not None and prompt + completion > config.max_length:
             raise ValueError(
                 f"A prompt of {prompt} and a completion of {completion} tokens exceed max_length={config.max_length}."
@@ -212,6 +219,7 @@ def _measure(
     data = choose_split(splits, script.dataset_train_split, "--dataset_train_split")
     in_text = config.special_tokens_in_text
     rows = data.shuffle(config.seed).select(range(min(options.sample_rows, len(data))))
+    rows = first_negatives(rows, max_negatives)
     examples = tokenize_dataset(
         rows,
         "train",
