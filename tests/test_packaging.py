@@ -115,7 +115,7 @@ def test_every_requirement_has_bounds():
 
 
 def test_no_extra_is_for_developers_only():
-    extras = {"completion", "deepspeed", "gguf", "plot", "qlora", "ray", "serve"}
+    extras = {"completion", "demo", "deepspeed", "gguf", "plot", "qlora", "ray", "serve", "tune"}
     assert set(PROJECT["optional-dependencies"]) == extras
 
 

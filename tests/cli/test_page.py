@@ -1,12 +1,12 @@
 """The page of an evaluation: it has every figure, titles are text in it, and it works in a browser."""
 
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from support.browser import chromium, needs_browser
 from support.prepared import model_and_data
 
 from dmpo_trl.cli import main
@@ -126,19 +126,12 @@ def test_a_report_must_be_a_page(given):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium-driver")
+@needs_browser
 def test_the_page_in_a_browser(report, users, tmp_path):
-    from selenium import webdriver
     from selenium.webdriver.common.by import By
 
     (tmp_path / "report.html").write_text(page(report, users), encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1600"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    with webdriver.Chrome(options=options, service=service) as browser:
+    with chromium() as browser:
         browser.get((tmp_path / "report.html").as_uri())
         assert browser.title == "dmpo-trl: evaluation"  # which a title of the data tries to change
 
@@ -163,5 +156,4 @@ def test_the_page_in_a_browser(report, users, tmp_path):
         mean = browser.find_element(By.CSS_SELECTOR, ".mean")
         middle = mean.rect["x"] + mean.rect["width"] / 2 - track.rect["x"]
         assert middle == pytest.approx(track.rect["width"] / 2, abs=3)  # 0.5 of 1
-        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
         assert len(browser.get_screenshot_as_png()) > 10_000

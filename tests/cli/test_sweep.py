@@ -11,14 +11,19 @@ from dmpo_trl.cli import COMMANDS, main
 HUGE = "1000000000000"
 VALUES = ["0", "-1", HUGE, "", "no such", "nan", "inf"]
 # Where the huge value is a legitimate order to compute for years
-ENDLESS = {"max_steps", "num_train_epochs", "max_new_tokens"}
+ENDLESS = {"max_steps", "num_train_epochs", "max_new_tokens", "trials"}
 # Of the training's options, which `estimate` has too and reads without a step, those that are tried in one
 IN_TRAINING = {
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length",
-    "max_tokens_per_batch", "prefix_sharing", "learning_rate", "beta", "max_grad_norm", "logging_steps",
+    "max_tokens_per_batch", "max_negatives", "prefix_sharing", "learning_rate", "beta", "max_grad_norm",
+    "logging_steps",
     "warmup_steps", "seed", "loss_type", "loss_weights", "ranking_data", "ranking_users", "dataset_train_split",
     "pad_token", "resume_from_checkpoint", "dtype",
 }  # fmt: skip
+
+# `tune` has the options of `train`, which are swept there, and these
+OF_TUNING = {"search", "trials", "startup_trials", "evaluations", "objective"}
+OF = {"train": IN_TRAINING, "tune": OF_TUNING}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +60,11 @@ def cases(folder):
         "explain": ["explain", *common, "--history", "10", "11", "--max_new_tokens", "2"],
         "export": ["export", *common, "--output_dir", "new", "--overwrite"],
         "serve": ["serve", *common, "--port", "0"],
+        "demo": ["demo", *common],
         "env": ["env"],
         "estimate": ["estimate", *training, "--prompt_tokens", "10", "--completion_tokens", "5"],
         "train": ["train", *training, *train, "--save_strategy", "no"],
+        "tune": ["tune", *training, *train, "--trials", "1", "--search", "beta=0.1,1"],
     }
 
 
@@ -73,7 +80,7 @@ def sweep(case, values, capsys):
     runs = [
         [*case, f"--{option}", value]
         for option in options
-        if option != "help" and (command != "train" or option in IN_TRAINING)
+        if option != "help" and option in OF.get(command, {option})
         for value in values
         if value != HUGE or option not in ENDLESS
     ]
@@ -114,6 +121,8 @@ def offline(monkeypatch, tmp_path):
 def no_service(monkeypatch):
     """A service that could be started ends at once."""
     monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
+    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: None)
+    monkeypatch.setattr("gradio.Blocks.block_thread", lambda page: None)
 
 
 @pytest.mark.parametrize(

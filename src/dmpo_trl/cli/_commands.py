@@ -11,11 +11,13 @@ COMMANDS = {
     "leaks": "look for shortcuts and for test rows in the training data",
     "estimate": "estimate tokens, FLOPs and memory of a training step, from a model's config alone",
     "train": "train with DMPO, with the options of `trl dpo`",
+    "tune": "search for the options of training that rank validation users best",
     "evaluate": "rank the candidates of held-out users with a model",
     "recommend": "recommend from the whole catalogue, for one user or a file of them",
     "explain": "show which items of a history carry a recommendation",
     "export": "merge an adapter into its model, with all that serving needs, in one folder",
     "serve": "answer requests for recommendations over HTTP",
+    "demo": "show a page to pick titles and look at recommendations and explanations",
     "env": "print versions and hardware, for a bug report",
     "completion": "print a script that completes commands and options in a shell",
 }

@@ -1,9 +1,12 @@
-"""Splits of a data set, chosen by an option."""
+"""What is taken of a data set by options: a split, and how many rejected completions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS, numbered_columns, rejected_entries
 
 
 def choose_split(data: Mapping[str, Any], name: str, option: str) -> Any:
@@ -24,3 +27,35 @@ def choose_split(data: Mapping[str, Any], name: str, option: str) -> Any:
     if name not in data:
         raise ValueError(f"The data have no split {name!r}; set {option} to one of {', '.join(data)}.")
     return data[name]
+
+
+def first_negatives(data: Any, number: int | None) -> Any:
+    """Return rows with the first rejected completions only, and the numbers that belong to them.
+
+    Args:
+        data: A dataset or a stream of rows.
+        number: How many of each row's; None for all. A row with fewer keeps those that it has.
+
+    Raises:
+        ValueError: The rejected completions stand in numbered columns.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> rows = Dataset.from_list([{"prompt": "Next:", "chosen": " Aliens", "rejected": [" Babe", " Heidi"]}])
+        >>> first_negatives(rows, 1)["rejected"][0]
+        [' Babe']
+    """
+    if number is None:
+        return data
+    if numbered := numbered_columns(data.column_names or ()):
+        raise ValueError(
+            f"--max_negatives takes the first entries of lists, and the data have the columns {', '.join(numbered)}: "
+            "put them into one column `rejected`, a list, or leave --max_negatives out."
+        )
+    return data.map(partial(_first, number=number))
+
+
+def _first(row: dict[str, Any], *, number: int) -> dict[str, Any]:
+    column, name, _ = rejected_entries(row)[0]
+    listed = [column, *PAIR_COLUMNS, REFERENCE_COLUMNS[1]] if name != "it" else []
+    return {key: row[key][:number] for key in listed if isinstance(row.get(key), list)}

@@ -44,6 +44,20 @@ class RankingArguments:
 
 
 @dataclass
+class NegativesArguments:
+    """Which of a row's rejected completions are trained on."""
+
+    max_negatives: int | None = field(
+        default=None,
+        metadata={"help": "Train on the first N rejected completions of each row. Default: all of them."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_at_least(self, max_negatives=1)
+
+
+@dataclass
 class ResumeArguments:
     """Going on after an interruption."""
 
@@ -63,7 +77,8 @@ def argument_types() -> tuple[Any, ...]:
 
     from ..config import DMPOConfig
 
-    return ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments, ResumeArguments
+    of_trl = (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig)
+    return *of_trl, RankingArguments, NegativesArguments, ResumeArguments
 
 
 def adapter_options(path: str, is_adapter: bool, model: ModelConfig) -> PeftConfig | None:

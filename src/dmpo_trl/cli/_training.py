@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -26,8 +26,8 @@ from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_da
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
 from ._run_folder import begin_run, check_run_folder, end_run
-from ._splits import choose_split
-from ._train_options import RankingArguments, adapter_options
+from ._splits import choose_split, first_negatives
+from ._train_options import NegativesArguments, RankingArguments, adapter_options
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def train(
     model: ModelConfig,
     mixture: DatasetMixtureConfig,
     ranking: RankingArguments,
+    negatives: NegativesArguments,
 ) -> None:
     """Train, save, and push to the hub where asked to.
 
@@ -47,25 +48,51 @@ def train(
         model: Model, adapter and quantisation.
         mixture: Data sets to train on instead of the one of `script`.
         ranking: Users to rank at each evaluation.
+        negatives: Which rejected completions are trained on.
     """
     check_run_folder(str(config.output_dir), resumes=_resumes_there(config))
+    trainer = trainer_of(script, config, model, mixture, ranking, negatives)
+    with _noted(trainer):
+        _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, _score(ranking, config))
+        _train_and_save(trainer, config, script)
+
+
+def trainer_of(
+    script: ScriptArguments,
+    config: DMPOConfig,
+    model: ModelConfig,
+    mixture: DatasetMixtureConfig,
+    ranking: RankingArguments,
+    negatives: NegativesArguments,
+) -> DMPOTrainer:
+    """Return the trainer of a run, which ranks users at each evaluation where it was asked to; see [`train`]."""
     paths: list[str | None] = [one.path for one in mixture.datasets] or [script.dataset_name]
     if config.special_tokens_in_text is None and all(map(is_prepared, paths)):
         config.special_tokens_in_text = False
     data = _load_data(script, mixture)
     train_data = choose_split(data, script.dataset_train_split, "--dataset_train_split")
+    train_data = first_negatives(train_data, negatives.max_negatives)
     eval_data = None
     if config.eval_strategy != "no":
         eval_data = choose_split(data, _evaluation_split(data, script.dataset_test_split), "--dataset_test_split")
     if script.ignore_bias_buffers:
         config.ddp_broadcast_buffers = False  # boolean masks cannot be broadcast
     trainer = _make_trainer(config, model, train_data, eval_data)
-    score = ranking.ranking_score or trained_score(config.loss_type)
     if ranking.ranking_data is not None:
-        trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, score, trainer))
-    with _noted(trainer):
-        _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, score)
-        _train_and_save(trainer, config, script)
+        trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, _score(ranking, config), trainer))
+    return trainer
+
+
+def largest_negatives(script: ScriptArguments, mixture: DatasetMixtureConfig) -> int:
+    """Return the largest number of rejected completions of a training row; 1 for streams, which are not read."""
+    data = choose_split(_load_data(script, mixture), script.dataset_train_split, "--dataset_train_split")
+    if not isinstance(data, Dataset) or "rejected" not in data.column_names:
+        return 1
+    return max((len(own) for own in data["rejected"] if isinstance(own, list)), default=1)
+
+
+def _score(ranking: RankingArguments, config: DMPOConfig) -> Literal["sum", "mean"]:
+    return ranking.ranking_score or trained_score(config.loss_type)
 
 
 def _resumes_there(config: DMPOConfig) -> bool:

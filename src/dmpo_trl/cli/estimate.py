@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ._splits import choose_split
+from ._splits import choose_split, first_negatives
 from ._train_options import adapter_options, argument_types
 from .options import Parser, check_at_least
 
@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> None:
     parsed = parser.parse_values(arguments, accelerate_options())
     device_type = "cpu" if parsed.values.use_cpu else "cuda"
     parsed.values.use_cpu = True  # the machine that estimates need not be one that could train
-    script, config, model, *_, options = parser.instances(parsed)
+    script, config, model, _, _, cut, _, options = parser.instances(parsed)
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> None:
     )
     plan, attention = _rows(loaded, config, model, device_type)
     batch_size = config.per_device_train_batch_size
-    sample = _measure(script, config, model, options, plan, batch_size)
+    sample = _measure(script, config, model, options, cut.max_negatives, plan, batch_size)
     memory_gb: float | None = options.memory_gb or _memory_of_gpu()
     limit = math.inf if memory_gb is None else memory_gb * 1e9
 
@@ -223,7 +223,13 @@ def _print_faster(
 
 
 def _measure(
-    script: Any, config: Any, model: Any, options: EstimateArguments, plan: RowPlan, batch_size: int
+    script: Any,
+    config: Any,
+    model: Any,
+    options: EstimateArguments,
+    max_negatives: int | None,
+    plan: RowPlan,
+    batch_size: int,
 ) -> Sample:
     from ..training.cost import BatchSize
 
@@ -233,6 +239,7 @@ def _measure(
         if options.completion_tokens is None:
             raise ValueError("--prompt_tokens needs --completion_tokens.")
         prompt, completion, negatives = options.prompt_tokens, options.completion_tokens, options.negatives
+        negatives = min(negatives, max_negatives or negatives)
         if config.max_length is not None and prompt + completion > config.max_length:
             raise ValueError(
                 f"A prompt of {prompt} and a completion of {completion} tokens exceed max_length={config.max_length}."
@@ -260,6 +267,7 @@ def _measure(
     data = choose_split(splits, script.dataset_train_split, "--dataset_train_split")
     in_text = config.special_tokens_in_text
     rows = data.shuffle(config.seed).select(range(min(options.sample_rows, len(data))))
+    rows = first_negatives(rows, max_negatives)
     examples = tokenize_dataset(
         rows,
         "train",

@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     from ..recommend import Recommender
 
     model, options = make_parser().parse(arguments)
-    with _listen(options.host, options.port) as listening:  # before the model is loaded
+    with listen(options.host, options.port) as listening:  # before the model is loaded
         recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
         limits = ServiceLimits(
             history=options.max_history,
@@ -88,8 +88,21 @@ def run(arguments: list[str]) -> None:
             uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Args:
+        host: The address.
+        port: The port; 0 for a free one.
+
+    Raises:
+        OSError: Nothing can listen there.
+
+    Example:
+        >>> with listen("127.0.0.1", 0) as listening:
+        ...     listening.getsockname()[0]
+        '127.0.0.1'
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
