@@ -1,5 +1,6 @@
 """Batches within a budget: no more tokens than it allows, by any number of workers, counted once."""
 
+import json
 from itertools import chain
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from datasets import Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ragged_examples
+from support.launch import two_processes
 
 from dmpo_trl.batching import budget
 from dmpo_trl.batching.budget import batches_within_budget, form_batches
@@ -136,3 +138,13 @@ def test_other_processes_are_told(dataset, monkeypatch):
     batches, over = form_batches(dataset, range(40), COLLATOR, 120, 6)
     assert batches == [list(range(30)), list(range(30, 40))]
     assert over == [7]
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_forms_them(tmp_path):
+    """With workers of its own, while the process group is there."""
+    two_processes("two_processes_batches.py", tmp_path)
+    first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1))
+    assert first["batches"] == second["batches"]
+    assert list(chain.from_iterable(first["batches"])) == list(range(50))
+    assert (first["formed"], second["formed"]) == ([0], [])
