@@ -21,7 +21,8 @@ from torch.utils.data import BatchSampler
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
 from dmpo_trl import DataCollatorForMultiPreference
-from dmpo_trl.batching.sampler import PromptGroupSampler, batches_within_budget, group_by_prompt
+from dmpo_trl.batching.budget import batches_within_budget
+from dmpo_trl.batching.sampler import PromptGroupSampler, group_by_prompt
 from dmpo_trl.preprocessing.tokenize import tokenize_row
 from dmpo_trl.training.cost import BatchSize
 

@@ -4,7 +4,8 @@
 
 Rows are random tokens in the lengths of MovieLens prompts; nothing is trained. Times are of the process, which other
 programs on the machine do not add to, and the least of some rounds. `laid out to count` is how the tokens of a batch
-are known without `TokenCounter`; both must count the same.
+are known without `TokenCounter`; both must count the same. `--many ROWS` forms the batches of a dataset on the disk as
+training does, with `--workers` processes, and then once more, from the cache: that is in seconds on the clock.
 """
 
 import math
@@ -13,14 +14,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from transformers import HfArgumentParser
 
 from dmpo_trl import DataCollatorForMultiPreference
-from dmpo_trl.batching.sampler import batches_within_budget
+from dmpo_trl.batching.budget import batches_within_budget, form_batches
 from dmpo_trl.batching.token_count import TokenCounter
 
 # Prompts of one dataset begin with the same instruction
@@ -43,6 +45,8 @@ class Settings:
     rows: int = field(default=2000, metadata={"help": "Rows of which batches are formed."})
     budget: int = field(default=4096, metadata={"help": "Tokens of such a batch."})
     most: int = field(default=32, metadata={"help": "Most examples of such a batch."})
+    many: int = field(default=0, metadata={"help": "Rows of a dataset on the disk, of which batches are formed too."})
+    workers: int = field(default=2, metadata={"help": "Processes for --many."})
     rounds: int = field(default=5)
 
 
@@ -102,6 +106,19 @@ def time_forming(settings: Settings, rows: list[dict[str, Any]], case: str) -> N
         raise SystemExit("The batches differ.")
 
 
+def time_many(settings: Settings, rows: list[dict[str, Any]], case: str) -> None:
+    order, collator = range(len(rows)), COLLATORS["packed rows (CPU)"]
+    with TemporaryDirectory() as folder:
+        Dataset.from_list(rows).save_to_disk(folder)
+        for name in (f"{settings.workers} workers", "again"):
+            start = time.perf_counter()
+            form_batches(
+                load_from_disk(folder), order, collator, settings.budget, settings.most, num_proc=settings.workers
+            )
+            taken = time.perf_counter() - start
+            print(f"{case} forming batches of {len(rows):,} rows | {name} | {1e3 * taken:.0f} |", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
     torch.set_num_threads(1)
@@ -112,6 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
             case = f"| {negatives} | {prompt} |"
             time_batches(settings, rows, case)
             time_forming(settings, rows[: settings.rows], case)
+            if settings.many:
+                time_many(settings, make_rows(settings.many, negatives, prompt), case)
 
 
 if __name__ == "__main__":

@@ -82,16 +82,16 @@ def lines(settings: Settings) -> Iterator[Line]:
         figures = ["--rounds", rounds, "--no_baseline", "--name", name, "--sides", *sides]
         return Line(name, seconds, ["benchmarks/step.py", *model, *arguments, *figures, *device, *dtype, *out])
 
-    varlen, ours = "copies, one varlen row", ["trie", "trie, FlexAttention"]
+    varlen, tree, ours = "copies, one varlen row", "trl tree", ["trie", "trie, FlexAttention"]
     few, many = (["1", "2"], "3") if settings.tiny else (["1", "16"], "15")
-    anchors = [varlen, "trl pairs"]
+    anchors = [varlen, tree, "trl pairs"]
     yield step("step-1b", 60, "llama-1b", "--negatives", many, "--batch_sizes", *few, sides=[*anchors, *ours])
     some = ["1", "2"] if settings.tiny else ["4", "8"]
-    both = [varlen, *ours, "trie, precomputed reference"]
+    both = [varlen, tree, *ours, "trie, precomputed reference"]
     yield step("step-8b-lora", 100, "llama-8b", "--negatives", many, "--batch_sizes", *some, sides=both)
     long = ["--negatives", "3" if settings.tiny else "31", "--prompt_lengths", "64" if settings.tiny else "2048"]
     yield step("step-8b-long", 60, "llama-8b", *long, "--batch_sizes", "2", sides=ours)
-    each = [varlen, "trie, one at a time", *ours]
+    each = [varlen, tree, "trie, one at a time", *ours]
     for negatives in ("3", "7", "15"):
         grown = ["--positions", "3" if settings.tiny else "10", "--batch_sizes", "1" if settings.tiny else "2"]
         yield step("positions", 30, "llama-1b", "--negatives", negatives, *grown, sides=each)

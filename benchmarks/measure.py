@@ -32,7 +32,7 @@ class Outcome:
     peak_gb: float = float("nan")
 
 
-Outcomes = dict[str, Outcome | None]  # None: out of memory
+Outcomes = dict[str, Outcome | None]  # None: out of memory, or absent
 
 
 def run_step(side: Side, models: Models, batches: list[Examples]) -> Outcome:
@@ -101,7 +101,9 @@ def _compiled(model: Any) -> Any:
 
 
 def run_or_none(side: Side, models: Models, batches: list[Examples]) -> Outcome | None:
-    """Run one step; return None where it runs out of GPU memory."""
+    """Run one step; return None where it runs out of GPU memory, or cannot run at all."""
+    if side.absent:
+        return None
     try:
         return run_step(side, models, batches)
     except torch.OutOfMemoryError:

@@ -8,6 +8,8 @@
     copies, one varlen row       the same without padding, through FlashAttention's kernel for many lengths: the
                                  strongest way to compute copies; on a GPU, or where it is named
     copies, FlashAttention       the same with kernels that do not accept the trie's mask; on a GPU with flash-attn
+    trl tree                     TRL's own prefix trie and its attention, under dmpo-trl's head; on a GPU of the Hopper
+                                 generation with TRL's kernels, or where it is named
     cached prompt                the prompt once, its keys and values expanded over the completions; gradients flow
                                  through the cache
     trie                         dmpo-trl: every distinct prefix of a batch once
@@ -35,6 +37,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import tree_row
 import varlen
 from cases import Examples
 from models import Work
@@ -69,6 +72,7 @@ class Side:
     checkpointing: bool = False
     precomputed: bool = False
     compiled: bool = False
+    absent: str = ""  # why it cannot run here
 
 
 def make_sides(
@@ -124,6 +128,8 @@ def make_sides(
     varlen_copies = replace(
         own_copies, collate=lambda examples: varlen.one_row(own_copies.collate(examples)), attention=varlen.NAME
     )
+    tree = "trl tree"
+    trl_tree = Side(at_once, collate_tree, score_with_ours, count_scored, attention=tree_row.NAME)
     flash = replace(own_copies, attention="flash_attention_2")
     sides = {
         BASELINE: copies(score_with_full_logits, count=count_all),
@@ -131,6 +137,7 @@ def make_sides(
         "trl fused, checkpointing": copies(**fused, checkpointing=True),
         "copies": own_copies,
         one_row: varlen_copies if on_gpu or one_row in (only or ()) else None,
+        tree: trl_tree if on_gpu or tree in (only or ()) else None,
         "copies, FlashAttention": flash if on_gpu and is_flash_attn_2_available() else None,
         "cached prompt": Side(one_by_one, collate_for_cache, score_with_cache, count_cached),
         "trie": trie(),
@@ -148,7 +155,10 @@ def make_sides(
         wanted.add(BASELINE)
     if unknown := wanted - set(sides):
         raise SystemExit(f"No side is called {sorted(unknown)}: there are {sorted(sides)}.")
-    return {name: side for name, side in sides.items() if side is not None and name in wanted}
+    kept = {name: side for name, side in sides.items() if side is not None and name in wanted}
+    if tree in kept:
+        kept[tree] = replace(trl_tree, absent=tree_row.obstacle(torch.device(device).type))
+    return kept
 
 
 # How a batch is cut into forwards
@@ -203,6 +213,10 @@ def score_with_full_logits(model: Any, batch: Batch) -> torch.Tensor:
 
 def score_with_trl(model: Any, batch: Batch) -> torch.Tensor:
     return model(**batch, fused_lm_head=True, use_cache=False).log_probs.sum(dim=-1)
+
+
+def collate_tree(examples: Examples) -> Batch:
+    return tree_row.one_row(DataCollatorForMultiPreference(0)(examples), examples)
 
 
 def collate_pairs(pairs: Examples) -> Batch:

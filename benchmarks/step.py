@@ -143,7 +143,10 @@ def memory_of_sides(settings: Settings, case: Case) -> tuple[Outcomes, dict[str,
     """Run one step of each side, each in a fresh process; return also what is wrong with sides that disagree."""
     outcomes: Outcomes = {}
     sides = sides_of(settings, 1, case)
-    for name in sides:
+    for name, side in sides.items():
+        if side.absent:
+            outcomes[name] = None
+            continue
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh_process:
             outcomes[name] = fresh_process.submit(measure_memory, settings, name, case).result()
     return outcomes, disagreements(sides, outcomes, settings.torch_dtype)
@@ -158,7 +161,7 @@ def measure_memory(settings: Settings, name: str, case: Case) -> Outcome:
     return outcome
 
 
-def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes, wrong: dict[str, str]) -> Iterator[report.Row]:
+def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes, notes: dict[str, str]) -> Iterator[report.Row]:
     """Yield one row per side, with the columns that the module's docstring explains."""
     for side in rounds[0]:
         row: report.Row = {
@@ -170,7 +173,7 @@ def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes, wrong: dict[
         }
         pairs = [(outcomes.get(BASELINE), outcomes[side]) for outcomes in rounds if outcomes[side]]
         if not pairs:
-            yield row | dict.fromkeys(MEASURES, math.nan) | {"note": "out of memory"}
+            yield row | dict.fromkeys(MEASURES, math.nan) | {"note": notes.get(side, "out of memory")}
             continue
         own = [outcome for _, outcome in pairs]
         first = [outcome for outcome, _ in pairs if outcome and side != "sft"]  # which does another job
@@ -193,7 +196,7 @@ def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes, wrong: dict[
             "peak_gb": peak,
             "peak share": peak / first_peak,
         }
-        yield row | {"note": wrong.get(side, "")}
+        yield row | {"note": notes.get(side, "")}
 
 
 def profile(settings: Settings, models: Models, case: Case) -> list[report.Row]:
@@ -241,7 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
             rounds, of_rounds = time_sides(settings, models, case)
             wrong = wrong | of_rounds
         problems += [f"{case.label}: {problem}" for problem in wrong.values()]
-        of_case = list(summarize(case, rounds, peaks, wrong))
+        absent = {name: side.absent for name, side in sides_of(settings, 1, case).items() if side.absent}
+        of_case = list(summarize(case, rounds, peaks, absent | wrong))
         rows += of_case
         for row in of_case:
             print(report.table_row(row, COLUMNS), flush=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import make_model, make_tokenizer, ragged_examples
 from torch.utils.data import BatchSampler, DataLoader
@@ -20,7 +20,6 @@ from dmpo_trl.batching.sampler import (
     Batches,
     PromptGroupSampler,
     ShuffledOrder,
-    batches_within_budget,
     check_sampling,
     group_by_prompt,
 )
@@ -139,45 +138,6 @@ def test_the_order_is_the_seeds_and_the_epochs():
 
 
 # Token budget
-
-
-@st.composite
-def examples_and_order(draw):
-    tokens = st.lists(st.integers(0, 3), min_size=1, max_size=6)
-    examples = draw(
-        st.lists(
-            st.fixed_dictionaries(
-                {"prompt_ids": tokens, "chosen_ids": tokens, "rejected_ids": st.lists(tokens, min_size=1, max_size=3)}
-            ),
-            min_size=1,
-            max_size=12,
-        )
-    )
-    return examples, draw(st.permutations(range(len(examples))))
-
-
-@settings(max_examples=50)
-@given(examples_and_order(), st.booleans(), st.integers(1, 80), st.integers(1, 6))
-def test_no_batch_exceeds_the_budget_but_a_row_that_alone_does(drawn, prefix_sharing, max_tokens, max_examples):
-    examples, order = drawn
-    collator = DataCollatorForMultiPreference(0, prefix_sharing=prefix_sharing, attention_balance=20.0)
-
-    def tokens(indices):
-        return collator([examples[i] for i in indices])["input_ids"].numel()
-
-    batches = batches_within_budget(order, tokens, max_tokens, max_examples)
-    assert list(chain.from_iterable(batches)) == list(order)
-    for batch in batches:
-        assert 1 <= len(batch) <= max_examples
-        assert len(batch) == 1 or tokens(batch) <= max_tokens
-
-
-def test_a_batch_takes_all_that_fits():
-    assert batches_within_budget(range(10), lambda indices: 3 * len(indices), 12, 100) == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9],
-    ]
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.booleans())

@@ -62,10 +62,13 @@ def test_every_line_runs_here(gpu, tmp_path):
     errors = [float(row["error"]) for row in read(tmp_path / "attention.csv") if row["error"]]
     assert errors
     assert max(errors) < 1e-4
-    for name, sides in (("step-1b", {"copies, one varlen row", "trie", "trl pairs"}), ("step-8b-long", {"trie"})):
+    for name, sides in (
+        ("step-1b", {"copies, one varlen row", "trl tree", "trie", "trl pairs"}),
+        ("step-8b-long", {"trie"}),
+    ):
         assert {row["side"] for row in read(tmp_path / f"{name}.csv")} == sides
     positions = read(tmp_path / "positions.csv")
-    assert [row["case"] for row in positions[::3]] == ["N=3, batch 3", "N=7, batch 3", "N=15, batch 3"]
+    assert [row["case"] for row in positions[::4]] == ["N=3, batch 3", "N=7, batch 3", "N=15, batch 3"]
     assert not any(row["note"] for row in positions)
 
 

@@ -158,7 +158,8 @@ def test_a_gpu_has_kernels_of_its_own(sides, monkeypatch):
     on_cpu = set(sides.make_sides(32, device="cpu", **options))
     monkeypatch.setattr(sides, "is_flash_attn_2_available", lambda: True)
     on_gpu = sides.make_sides(32, device="cuda", **options)
-    assert set(on_gpu) - on_cpu == {"copies, FlashAttention", "copies, one varlen row", "trie, FlexAttention"}
+    own = {"copies, FlashAttention", "copies, one varlen row", "trl tree", "trie, FlexAttention"}
+    assert set(on_gpu) - on_cpu == own
     assert on_gpu["copies, FlashAttention"].attention == "flash_attention_2"
     assert on_gpu["trie, FlexAttention"].attention == "trie_sdpa_blocks"
 
@@ -182,6 +183,35 @@ def test_positions_of_a_user_grow_inside_one_another(step, tmp_path):
     assert not any(row["note"] for row in rows.values())
     with pytest.raises(ValueError, match="--positions makes random tokens"):
         step.main(["--positions", "3", "--model", str(tmp_path)])
+
+
+def test_trls_own_trie_computes_the_same(step, tmp_path):
+    """With more tokens than ours: it forks one token early, and has the last tokens, which predict nothing."""
+    sides = ["copies", "trl tree", "trie"]
+    step.main(["--tiny", "--negatives", "1", "4", "--batch_sizes", "2", "--rounds", "1", "--sides", *sides,
+               "--no_baseline", "--output", str(tmp_path)])  # fmt: skip
+    rows = read(tmp_path)
+    assert not any(row["note"] for row in rows.values())
+    # 40 letters and "a"; a "b" of its own for "c" and for "0"; "cde"; "0", and the last two of "ab000" .. "ab003"
+    assert rows["N=4, batch 2", "trl tree"]["tokens"] == str(2 * (41 + 2 + 3 + 1 + 4 * 2))
+    assert rows["N=4, batch 2", "trie"]["tokens"] == str(2 * (40 + 2 + 2 + 2))
+
+
+@pytest.mark.parametrize("memory", [[], ["--memory", "--rounds", "0"]], ids=["times", "memory"])
+def test_a_side_that_cannot_run_is_a_row_that_says_why(step, sides, tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(sides.tree_row, "obstacle", lambda device_type: "TRL's kernels are not to be had here: none")
+    options = ["--negatives", "2", "--rounds", "1", "--no_baseline", "--sides", "trl tree", "trie", *memory]
+    step.main(["--tiny", *options, "--output", str(tmp_path)])
+    rows = read(tmp_path)
+    assert rows["N=2", "trl tree"]["note"] == "TRL's kernels are not to be had here: none"
+    assert rows["N=2", "trl tree"]["seconds"] == "nan"
+    assert float(rows["N=2", "trie"]["seconds"]) > 0
+
+
+def test_without_its_kernels_trls_attention_says_so(sides):
+    """`kernels` is not installed, or has no kernel for this machine."""
+    assert "not to be had here" in sides.tree_row.obstacle("cuda")
+    assert sides.tree_row.obstacle("cpu") == ""
 
 
 def test_an_unknown_side_is_refused(step):

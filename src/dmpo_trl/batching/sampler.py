@@ -3,7 +3,6 @@
 import logging
 import random
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
@@ -14,7 +13,7 @@ from torch.utils.data import Sampler
 from trl import DPOConfig
 
 from .._common_prefix import common_prefix_length
-from .token_count import make_counter
+from .budget import form_batches
 
 logger = logging.getLogger(__name__)
 
@@ -107,29 +106,6 @@ def _take(with_room: list[list[tuple[list[int], set[int]]]], number: int) -> tup
 
 def _chunks(values: list[int], size: int) -> list[list[int]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
-
-
-def batches_within_budget(
-    order: Sequence[int], count_tokens: Callable[[Sequence[int]], int], max_tokens: int, max_examples: int
-) -> list[list[int]]:
-    """Cut an order of examples into batches of at most `max_tokens` tokens and `max_examples` examples.
-
-    An example that alone has more tokens becomes a batch of its own.
-
-    Args:
-        order: Indices of the examples.
-        count_tokens: Number of tokens of a batch, given its indices.
-        max_tokens: The budget.
-        max_examples: Most examples per batch.
-    """
-    batches = []
-    start = 0
-    while start < len(order):
-        sizes = range(2, min(max_examples, len(order) - start) + 1)
-        fitting = bisect_left(sizes, True, key=lambda n: count_tokens(order[start : start + n]) > max_tokens)
-        batches.append(list(order[start : start + fitting + 1]))
-        start += fitting + 1
-    return batches
 
 
 class Batches(TorchDataset[list[dict[str, Any]]]):
@@ -259,9 +235,7 @@ def make_batches(
     elif args.train_sampling_strategy == "random":
         random.Random(_seed(args)).shuffle(order)
 
-    count_tokens = make_counter(collate, dataset, order)
-    batches = batches_within_budget(order, count_tokens, max_tokens, batch_size)
-    over = [tokens for batch in batches if len(batch) == 1 and (tokens := count_tokens(batch)) > max_tokens]
+    batches, over = form_batches(dataset, order, collate, max_tokens, batch_size, num_proc=args.dataset_num_proc)
     if over:
         logger.warning(
             "%d of the %d training examples alone have more than max_tokens_per_batch=%d tokens (up to %d); each is a "

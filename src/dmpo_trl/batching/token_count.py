@@ -107,6 +107,16 @@ def _tree_nodes(parts: list[_Part]) -> int:
     return nodes
 
 
+def counts_without_layout(collate: Any) -> bool:
+    """Return whether [`TokenCounter`] counts the tokens of a collator's batches: not those of a user's own.
+
+    Args:
+        collate: The collator.
+    """
+    ours = DataCollatorForMultiPreference
+    return isinstance(collate, ours) and type(collate).torch_call is ours.torch_call
+
+
 def make_counter(collate: Any, dataset: Dataset, order: Sequence[int]) -> Callable[[Sequence[int]], int]:
     """Return a function that counts the tokens of batches, by laying them out where that is not known otherwise.
 
@@ -115,7 +125,6 @@ def make_counter(collate: Any, dataset: Dataset, order: Sequence[int]) -> Callab
         dataset: See [`TokenCounter`].
         order: See [`TokenCounter`].
     """
-    ours = DataCollatorForMultiPreference
-    if isinstance(collate, ours) and type(collate).torch_call is ours.torch_call:
+    if counts_without_layout(collate):
         return TokenCounter(collate, dataset, order)
     return lambda indices: int(collate(dataset.__getitems__(list(indices)))["input_ids"].numel())
