@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test coverage test-slow test-gpu fuzz lint bench bench-pairs bench-gpu bench-gpu-all bench-data bench-recommend paper-smoke paper-report compat docs package clean
+.PHONY: quickstart test coverage test-slow test-gpu fuzz lint bench bench-pairs bench-gpu bench-gpu-all bench-data bench-recommend bench-serve paper-smoke paper-report compat docs package clean
 
 # Threads that wait for each other sleep: on a machine with other work they would slow everything down
 quickstart: $(VENV)/.quickstart
@@ -99,6 +99,10 @@ paper-report: $(VENV)/.dev
 bench-recommend: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py --titles 100000 $(BENCH)
+
+# The service under 64 clients at once, against direct calls
+bench-serve: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py $(BENCH)
 
 # Other versions of Python and of what dmpo-trl builds on: one environment after the other, of up to 6 GB each
 compat: $(VENV)/.dev

@@ -2,12 +2,14 @@
 
 import json
 import re
+import socket
 
 import polars as pl
 import pytest
 from support import ROOT, blocks, follow, save_model
 
 from dmpo_trl.data import Prepared
+from dmpo_trl.recommend import Recommender
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -67,6 +69,24 @@ def test_own_table_ends_with_recommendations_and_can_be_evaluated(model, tmp_pat
     }
     assert names["difference"].low <= names["difference"].mean <= names["difference"].high
 
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    follow(TUTORIALS / "serving.md", {"8000": port})
+    out = capsys.readouterr().out.splitlines()
+    health, first, second, ranked, explained = (json.loads(line) for line in out if line.startswith("{"))
+    assert (health["status"], health["titles"]) == ("ok", 16)
+    direct = Recommender.from_pretrained("outputs/shop/exported")
+    for answer, items in (
+        (first, direct.recommend(["Canvas", "Easel"], 3)),
+        (second, direct.recommend(["Canvas", "Easel"], 3, exclude=["Varnish", "Acrylic paint"])),
+        (ranked, direct.rank(["Canvas", "Easel"], ["Oil paint", "Trowel", "Palette knife"])),
+    ):
+        assert [one["title"] for one in answer["recommendations"]] == [one.title for one in items]
+    assert [one["title"] for one in explained["effects"]] == ["Canvas", "Easel"]
+    assert [line.split(" ")[0] for line in out[-4:-1]] == ["1", "2", "3"]
+    assert out[-1].startswith("422 history: 'Canvass' is neither an item id nor a title")
+    assert "'Canvas'" in out[-1]
+
 
 def test_a_tutorial_has_no_command_that_is_not_run():
     """Lines that look like commands outside the blocks that `follow` runs."""
@@ -78,6 +98,6 @@ def test_a_tutorial_has_no_command_that_is_not_run():
 
 def test_a_command_that_nobody_runs_is_an_error(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```bash\ncurl example.org\n```\n")
-    with pytest.raises(ValueError, match=r"How to run curl example.org"):
+    page.write_text("```bash\nwget example.org\n```\n")
+    with pytest.raises(ValueError, match=r"How to run wget example.org"):
         follow(page, {})

@@ -4,13 +4,15 @@ import polars as pl
 import pytest
 from support import make_model, make_tokenizer
 from support.users import TITLES, make_users
+from transformers import GPT2LMHeadModel
 
 from dmpo_trl.data import MOVIES
 from dmpo_trl.evaluation.generation import generate_items
 from dmpo_trl.evaluation.ranking import score_candidates
 from dmpo_trl.modeling.limits import Limits
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
-from dmpo_trl.recommend import Recommender
+from dmpo_trl.recommend import Candidates, Recommender
+from dmpo_trl.recommend.catalogue import PromptTries
 from dmpo_trl.scoring import score_completions
 
 ITEMS = pl.DataFrame({"item": [str(row) for row in range(len(TITLES))], "title": TITLES})
@@ -20,6 +22,12 @@ HISTORY = TITLES[:2]
 def test_limits_are_those_of_the_embeddings():
     assert Limits.of(make_model()) == Limits(384, float("inf"))  # rotary positions are computed
     assert Limits.of(make_model("gpt2", n_positions=40)) == Limits(384, 40)
+
+
+def test_limits_bind_where_a_text_can_be_beyond_them():
+    assert Limits.of(make_model("gpt2")).bind(make_tokenizer())
+    assert not Limits.of(make_model()).bind(make_tokenizer())
+    assert Limits.of(make_model(vocab_size=200)).bind(make_tokenizer())
 
 
 def tokens_of(prompt, completions):
@@ -107,11 +115,32 @@ def test_where_only_the_words_are_too_long_the_message_says_how_many_there_can_b
         recommender(n_positions=question() - 1).explain(HISTORY, TITLES[3], max_new_tokens=1)
 
 
-def test_a_user_of_many_is_named(tmp_path):
-    users = [("ann", HISTORY[:1]), ("bob", HISTORY)]
-    short = tokens_of(MOVIES.plain().prompt(HISTORY[:1]), TITLES)
-    with pytest.raises(ValueError, match="user 'bob': history: the prompt has"):
-        recommender(n_positions=short).recommend_all(users, tmp_path / "all.parquet", 2)
+@pytest.mark.parametrize("way", ["search", "candidates", "candidates in the prompt"])
+def test_a_user_of_many_is_named_before_anybody_is_searched_for(tmp_path, way, monkeypatch):
+    users, items = [("ann", HISTORY[:1]), ("bob", HISTORY)], ITEMS["item"].to_list()[3:6]
+    candidates = None if way == "search" else Candidates("any", lambda *_: items, 3)
+    template = MOVIES.plain().with_candidates() if way == "candidates in the prompt" else MOVIES.plain()
+    titles = TITLES if way == "search" else TITLES[3:6]
+    shown = titles if way == "candidates in the prompt" else None
+    enough = tokens_of(template.prompt(HISTORY, shown), titles) - 1
+
+    def recommend(positions):
+        short = Recommender(make_model("gpt2", n_positions=positions), make_tokenizer(), ITEMS, template)
+        return short.recommend_all(users, tmp_path / "all.parquet", 2, candidates=candidates, overwrite=True)
+
+    assert recommend(enough) == 2
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", None)  # nothing is computed
+    with pytest.raises(ValueError, match=r"^user 'bob': history: the prompt has"):
+        recommend(enough - 1)
+
+
+@pytest.mark.parametrize(("kind", "times"), [("gpt2", 2), ("llama", 1)])
+def test_only_where_a_prompt_can_be_too_long_it_is_made_to_be_checked(tmp_path, kind, times, monkeypatch):
+    made, call = [], PromptTries.__call__
+    monkeypatch.setattr(PromptTries, "__call__", lambda self, prompt: made.append(prompt) or call(self, prompt))
+    many = Recommender(make_model(kind), make_tokenizer(), ITEMS, MOVIES.plain())
+    many.recommend_all([("ann", HISTORY[:1]), ("bob", HISTORY)], tmp_path / "all.parquet", 2)
+    assert len(made) == 2 * times
 
 
 def test_padding_is_masked_so_that_the_model_need_not_know_its_token():

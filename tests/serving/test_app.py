@@ -86,6 +86,11 @@ def test_health_and_description(port):
     assert "histories of up to 5 items" in answer["info"]["description"]
 
 
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_there_is_no_page_that_loads_scripts_from_another_host(port, page):
+    assert request(port, page) == (404, {"detail": "Not Found"})
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [

@@ -3,8 +3,13 @@
 import re
 import runpy
 import shlex
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .scripts import cpu_environment
 
 
 class Block(NamedTuple):
@@ -27,13 +32,33 @@ def commands(block: Block) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def run_command(words: list[str]) -> None:
-    """Run a command of a page in this process; one that is not known here is an error."""
+@contextmanager
+def service(arguments: list[str]):
+    """A service that answers, in a process of its own, until the page ends."""
+    command = [sys.executable, "-m", "dmpo_trl.cli", "serve", *arguments]
+    process = subprocess.Popen(command, env=cpu_environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().startswith("Serving ")
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def run_command(words: list[str], until_the_end: ExitStack) -> None:
+    """Run a command of a page, most of them in this process; one that is not known here is an error.
+
+    What goes on while the reader does other things ends with `until_the_end`.
+    """
     from trl.scripts import sft  # here, because few tests of those that import these helpers run commands
 
     from dmpo_trl.cli import main
 
     match words:
+        case ["dmpo-trl", "serve", *arguments]:
+            until_the_end.enter_context(service(arguments))
+        case ["curl", *_]:
+            print(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
         case ["dmpo-trl", *arguments]:
             main(arguments)
         case ["trl", "sft", *arguments]:
@@ -50,22 +75,23 @@ def follow(page: Path, replaced: dict[str, str]) -> dict[str, Any]:
     Of a diff the lines after the change are run. Text that a reader only reads is in blocks of `text`.
     """
     names: dict[str, Any] = {}
-    for block in blocks(page):
-        text = block.text
-        for old, new in replaced.items():
-            text = text.replace(old, new)
-        match block:
-            case Block(title=str(title)):
-                Path(title).write_text(text, encoding="utf-8")
-            case Block(language="python"):
-                exec(compile(text, f"<{page.name}>", "exec"), names)
-            case Block(language="diff"):
-                exec(re.sub(r"^(-.*\n|[+ ])", "", text, flags=re.M), names)
-            case Block(language="bash"):
-                for words in commands(block._replace(text=text)):
-                    run_command(words)
-            case Block(language="text"):
-                pass
-            case _:
-                raise ValueError(f"What to do with a block of {block.language} in a test?")
+    with ExitStack() as until_the_end:
+        for block in blocks(page):
+            text = block.text
+            for old, new in replaced.items():
+                text = text.replace(old, new)
+            match block:
+                case Block(title=str(title)):
+                    Path(title).write_text(text, encoding="utf-8")
+                case Block(language="python"):
+                    exec(compile(text, f"<{page.name}>", "exec"), names)
+                case Block(language="diff"):
+                    exec(re.sub(r"^(-.*\n|[+ ])", "", text, flags=re.M), names)
+                case Block(language="bash"):
+                    for words in commands(block._replace(text=text)):
+                        run_command(words, until_the_end)
+                case Block(language="text"):
+                    pass
+                case _:
+                    raise ValueError(f"What to do with a block of {block.language} in a test?")
     return names

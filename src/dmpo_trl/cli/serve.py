@@ -83,7 +83,9 @@ def run(arguments: list[str]) -> None:
         )
         address = f"http://{options.host}:{listening.getsockname()[1]}"
         titles = len(recommender.catalogue.titles)
-        print(f"Serving {titles:,} titles on {address}, described at {address}/docs. Ctrl-C ends it.", flush=True)
+        print(
+            f"Serving {titles:,} titles on {address}, described at {address}/openapi.json. Ctrl-C ends it.", flush=True
+        )
         with suppress(KeyboardInterrupt):  # which uvicorn hands on when it has ended
             uvicorn.Server(config).run(sockets=[listening])
 

@@ -43,6 +43,14 @@ class Limits:
         tokens = getattr(base_model.get_input_embeddings(), "num_embeddings", math.inf)
         return cls(tokens, _learned_positions(base_model))
 
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Return whether a text can be beyond them at all; most models compute positions and know every token.
+
+        Args:
+            tokenizer: The model's.
+        """
+        return self.positions < math.inf or len(tokenizer) > self.tokens
+
     def first_unknown(self, ids: Sequence[int]) -> int | None:
         """Return the first token id that the model has no embedding for; None where it knows all.
 

@@ -321,16 +321,19 @@ class Recommender:
         search: dict[str, Any] = {"k": k, "num_beams": num_beams, "exact": exact}
 
         def recommend(batch: list[UserHistory]) -> list[list[Recommendation]]:
-            histories, names = [one.history for one in batch], [one.user for one in batch]
-            seen = [one.seen for one in batch]
+            names, histories, seen = zip(*batch, strict=True)
             return self.recommend_batch(histories, exclude=seen, users=names, candidates=candidates, **search)
+
+        bound = Limits.of(self.model).bind(self.tokenizer)  # else no prompt is made to be checked only
 
         def check(user: UserHistory) -> None:
             had = self.catalogue.rows(user.history, "history")
-            self._excluded(had, user.seen, user.user, "seen")
+            excluded = self._excluded(had, user.seen, user.user, "seen")
             if candidates is not None:
                 candidates.check(user.user)
-            else:
+            if bound and candidates is not None:
+                self._scorer.check(had, candidates.rows(self.catalogue, had, excluded, user.user))
+            elif bound:
                 self._search(had, (), k)
 
         return write_recommendations(

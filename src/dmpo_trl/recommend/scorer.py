@@ -10,6 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..data.prompts import PromptTemplate
+from ..modeling.limits import Limits
+from ..preprocessing.tokenize import tokenize_completions
 from ..scoring import score_completions
 from .catalogue import Catalogue
 from .decoding.beam_search import NAN
@@ -53,14 +55,32 @@ class Scorer:
         """
         titles = [self.titles(own) for own in items]
         asked = [user for user, own in enumerate(titles) if own]
-        shown = self.template.candidates is not None  # in the prompt
-        prompts = [
-            self.template.prompt(self.titles(histories[user]), titles[user] if shown else None) for user in asked
-        ]
+        prompts = [self._prompt(histories[user], titles[user]) for user in asked]
         scores = [np.zeros(0)] * len(titles)
         for user, own in zip(asked, self.of(prompts, [titles[user] for user in asked]), strict=True):
             scores[user] = own
         return scores
+
+    def check(self, history: Sequence[int], items: Sequence[int]) -> None:
+        """Refuse what `after` would, before the work.
+
+        Args:
+            history: Rows of the catalogue from old to new.
+            items: Rows of the items to score; it may be empty.
+
+        Raises:
+            ValueError: The model has no embedding for a token or the prompt's length.
+        """
+        if titles := self.titles(items):
+            completions = [self.template.completion(title) for title in titles]
+            tokens = tokenize_completions(
+                self.tokenizer,
+                self._prompt(history, titles),
+                completions,
+                eos_token=self.tokenizer.eos_token,
+                special_tokens_in_text=False,
+            )
+            Limits.of(self.model).check("history", *tokens)
 
     def of(self, prompts: Sequence[Any], titles: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Score titles after prompts.
@@ -84,3 +104,7 @@ class Scorer:
     def titles(self, rows: Sequence[int]) -> list[str]:
         """Return the titles of items of the catalogue."""
         return [self.catalogue.titles[row] for row in rows]
+
+    def _prompt(self, history: Sequence[int], titles: Sequence[str]) -> Any:
+        """Return the prompt before some titles, which a template may list in it."""
+        return self.template.prompt(self.titles(history), None if self.template.candidates is None else titles)

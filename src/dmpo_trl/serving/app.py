@@ -76,6 +76,8 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
         description=f"Takes histories of up to {limits.history} items and up to {limits.candidates} candidates, "
         f"recommends up to {limits.k} items. Requests have up to {limits.body:,} bytes.",
         lifespan=lifespan,
+        docs_url=None,  # the pages that FastAPI makes of the description load scripts from another host
+        redoc_url=None,
     )
     app.add_middleware(BodyLimit, most=limits.body)
 
