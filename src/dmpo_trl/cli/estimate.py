@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> None:
     arguments = [*arguments, "--use_cpu", "True"]
     parser = make_parser()
     parsed = parser.parse_values(arguments, accelerate_options())
-    script, config, model, _, _, cut, _, options = parser.instances(parsed)
+    script, config, model, _, _, cut, *_, options = parser.instances(parsed)
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:

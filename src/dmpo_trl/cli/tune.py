@@ -16,7 +16,7 @@ from .options import ParsedArguments, Parser, check_at_least
 _DEFAULT = ["learning_rate=1e-5..1e-3", "beta=0.05..5", "loss_type=dmpo,softmax,sampled_softmax"]
 # Of each trial, whatever the options of training say: it is ranked on its way, and leaves nothing
 _OF_TRIALS = {"eval_strategy": "steps", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False}
-_REFUSED = ("resume", "resume_from_checkpoint", "push_to_hub")
+_REFUSED = ("resume", "resume_from_checkpoint", "push_to_hub", "report")
 
 
 @dataclass
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> None:
 
     parser = make_parser()
     parsed = parser.parse_values(arguments)
-    script, config, _, mixture, ranking, _, _, options = _instances(parser, parsed, {})
+    script, config, _, mixture, ranking, *_, options = _instances(parser, parsed, {})
     if is_launched():
         raise ValueError("A search is one process; the trials come one after the other.")
     if options.objective not in METRICS:
