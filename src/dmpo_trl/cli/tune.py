@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> None:
     from ..data.preparation.folder import is_prepared
     from ..evaluation.metrics import METRICS
     from ._training import largest_negatives, trainer_of
-    from ._tuning import Study, best_yaml, sentence, value_of
+    from ._tuning import Study, best_yaml, held, sentence, value_of
     from .launch import is_launched
 
     parser = make_parser()
@@ -103,23 +103,22 @@ def run(arguments: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = given | {"search": entries} | {name: getattr(options, name) for name in own - {"trials", "search"}}
     settings = {name: value for name, value in settings.items() if name != "output_dir"}
-    study = Study(folder, settings, space, metric=options.objective, startup=options.startup_trials, seed=config.seed)
-    try:
 
-        def text(trials: Sequence[Any]) -> str:
-            users = f"{options.objective} of the validation users of {parsed.values.ranking_data}"
-            return best_yaml(
-                trials,
-                lambda trial: given | as_options(trial.params, trained) | {"output_dir": str(folder / "best")},
-                users,
-            )
+    def text(trials: Sequence[Any]) -> str:
+        users = f"{options.objective} of the validation users of {parsed.values.ranking_data}"
+        to_train = {"output_dir": str(folder / "best")}
+        return best_yaml(trials, lambda trial: given | as_options(trial.params, trained) | to_train, users)
 
-        def objective(trial: Any, drawn: dict[str, Any]) -> float:
-            changes = as_options(drawn, trained) | _OF_TRIALS
-            changes |= {"eval_steps": 1 / options.evaluations, "output_dir": str(folder / f"trial-{trial.number}")}
-            parts = _instances(parser, parsed, changes)[:6]
-            return value_of(lambda: trainer_of(*parts), trial, options.objective)
+    def objective(trial: Any, drawn: dict[str, Any]) -> float:
+        changes = as_options(drawn, trained) | _OF_TRIALS
+        changes |= {"eval_steps": 1 / options.evaluations, "output_dir": str(folder / f"trial-{trial.number}")}
+        parts = _instances(parser, parsed, changes)[:6]
+        return value_of(lambda: trainer_of(*parts), trial, options.objective)
 
+    with held(folder):
+        study = Study(
+            folder, settings, space, metric=options.objective, startup=options.startup_trials, seed=config.seed
+        )
         study.check_files(text)
         if study.done:
             print(f"{len(study.done)} trials were done by an earlier run.")
@@ -134,8 +133,6 @@ def run(arguments: list[str]) -> None:
             f"Train with it: dmpo-trl train --config {folder / 'best.yaml'}\n"
             "Then evaluate on the test users: the best of many trials is partly luck."
         )
-    finally:
-        study.close()
 
 
 def _instances(parser: Parser, parsed: ParsedArguments, changes: dict[str, Any]) -> tuple[Any, ...]:
