@@ -49,7 +49,7 @@ def name_of(requirement):
 
 def modules():
     """What the wheel should hold of the package."""
-    further = {"dmpo_trl/py.typed", "dmpo_trl/cli/page.html"}
+    further = {"dmpo_trl/py.typed", "dmpo_trl/cli/page.html", "dmpo_trl/cli/training.html"}
     return {str(file.relative_to(SOURCE)) for file in SOURCE.rglob("*.py")} | further
 
 

@@ -149,9 +149,15 @@ def test_a_trial_below_the_median_is_stopped_early(tmp_path):
         raise FloatingPointError("The loss is no number.")
 
     assert "The loss is no number." in sentence(study.run(diverges), "auc")
-    with pytest.raises(BlockingIOError, match="Another process is tuning"):
-        Study(tmp_path, {}, {}, metric="auc", startup=2, seed=0)
-    study.close()
+
+
+def test_one_process_tunes_in_a_folder(tmp_path):
+    from dmpo_trl.cli._tuning import held
+
+    with held(tmp_path), pytest.raises(BlockingIOError, match="Another process is tuning"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
 
 
 def test_a_file_that_no_study_wrote_is_kept(tmp_path):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 # Where they differed between trials, so would what is measured, or where it goes
-_FIXED = {"output_dir", "ranking_data", "ranking_split", "ranking_users", "config", "seed", "resume", "help"}
+_FIXED = {"output_dir", "ranking_data", "ranking_split", "ranking_users", "config", "seed", "resume", "report", "help"}
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,42 @@ class ResumeArguments:
     )
 
 
+@dataclass
+class ReportArguments:
+    """What is left to look at."""
+
+    report: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also write one page for a browser to this file (.html): the curves of loss, margins and ranking. "
+            "It needs nothing beside it, and replaces an earlier such page."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        check_page_name(self.report)
+
+
+def check_page_name(report: str | None) -> None:
+    """Refuse a name of a page that no browser would open.
+
+    Args:
+        report: The value of `--report`.
+
+    Raises:
+        ValueError: It does not end in `.html` or `.htm`.
+
+    Example:
+        >>> check_page_name("report.pdf")
+        Traceback (most recent call last):
+        ...
+        ValueError: --report writes a page for a browser, FILE.html, not 'report.pdf'.
+    """
+    if report is not None and not report.endswith((".html", ".htm")):
+        raise ValueError(f"--report writes a page for a browser, FILE.html, not {report!r}.")
+
+
 def argument_types() -> tuple[Any, ...]:
     """Return the dataclasses of the options: those of `trl dpo`, with our config, and ours."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
@@ -78,7 +114,7 @@ def argument_types() -> tuple[Any, ...]:
     from ..config import DMPOConfig
 
     of_trl = (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig)
-    return *of_trl, RankingArguments, NegativesArguments, ResumeArguments
+    return *of_trl, RankingArguments, NegativesArguments, ResumeArguments, ReportArguments
 
 
 def adapter_options(path: str, is_adapter: bool, model: ModelConfig) -> PeftConfig | None:

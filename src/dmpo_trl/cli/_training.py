@@ -25,6 +25,8 @@ from ..losses import trained_score
 from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
+from ..writing import new_file
+from ._curves import about_run, check_page, page
 from ._run_folder import begin_run, check_run_folder, end_run
 from ._splits import choose_split, first_negatives
 from ._train_options import NegativesArguments, RankingArguments, adapter_options
@@ -39,6 +41,7 @@ def train(
     mixture: DatasetMixtureConfig,
     ranking: RankingArguments,
     negatives: NegativesArguments,
+    report: str | None,
 ) -> None:
     """Train, save, and push to the hub where asked to.
 
@@ -49,12 +52,20 @@ def train(
         mixture: Data sets to train on instead of the one of `script`.
         ranking: Users to rank at each evaluation.
         negatives: Which rejected completions are trained on.
+        report: File for a page of the run's curves.
     """
     check_run_folder(str(config.output_dir), resumes=_resumes_there(config))
+    if report is not None and config.process_index == 0:
+        check_page(report)
     trainer = trainer_of(script, config, model, mixture, ranking, negatives)
     with _noted(trainer):
         _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, _score(ranking, config))
         _train_and_save(trainer, config, script)
+    if report is not None and trainer.is_world_process_zero():
+        about = about_run(model.model_name_or_path, script.dataset_name, config.output_dir, trainer.state.global_step)
+        with new_file(report, overwrite=True) as file:
+            file.write_text(page(trainer.state.log_history, about), encoding="utf-8")
+        trainer.accelerator.print(f"A page to look at is in {report}.")
 
 
 def trainer_of(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,32 @@ _PROBLEM = "problem"  # why a trial had no end
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from the study of a folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        BlockingIOError: Another process has it.
+    """
+    lock = FileLock(folder / f"{STUDY}.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"Another process is tuning in {folder}.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class Study:
     """The trials of a folder, which can be gone on with after an interruption.
 
     A trial that was interrupted is begun again with the same values: what is drawn depends on the seed and on the
-    trials that were finished, not on the runs it took to finish them.
+    trials that were finished, not on the runs it took to finish them. The folder is [`held`] meanwhile.
 
     Args:
         folder: Of the study's file and of what is made of it.
@@ -46,7 +67,7 @@ class Study:
 
     Raises:
         ValueError: The folder's study has other settings.
-        OSError: The folder holds files of these names that no study wrote, or another process uses the study.
+        OSError: The folder holds files of these names that no study wrote.
     """
 
     def __init__(
@@ -54,15 +75,9 @@ class Study:
     ) -> None:
         self.folder, self.space, self.metric = folder, space, metric
         self._startup, self._seed = startup, seed
-        self._options: dict[str, Any] = {}
         if not (folder / STUDY).exists():
             for name in (BEST, TABLE):
                 check_file(folder / name, overwrite=False)
-        self._lock = FileLock(folder / f"{STUDY}.lock", blocking=False)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise BlockingIOError(f"Another process is tuning in {folder}.") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = _open(folder / STUDY, startup)
         given, before = json.loads(json.dumps(settings)), self._study.user_attrs.get("settings")
@@ -76,10 +91,6 @@ class Study:
             )
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._study.tell(trial.number, state=TrialState.FAIL)
-
-    def close(self) -> None:
-        """Let other processes use the study."""
-        self._lock.release()
 
     @property
     def done(self) -> list[FrozenTrial]:

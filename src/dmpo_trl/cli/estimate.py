@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> None:
     parsed = parser.parse_values(arguments, accelerate_options())
     device_type = "cpu" if parsed.values.use_cpu else "cuda"
     parsed.values.use_cpu = True  # the machine that estimates need not be one that could train
-    script, config, model, _, _, cut, _, options = parser.instances(parsed)
+    script, config, model, _, _, cut, *_, options = parser.instances(parsed)
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:

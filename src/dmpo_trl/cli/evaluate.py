@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..writing import check_file, new_file
 from ._evaluation_folder import check_output, keep_parts, write_evaluation
 from ._splits import choose_split
+from ._train_options import check_page_name
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_at_least(self, top_k=1, tokens_per_batch=1, catalogue_users=2)
-        if self.report is not None and not self.report.endswith((".html", ".htm")):
-            raise ValueError(f"--report writes a page for a browser, FILE.html, not {self.report!r}.")
+        check_page_name(self.report)
         if self.whole_catalogue and self.catalogue_users is not None:
             raise ValueError("--whole_catalogue ranks all users among all items already: leave --catalogue_users out.")
         known = [*COUNTS, *self.score_files()]

@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> None:
     from ..training.checkpoints import last_whole_checkpoint
     from ._training import train
 
-    script, config, model, mixture, ranking, negatives, resume = parser.instances(parsed)
+    script, config, model, mixture, ranking, negatives, resume, report = parser.instances(parsed)
     if resume.resume:
         if config.resume_from_checkpoint is not None:
             raise ValueError(
@@ -40,4 +40,4 @@ def run(arguments: list[str]) -> None:
                 "names: pass one of the two."
             )
         config.resume_from_checkpoint = last_whole_checkpoint(config.output_dir)
-    train(script, config, model, mixture, ranking, negatives)
+    train(script, config, model, mixture, ranking, negatives, report.report)

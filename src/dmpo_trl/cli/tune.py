@@ -16,7 +16,7 @@ from .options import ParsedArguments, Parser, check_at_least
 _DEFAULT = ["learning_rate=1e-5..1e-3", "beta=0.05..5", "loss_type=dmpo,softmax,sampled_softmax"]
 # Of each trial, whatever the options of training say: it is ranked on its way, and leaves nothing
 _OF_TRIALS = {"eval_strategy": "steps", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False}
-_REFUSED = ("resume", "resume_from_checkpoint", "push_to_hub")
+_REFUSED = ("resume", "resume_from_checkpoint", "push_to_hub", "report")
 
 
 @dataclass
@@ -68,12 +68,12 @@ def run(arguments: list[str]) -> None:
     from ..data.preparation.folder import is_prepared
     from ..evaluation.metrics import METRICS
     from ._training import largest_negatives, trainer_of
-    from ._tuning import Study, best_yaml, sentence, value_of
+    from ._tuning import Study, best_yaml, held, sentence, value_of
     from .launch import is_launched
 
     parser = make_parser()
     parsed = parser.parse_values(arguments)
-    script, config, _, mixture, ranking, _, _, options = _instances(parser, parsed, {})
+    script, config, _, mixture, ranking, *_, options = _instances(parser, parsed, {})
     if is_launched():
         raise ValueError("A search is one process; the trials come one after the other.")
     if options.objective not in METRICS:
@@ -103,23 +103,22 @@ def run(arguments: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = given | {"search": entries} | {name: getattr(options, name) for name in own - {"trials", "search"}}
     settings = {name: value for name, value in settings.items() if name != "output_dir"}
-    study = Study(folder, settings, space, metric=options.objective, startup=options.startup_trials, seed=config.seed)
-    try:
 
-        def text(trials: Sequence[Any]) -> str:
-            users = f"{options.objective} of the validation users of {parsed.values.ranking_data}"
-            return best_yaml(
-                trials,
-                lambda trial: given | as_options(trial.params, trained) | {"output_dir": str(folder / "best")},
-                users,
-            )
+    def text(trials: Sequence[Any]) -> str:
+        users = f"{options.objective} of the validation users of {parsed.values.ranking_data}"
+        to_train = {"output_dir": str(folder / "best")}
+        return best_yaml(trials, lambda trial: given | as_options(trial.params, trained) | to_train, users)
 
-        def objective(trial: Any, drawn: dict[str, Any]) -> float:
-            changes = as_options(drawn, trained) | _OF_TRIALS
-            changes |= {"eval_steps": 1 / options.evaluations, "output_dir": str(folder / f"trial-{trial.number}")}
-            parts = _instances(parser, parsed, changes)[:6]
-            return value_of(lambda: trainer_of(*parts), trial, options.objective)
+    def objective(trial: Any, drawn: dict[str, Any]) -> float:
+        changes = as_options(drawn, trained) | _OF_TRIALS
+        changes |= {"eval_steps": 1 / options.evaluations, "output_dir": str(folder / f"trial-{trial.number}")}
+        parts = _instances(parser, parsed, changes)[:6]
+        return value_of(lambda: trainer_of(*parts), trial, options.objective)
 
+    with held(folder):
+        study = Study(
+            folder, settings, space, metric=options.objective, startup=options.startup_trials, seed=config.seed
+        )
         study.check_files(text)
         if study.done:
             print(f"{len(study.done)} trials were done by an earlier run.")
@@ -134,8 +133,6 @@ def run(arguments: list[str]) -> None:
             f"Train with it: dmpo-trl train --config {folder / 'best.yaml'}\n"
             "Then evaluate on the test users: the best of many trials is partly luck."
         )
-    finally:
-        study.close()
 
 
 def _instances(parser: Parser, parsed: ParsedArguments, changes: dict[str, Any]) -> tuple[Any, ...]:
