@@ -110,7 +110,8 @@ def train_sft(
         model=PeftModel.from_pretrained(model, adapter, is_trainable=True) if adapter else model,
         # The titles of the history are as good a lesson as the one that came next, and cost nothing more
         args=SFTConfig(
-            **_arguments(settings, folder, settings.sft_learning_rate) | options, completion_only_loss=False
+            **_arguments(settings, folder, settings.sft_learning_rate) | _unpadded(settings) | options,
+            completion_only_loss=False,
         ),
         train_dataset=train,
         processing_class=AutoTokenizer.from_pretrained(settings.model),
@@ -210,6 +211,16 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
 
 def _state(folder: str) -> dict[str, Any]:
     return json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+def _unpadded(settings: Training) -> dict[str, Any]:
+    """Return options that compute a step of as many rows without their padding: on a CPU, one after the other.
+
+    The step's loss is the mean over the tokens of all of its rows, whichever way they are computed.
+    """
+    if torch.cuda.is_available():
+        return {}
+    return {"per_device_train_batch_size": 1, "gradient_accumulation_steps": settings.train_batch_size}
 
 
 def _arguments(settings: Training, folder: str, learning_rate: float) -> dict[str, Any]:

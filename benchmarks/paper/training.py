@@ -56,7 +56,7 @@ def train_sft(
                 folder,
                 seed,
                 learning_rate=settings.sft_learning_rate,
-                per_device_train_batch_size=settings.sft_batch_size,
+                **_unpadded(settings.sft_batch_size),
                 num_train_epochs=settings.sft_epochs,
                 completion_only_loss=False,
             )
@@ -136,6 +136,13 @@ def read_spent(folder: Path, settings: Settings) -> Spent | None:
 def _lora(settings: Settings) -> LoraConfig:
     rank = settings.lora_rank
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def _unpadded(batch_size: int) -> dict[str, int]:
+    """Return options that compute a step of SFT without padding: on a CPU row after row, of the same gradient."""
+    if torch.cuda.is_available():
+        return {"per_device_train_batch_size": batch_size}
+    return {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch_size}
 
 
 def _arguments(settings: Settings, folder: Path, seed: int, **options: Any) -> dict[str, Any]:

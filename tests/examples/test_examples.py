@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from support import load_script, make_model, make_tokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
@@ -133,3 +134,17 @@ def test_the_config_for_a_gpu_has_what_matters_there():
 @pytest.mark.parametrize("name", ["movielens", "amazon", "lastfm", "quickstart"])
 def test_examples_are_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 120
+
+
+def test_sft_without_padding_takes_the_same_steps(model, tmp_path, monkeypatch):
+    row = {"prompt": [{"role": "user", "content": "Film"}], "completion": [{"role": "assistant", "content": "Film 1"}]}
+    rows = [row | {"prompt": [{"role": "user", "content": "Film " * length}]} for length in (3, 40, 7, 22, 9, 30)]
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    found = []
+    padded = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    with load_script("examples/stages.py") as stages:
+        for name, options in (("one by one", {}), ("padded", padded)):
+            settings = stages.Training(model, str(tmp_path), train_batch_size=4, sft_learning_rate=1e-2, lora_rank=2)
+            folder = stages.train_sft(Dataset.from_list(rows), settings, name=name, seed=0, logging_steps=1, **options)
+            found.append([(entry["loss"], entry["grad_norm"], entry["num_tokens"]) for entry in stages.logged(folder)])
+    assert found[0] == [pytest.approx(step) for step in found[1]]
