@@ -152,9 +152,9 @@ def growing_cases(folder: str, positions: list[int], negatives: list[int]) -> It
     grown = next_items(data, min_rating=4.0, history_length=24, min_history=5, per_user=20, growing=True)
     whole = grown.filter(pl.len().over("user") == 20)
     rows = preference_dataset(sample_negatives(whole, data, max(negatives), seed=0), data, MOVIES).to_list()
-    users = [[tokenize(folder, row) for row in rows[i : i + 20]] for i in range(0, len(rows), 20)]
-    users.sort(key=lambda own: len(own[-1]["prompt_ids"]))
-    user = users[len(users) // 2]
+    users = [rows[i : i + 20] for i in range(0, len(rows), 20)]
+    users.sort(key=lambda own: len(tokenize(folder, own[-1])["prompt_ids"]))
+    user = [tokenize(folder, row) for row in users[len(users) // 2]]
     for count in positions:
         for n in negatives:
             batch = [example | {"rejected_ids": example["rejected_ids"][:n]} for example in user[-count:]]

@@ -83,7 +83,7 @@ class BatchSize:
             BatchSize(tokens=414, rows=1, length=414, scored=160, blocks=None)
             >>> in_blocks = RowPlan(2**31, 128, float("inf"))
             >>> BatchSize.trie([(270, [10] * 16)], in_blocks)
-            BatchSize(tokens=414, rows=1, length=512, scored=160, blocks=9)
+            BatchSize(tokens=414, rows=1, length=512, scored=160, blocks=10)
         """
         nodes = [prompt + sum(completions) - len(completions) for prompt, completions in lengths]
         sizes = [prompt + sum(completions) for prompt, completions in lengths]
