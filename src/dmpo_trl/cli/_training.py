@@ -62,7 +62,9 @@ def train(
         _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, _score(ranking, config))
         _train_and_save(trainer, config, script)
     if report is not None and trainer.is_world_process_zero():
-        about = about_run(model.model_name_or_path, script.dataset_name, config.output_dir, trainer.state.global_step)
+        about = about_run(
+            model.model_name_or_path, script.dataset_name, str(config.output_dir), trainer.state.global_step
+        )
         with new_file(report, overwrite=True) as file:
             file.write_text(page(trainer.state.log_history, about), encoding="utf-8")
         trainer.accelerator.print(f"A page to look at is in {report}.")
