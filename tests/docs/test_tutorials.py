@@ -7,6 +7,7 @@ import socket
 import polars as pl
 import pytest
 from support import ROOT, blocks, follow, save_model
+from support.prepared import model_and_data
 
 from dmpo_trl.data import Prepared
 from dmpo_trl.recommend import Recommender
@@ -86,6 +87,22 @@ def test_own_table_ends_with_recommendations_and_can_be_evaluated(model, tmp_pat
     assert [line.split(" ")[0] for line in out[-4:-1]] == ["1", "2", "3"]
     assert out[-1].startswith("422 history: 'Canvass' is neither an item id nor a title")
     assert "'Canvas'" in out[-1]
+
+
+@pytest.mark.slow
+def test_one_gpu_trains_in_4_bits_and_exports(model, tmp_path):
+    """With a tiny model on a CPU: nothing is said about a GPU."""
+    pytest.importorskip("bitsandbytes")
+    given = model_and_data(tmp_path / "given")
+    smaller = {"Qwen/Qwen3-8B": "tiny-model", "outputs/shop/data": f"{given}/data", "eval_steps: 0.2": "eval_steps: 2"}
+    on_a_cpu = {"bf16: true": "bf16: false\nuse_cpu: true\nmax_steps: 2", "save_steps: 0.2": "save_steps: 2"}
+    dtypes = {"dtype: bfloat16": "dtype: float32", "--dtype bfloat16": "--dtype float32"}
+    out = tmp_path / "outputs" / "shop"
+    out.mkdir(parents=True)  # where the reader's data lie
+    follow(TUTORIALS / "one-gpu.md", smaller | on_a_cpu | dtypes)
+    assert (out / "qlora" / "adapter_model.safetensors").exists()
+    assert (out / "exported" / "model.safetensors").exists()
+    assert "ndcg@5" in (out / "qlora.html").read_text()
 
 
 def test_a_tutorial_has_no_command_that_is_not_run():

@@ -1,9 +1,12 @@
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
-from support import make_model, make_tokenizer, make_users
+from support import SCRIPTS, cpu_environment, make_model, make_tokenizer, make_users
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -256,3 +259,25 @@ def test_trackers_get_what_is_ranked(tmp_path):
         assert [step for step, _ in seen] == [2, 4, 6]
         assert [value for _, value in seen] == pytest.approx(logged(trainer, f"eval_{name}"))
     assert len(events.Scalars("train/rewards/margins_min")) == 6
+
+
+@pytest.mark.slow
+def test_trackio_gets_what_is_ranked(tmp_path):
+    """A run in a process of its own, with trackio's files in a folder of its own; nothing is sent anywhere."""
+    pytest.importorskip("trackio")
+    environment = cpu_environment() | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "tracked_training.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    for name in ("hr@1", "ndcg@5"):
+        seen = [entry[f"eval/{name}"] for entry in found["tracked"] if f"eval/{name}" in entry]
+        ranked = [entry[f"eval_{name}"] for entry in found["logged"] if f"eval_{name}" in entry]
+        assert len(seen) == 2
+        assert seen == pytest.approx(ranked)
+    assert sum("train/rewards/margins_min" in entry for entry in found["tracked"]) == 4

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
@@ -98,7 +97,7 @@ def check_page(path: str) -> None:
         raise FileExistsError(f"--report {path} exists already, and `dmpo-trl train` did not write it: name another.")
 
 
-def about_run(model: str | None, data: str | None, folder: str | Path, steps: int) -> str:
+def about_run(model: str | None, data: str | None, folder: str, steps: int) -> str:
     """Return in words what was trained."""
     source = f" on {data}" if data else ""
     return f"{model}{source}, {steps:,} steps; in {folder}."
