@@ -248,8 +248,10 @@ def test_a_model_whose_cache_is_wrong_is_recomputed_with_one_warning(caplog):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2_windows"])
-def test_a_title_longer_than_what_is_computed_at_once(name):
+@pytest.mark.parametrize("tokens", [branching._TOKENS_ON_CPU, branching._TOKENS])
+def test_a_title_longer_than_what_is_computed_at_once(name, tokens, monkeypatch):
     """With windows of 8 tokens, several times over, and a branch in the middle of it."""
+    monkeypatch.setattr(branching, "_TOKENS_ON_CPU", tokens)
     model, prompt = make_model(name), random_prompt(1, 9)
     long = random_prompt(2, 2 * branching._AHEAD + 40)
     titles = [[*random_titles(3, 1, end=False)[0], EOS], [*long, EOS], [*long[:-30], 7, EOS], [*long[:20], 8, EOS]]
@@ -267,7 +269,7 @@ def test_the_tokens_of_a_forward_are_bounded_whatever_must_follow(llama, monkeyp
     titles = [[*generator.integers(6, VOCAB_SIZE, generator.integers(1, 30)).tolist(), EOS] for _ in range(12)]
     search = Search(prompt, TitleTrie(titles), (), 6)
     beam_search(llama, [search], num_beams=12)  # the probe of the model is not what this counts
-    monkeypatch.setattr(branching, "_TOKENS", tokens)
+    monkeypatch.setattr(branching, "_TOKENS_ON_CPU", tokens)
     widths = []
     handle = llama.register_forward_pre_hook(
         lambda _, args, kwargs: widths.append(kwargs["input_ids"].numel()), with_kwargs=True

@@ -22,6 +22,8 @@ from .prefixes import Prefixes, accepted_arguments, cache_argument, log_normaliz
 # memory together, and the mask has a row for each
 _AHEAD = 256
 _TOKENS = 2048
+# Tokens ahead of their turn save forwards, and many are in vain. So few cost a CPU no more than to read the weights
+_TOKENS_ON_CPU = 16
 
 
 class BranchingPrefixes(Prefixes):
@@ -42,6 +44,7 @@ class BranchingPrefixes(Prefixes):
         if "position_ids" not in accepted_arguments(base_model):
             raise ValueError(f"{type(base_model).__name__} takes no `position_ids`.")
         self._device = base_model.get_input_embeddings().weight.device
+        self._most = _TOKENS_ON_CPU if self._device.type == "cpu" else _TOKENS
         self._cache = DynamicCache()  # without the config: windows are the mask's, and no layer drops a token
         self._cache_argument = cache_argument(base_model)
         lengths = np.array([len(prompt) for prompt in prompts])
@@ -96,7 +99,7 @@ class BranchingPrefixes(Prefixes):
             bounds: Where in `forced` the tokens of each of `new` begin and end that must follow then, (2, new).
             forced: These tokens.
         """
-        room = min(_AHEAD, max(_TOKENS // len(new) - 1, 0))
+        room = min(_AHEAD, max(self._most // len(new) - 1, 0))
         chain, places = ranges(bounds[0] - 1, np.minimum(bounds[1], bounds[0] + room))
         within = places - (bounds[0] - 1)[chain]  # place in its chain, of which 0 is the token of `tokens`
         chained = np.where(within == 0, tokens[new][chain], forced[places] if len(forced) else 0)
