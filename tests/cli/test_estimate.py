@@ -112,8 +112,8 @@ def faster(output):
 
 def test_the_two_switches_that_matter_most_are_recommended_where_they_fit(capsys, config_folder, config):
     arguments = ["--model_name_or_path", config_folder, *LENGTHS, "--bf16", "False"]
-    arguments += ["--per_device_train_batch_size", 512]
-    layout = BatchSize.trie([(40, [6] * 8)] * 512, IN_BLOCKS)
+    arguments += ["--per_device_train_batch_size", 64]
+    layout = BatchSize.trie([(40, [6] * 8)] * 64, IN_BLOCKS)
     size, costs = ModelSize.from_config(config), {}
     for checkpointing, precomputed in itertools.product((True, False), repeat=2):
         options = TrainingOptions(gradient_checkpointing=checkpointing, precomputed_reference=precomputed)
