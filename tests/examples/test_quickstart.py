@@ -147,8 +147,8 @@ def test_random_choice_is_exact(run):
 
 
 def test_the_recommender_learns_what_can_be_learnt(run):
-    # A good film among nine others, 60 of 82 bad: the ideal ranker has an expected AUC of about 0.87. So short a training
-    # reaches 0.64 to 0.74, by the seed and by the order in which a processor adds up
+    # A good film among nine others, 60 of 82 bad: the ideal ranker has an expected AUC of about 0.87. Such a short
+    # training reaches 0.64 to 0.74, by the seed and by the order in which a processor adds up
     _, metrics = run
     assert metrics["popularity"]["auc"] > 0.75
     assert metrics["dmpo"]["auc"] > 0.6
