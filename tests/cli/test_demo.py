@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from support import ROOT, cpu_environment, follow, save_model
 from support.browser import chromium, hosts_asked, needs_browser
+from support.prepared import model_and_data
 
 from dmpo_trl.cli import main
 from dmpo_trl.data import MOVIES
@@ -77,7 +78,10 @@ def test_the_page_of_the_docs_does_what_it_says(folder, tmp_path, monkeypatch, c
     monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: launched.append(options))
     monkeypatch.setattr("gradio.Blocks.block_thread", lambda page: None)
     monkeypatch.chdir(tmp_path)
-    own = {"outputs/dmpo": f"{folder}/dmpo", "outputs/sft": f"{folder}/sft", "you/your-model": f"{folder}/dmpo"}
+    given = model_and_data(tmp_path / "given")  # no catalogue lies beside this model, as beside none of `trl sft`
+    save_model(given / "sft", seed=1)
+    own = {"outputs/dmpo": f"{given}/model", "outputs/sft": f"{given}/sft", "--data data": f"--data {given}/data"}
+    own["you/your-model"] = f"{folder}/dmpo"
     follow(ROOT / "docs" / "demo.md", own)
     runpy.run_path("app.py")
     assert [own["server_name"] for own in launched] == ["127.0.0.1", "0.0.0.0"]

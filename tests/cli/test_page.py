@@ -40,7 +40,10 @@ def report():
     ranking = {"model <b>": {"hr@1": interval, "auc": interval}, "popularity": {"hr@1": Interval(0.25, 0.0, 1.0)}}
     difference = {("model <b>", "popularity"): {"hr@1": Difference(0.25, -0.5, 0.75, p_value=0.4)}}
     groups = {
-        "by_age": GroupTable(Division("by age", {"old": np.arange(2)}), {"old": {"popularity": {"auc": interval}}})
+        "by_age": GroupTable(
+            Division("by age", {"young": np.arange(3), "old": np.arange(2)}),
+            {"young": {"popularity": {"auc": Interval(0.1, 0.0, 0.2)}}, "old": {"popularity": {"auc": interval}}},
+        )
     }
     return EvaluationReport(
         {"top_k": 5}, "About.", ranking, difference, {"popularity": {"coverage@5": 0.125}}, {}, groups
@@ -88,6 +91,19 @@ def test_bars_stand_for_the_intervals(report):
     # On a scale to 1, the highest end of an interval of hr@1
     assert 'style="left:25.0%;width:50.0%"' in text
     assert 'style="left:0.0%;width:100.0%"' in text
+
+
+def test_groups_are_headings_on_one_scale(report):
+    text = page(report, [])
+    picture = text[text.index("auc by age") : text.index("<h2>Figures")]
+    assert re.findall(r"<small>(.*?)</small>|<h4>(.*?)</h4>|<span>(.*?)</span>", picture) == [
+        ("0 to 0.750", "", ""),
+        ("", "young (3 users)", ""),
+        ("", "", "popularity"),
+        ("", "old (2 users)", ""),
+        ("", "", "popularity"),
+    ]
+    assert re.findall(r'class="mean" style="left:(.*?)%"', picture) == ["13.33", "66.67"]  # of 0.75
 
 
 def test_nothing_is_loaded_from_elsewhere(report, users):

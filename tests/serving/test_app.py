@@ -110,6 +110,12 @@ def test_what_the_catalogue_or_the_limits_refuse_is_said_in_a_sentence(port, pat
     assert re.search(said, answer["detail"])
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain"])  # the first is what curl sends
+def test_what_does_not_come_as_json_is_told_the_header(port, kind):
+    status, answer = request(port, "/recommend", {"history": ["Alien"]}, {"Content-Type": kind})
+    assert (status, answer["detail"]) == (422, "Send JSON, with the header `Content-Type: application/json`.")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "place"),
     [

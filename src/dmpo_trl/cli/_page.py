@@ -99,7 +99,7 @@ def _table(title: str, rows: Figures) -> dict[str, Any]:
 def _pictures(ranking: Figures) -> list[dict[str, Any]]:
     """One picture for each metric: every ranker's mean and interval."""
     return [
-        _picture(metric, {name: row[metric] for name, row in ranking.items() if metric in row})
+        _picture(metric, {"": {name: row[metric] for name, row in ranking.items() if metric in row}})
         for metric in metrics_of(ranking)
     ]
 
@@ -108,26 +108,30 @@ def _gains(report: EvaluationReport) -> list[dict[str, Any]]:
     """One picture for each division of the users: every ranker in every group."""
     pictures = []
     for table in report.groups.values():
-        bars: dict[str, Interval | float] = {}
+        groups: dict[str, dict[str, Interval | float]] = {}
         for group, of_rankers in table.figures.items():
             for name, own in of_rankers.items():
                 metric = shown_metric(own)
-                bars[f"{group} ({table.division.sizes[group]} users): {name}"] = own[metric]
-        if bars:
-            pictures.append(_picture(f"{metric} {table.division.about}", bars))
+                groups.setdefault(f"{group} ({table.division.sizes[group]} users)", {})[name] = own[metric]
+        if groups:
+            pictures.append(_picture(f"{metric} {table.division.about}", groups))
     return pictures
 
 
-def _picture(title: str, figures: Mapping[str, Interval | float]) -> dict[str, Any]:
-    """Bars on a scale from 0 to the largest value, in percent of it."""
-    spans = {
-        name: (own.low, own.mean, own.high) if isinstance(own, Interval) else (own, own, own)
-        for name, own in figures.items()
+def _picture(title: str, groups: Mapping[str, Mapping[str, Interval | float]]) -> dict[str, Any]:
+    """Bars of every group on one scale from 0 to the largest value, in percent of it."""
+    largest = max(_span(own)[-1] for figures in groups.values() for own in figures.values()) or 1.0
+
+    def bar(name: str, own: Interval | float) -> dict[str, Any]:
+        low, mean, high = (round(100 * value / largest, 2) for value in _span(own))
+        return {"name": name, "text": cell(own), "low": low, "mean": mean, "high": high}
+
+    return {
+        "title": title,
+        "groups": {group: [bar(name, own) for name, own in figures.items()] for group, figures in groups.items()},
+        "largest": cell(largest),
     }
-    largest = max(high for _, _, high in spans.values()) or 1.0
-    bars = [
-        {"name": name, "text": cell(figures[name])}
-        | {part: round(100 * value / largest, 2) for part, value in zip(("low", "mean", "high"), span, strict=True)}
-        for name, span in spans.items()
-    ]
-    return {"title": title, "bars": bars}
+
+
+def _span(own: Interval | float) -> tuple[float, float, float]:
+    return (own.low, own.mean, own.high) if isinstance(own, Interval) else (own, own, own)

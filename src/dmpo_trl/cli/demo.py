@@ -39,7 +39,7 @@ class DemoArguments:
 
 def make_parser() -> Parser:
     """Return the command's parser."""
-    example = "dmpo-trl demo --model outputs/dmpo --baseline outputs/sft"
+    example = "dmpo-trl demo --model outputs/dmpo --baseline outputs/sft --data data"
     return Parser("demo", ModelArguments, DemoArguments, example=example)
 
 

@@ -47,7 +47,8 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
 
     An item that is not in the catalogue, a list that is too long, a history that the model has no positions for: 422
     with a sentence that says so (and names the closest titles). What does not have the form that the OpenAPI
-    describes: 422 with FastAPI's list of places. More bytes than allowed: 413. Too many requests wait: 503.
+    describes: 422 with FastAPI's list of places. What does not come as JSON: 422 with a sentence. More bytes than
+    allowed: 413. Too many requests wait: 503.
 
     Args:
         recommender: The recommender, without a prior.
@@ -82,8 +83,10 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
     app.add_middleware(BodyLimit, most=limits.body)
 
     @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
         """Say what has the wrong form and where; not the value, which JSON may not be able to hold."""
+        if "json" not in request.headers.get("content-type", ""):  # as curl's own is not: nothing was read
+            return JSONResponse({"detail": "Send JSON, with the header `Content-Type: application/json`."}, 422)
         places = [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()]
         return JSONResponse({"detail": places}, 422)
 

@@ -770,7 +770,11 @@ def test_what_is_in_memory_is_prepared_as_from_files(tmp_path, form):
         ({"path": "x.csv"}, {"data": VIEWS}, r"^Give either data, or what to read in the options `path` and"),
         ({"dataset": "movielens", "download": True}, {"data": VIEWS}, r"^Give either data, or what to read"),
         ({}, {"data": VIEWS, "items": FILMS}, r"the columns \['user', .* with `user_column`, `item_column`, `timest"),
-        (NAMED, {"data": VIEWS}, r"^interactions: the columns \['name'\] are missing; .* with `title_column`\.$"),
+        (
+            NAMED,
+            {"data": VIEWS},
+            r"^interactions: the columns \['name'\] are missing; .* `title_column`; or .* `items`\.$",
+        ),
     ],
 )
 def test_a_source_that_cannot_be_is_refused(tmp_path, options, arguments, message):

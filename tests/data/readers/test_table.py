@@ -182,6 +182,18 @@ def test_wrong_columns_are_named(change, message):
         read_table(orders, PRODUCTS, **{**COLUMNS, **change})
 
 
+def test_the_columns_that_a_file_has_are_shown_though_none_is_one_of_those_named(tmp_path):
+    (tmp_path / "views.csv").write_text("Kunde;Artikel;Zeit\nk1;a;1\n")
+    there = r"there are \['Kunde', 'Artikel', 'Zeit'\]\. Say which they are with `user`, `item`, `timestamp`"
+    with pytest.raises(ValueError, match=f"{there}\\.$"):
+        read_table(tmp_path / "views.csv", PRODUCTS)
+    with pytest.raises(ValueError, match=f"{there}, `title`; or name the table that has the titles with `items`\\.$"):
+        read_table(tmp_path / "views.csv")
+    (tmp_path / "views.csv").write_text("Kunde\nk1\n")
+    with pytest.raises(ValueError, match=r"there are \['Kunde'\]\."):
+        read_table(tmp_path / "views.csv", PRODUCTS)
+
+
 def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"items must be a polars, pandas or Arrow table, .* not dict"):
         read_table(ORDERS, {"sku": "title"}, **COLUMNS)
@@ -421,7 +433,7 @@ def test_only_files_are_opened(tmp_path, name):
 def test_an_error_speaks_in_the_callers_names():
     with pytest.raises(OptionError) as caught:
         read_table(ORDERS)
-    assert "with `user`, `item`, `timestamp`, `title`." in str(caught.value)
+    assert "with `user`, `item`, `timestamp`, `title`; or" in str(caught.value)
     assert "with --user_column, --item_column," in str(caught.value.spelled("--{}_column".format))
 
 

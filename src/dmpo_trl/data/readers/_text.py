@@ -185,7 +185,8 @@ def _likeliest(header: str, columns: Sequence[str], path: Path) -> str:
 
     def merit(separator: str) -> tuple[int, bool, int]:
         fields = [field.strip().strip('"') for field in header.split(separator)]
-        return sum(name in fields for name in columns), separator == usual, len(fields)
+        splits = len(fields) > 1  # else a message about missing columns would show the whole line as one
+        return sum(name in fields for name in columns), separator == usual and splits, len(fields)
 
     return max((usual, ",", ";", "\t", "|", "::"), key=merit)
 

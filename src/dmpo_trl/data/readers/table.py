@@ -185,10 +185,12 @@ def _check(source: Any, there: list[str], needed: dict[str, str]) -> None:
         raise ValueError(f"{where}the table has no columns.")
     if missing := {option: column for option, column in needed.items() if column not in there}:
         options = ", ".join(f"`{option}`" for option in missing)
+        titles_apart = "title" in missing and "user" in needed  # the interactions were to hold the titles too
         raise OptionError(
             f"{where}the columns {list(missing.values())} are missing; there are {shown(there)}. Say which they are "
-            f"with {options}.",
+            f"with {options}{'; or name the table that has the titles with `items`' if titles_apart else ''}.",
             *missing,
+            *(["items"] if titles_apart else []),
         )
 
 
