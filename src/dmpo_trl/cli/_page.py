@@ -112,7 +112,9 @@ def _gains(report: EvaluationReport) -> list[dict[str, Any]]:
         for group, of_rankers in table.figures.items():
             for name, own in of_rankers.items():
                 metric = shown_metric(own)
-                groups.setdefault(f"{group} ({table.division.sizes[group]} users)", {})[name] = own[metric]
+                size = table.division.sizes[group]
+                heading = f"{group} ({size} {'user' if size == 1 else 'users'})"
+                groups.setdefault(heading, {})[name] = own[metric]
         if groups:
             pictures.append(_picture(f"{metric} {table.division.about}", groups))
     return pictures
