@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -33,7 +34,7 @@ def demo_page(recommenders: Mapping[str, Recommender], *, num_beams: int = 100) 
         ValueError: They have not the same items.
 
     Example:
-        >>> demo_page({"dmpo": recommender, "sft": other}).launch(**LAUNCH)  # doctest: +SKIP
+        >>> demo_page({"dmpo": recommender, "sft": other}).launch(**launch_options())  # doctest: +SKIP
     """
     first, *others = recommenders.values()
     catalogue = first.catalogue
@@ -130,7 +131,5 @@ def _connect(
 
 def _labels(titles: Sequence[str], items: Sequence[str]) -> list[str]:
     """Return the titles, with the item where several share one."""
-    seen: dict[str, int] = {}
-    for title in titles:
-        seen[title] = seen.get(title, 0) + 1
+    seen = Counter(titles)
     return [title if seen[title] == 1 else f"{title} [{item}]" for title, item in zip(titles, items, strict=True)]

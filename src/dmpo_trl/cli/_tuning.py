@@ -6,7 +6,9 @@ no `model_init`, and has read beta and losses, tokenised the rows and made the r
 
 from __future__ import annotations
 
+import csv
 import gc
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -221,9 +223,6 @@ def best_yaml(trials: Sequence[FrozenTrial], options: Callable[[FrozenTrial], di
 
 def table(trials: Sequence[FrozenTrial]) -> str:
     """Return trials as CSV: number, how it ended, value, evaluations, and what was drawn."""
-    import csv
-    import io
-
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .options import ModelArguments, Parser, check_at_least
+from .options import ModelArguments, Parser, check_at_least, check_port
 
 
 @dataclass
@@ -33,8 +33,7 @@ class DemoArguments:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_at_least(self, port=1, num_beams=1)
-        if self.port > 65535:
-            raise ValueError(f"--port must be at most 65535, it is {self.port}.")
+        check_port(self.port)
 
 
 def make_parser() -> Parser:

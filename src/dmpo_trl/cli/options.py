@@ -220,6 +220,22 @@ def check_at_least(options: Any, **minimums: int) -> None:
             raise ValueError(f"--{name} must be at least {minimum}, it is {value}.")
 
 
+def check_port(port: int) -> None:
+    """Check that a port is not beyond the last one.
+
+    Args:
+        port: The value of `--port`.
+
+    Raises:
+        ValueError: It is.
+
+    Example:
+        >>> check_port(65535)
+    """
+    if port > 65535:
+        raise ValueError(f"--port must be at most 65535, it is {port}.")
+
+
 @dataclass
 class ModelArguments:
     """Which model, and how it is loaded."""

@@ -6,7 +6,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from .options import ModelArguments, Parser, check_at_least
+from .options import ModelArguments, Parser, check_at_least, check_port
 
 
 @dataclass
@@ -42,8 +42,7 @@ class ServeArguments:
         """Check the numbers."""
         counts = {name: 1 for name in vars(self) if name.startswith("max_")}
         check_at_least(self, port=0, num_beams=1, batch_size=1, stop_seconds=0, **counts)
-        if self.port > 65535:
-            raise ValueError(f"--port must be at most 65535, it is {self.port}.")
+        check_port(self.port)
 
 
 def make_parser() -> Parser:
