@@ -3,7 +3,7 @@
     python examples/quickstart.py
 
 Needs `pip install '.[gguf,plot]'` in a clone of dmpo-trl. By default it fetches SmolLM2-135M-Instruct and MovieLens
-100K and takes under 20 minutes on two CPU cores. The model is a copy with 4-bit weights (Q4_1, in GGUF), turned
+100K and takes about 15 minutes on two idle CPU cores. The model is a copy with 4-bit weights (Q4_1, in GGUF), turned
 into float32, because the package registry has that one. Another: `--model` with a hub id, a folder or a GGUF file.
 Other data: `--data` with a folder of RecBole's atomic files. Everything it writes goes to `--output_dir`:
 

@@ -90,27 +90,27 @@ def test_the_page_of_the_docs_does_what_it_says(folder, tmp_path, monkeypatch, c
 
 
 @pytest.fixture
-def address(folder):
+def address(folder, tmp_path):
     """Of the page with both models, shown by a process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "dmpo_trl.cli", "demo", "--model", f"{folder}/dmpo"]
-    process = subprocess.Popen(
-        [*command, "--baseline", f"{folder}/sft", "--port", port],
-        env=cpu_environment() | {"HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = tmp_path / "log"
+    with log.open("w") as errors:  # a pipe that nobody reads would be full one day, and stop the process
+        process = subprocess.Popen(
+            [*command, "--baseline", f"{folder}/sft", "--port", port],
+            env=cpu_environment() | {"HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
     said = process.stdout.readline()
-    assert f"The page is at http://127.0.0.1:{port}." in said, process.stderr.read()
+    assert f"The page is at http://127.0.0.1:{port}." in said, log.read_text()
     yield f"http://127.0.0.1:{port}"
     process.kill()
     process.communicate()
 
 
-# It passed when it was written, and on another day the click on "Recommend" brought no list within two minutes
-@pytest.mark.xfail(reason="whether the page or the test is at fault is not known yet", strict=False)
 @pytest.mark.slow
 @needs_browser
 def test_the_page_in_a_browser(address, folder):
@@ -122,7 +122,7 @@ def test_the_page_in_a_browser(address, folder):
     with chromium() as browser:
 
         def wait(condition):
-            return WebDriverWait(browser, 60).until(lambda _: condition())
+            return WebDriverWait(browser, 180).until(lambda _: condition())
 
         def all_of(selector):
             return browser.find_elements(By.CSS_SELECTOR, selector)
@@ -142,6 +142,7 @@ def test_the_page_in_a_browser(address, folder):
         pick("alie", "Alien")
         pick('"quo', ODD)
         field.send_keys(Keys.ESCAPE)
+        wait(lambda: not all_of("[role=option]"))  # what closes under a click moves what is clicked
         browser.find_element(By.CSS_SELECTOR, "#ask").click()
         wait(lambda: listed(0) and listed(1))
         history = ["Alien", ODD]
@@ -162,5 +163,8 @@ def test_the_page_in_a_browser(address, folder):
         assert all_of("#why0 .effects") == []
         assert all_of("img[src=x]") == []
         assert browser.title == "dmpo-trl: recommendations"  # which a title tries to change
+        pick("babe", "Babe")  # another history: what was recommended after the first is gone
+        wait(lambda: listed(0) == listed(1) == [])
+        assert all_of("#why1 .effects") == []
         assert len(browser.get_screenshot_as_png()) > 10_000
         assert hosts_asked(browser) == {"127.0.0.1"}

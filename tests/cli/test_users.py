@@ -2,22 +2,25 @@ import codecs
 import os
 import threading
 
+import polars as pl
 import pytest
 
 from dmpo_trl.cli._users import users_of_file
 from dmpo_trl.recommend import UserHistory
+from dmpo_trl.recommend.catalogue import Catalogue
 
 GOOD = b'{"user": "a", "history": ["1"]}\n'
+CATALOGUE = Catalogue(pl.DataFrame({"item": ["1", "2", "3", "50"], "title": ["Alien", "Aliens", "Babe", "Heidi"]}))
 
 
 def read(path, content):
     path.write_bytes(content)
-    return list(users_of_file(str(path)))
+    return list(users_of_file(str(path), CATALOGUE))
 
 
 def test_users_are_read_as_often_as_needed(tmp_path):
     (tmp_path / "users.jsonl").write_bytes(GOOD + b'{"user": 7, "history": [50, "2"], "seen": [3]}')
-    users = users_of_file(str(tmp_path / "users.jsonl"))
+    users = users_of_file(str(tmp_path / "users.jsonl"), CATALOGUE)
     assert len(users) == 2
     for _ in range(2):
         assert list(users) == [UserHistory("a", ["1"], []), UserHistory("7", ["50", "2"], ["3"])]
@@ -63,11 +66,24 @@ def test_a_faulty_line_is_named_with_a_remedy(tmp_path, line, problem):
         read(path, GOOD + b"\n" + GOOD + line)
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"user": "b", "history": ["1", "Alein"]}', "history: 'Alein' is neither .* Did you mean 'Alien'"),
+        (b'{"user": "b", "history": ["1"], "seen": [51]}', "seen: '51' is neither"),
+    ],
+)
+def test_an_item_that_the_catalogue_has_not_is_named_with_its_line(tmp_path, line, problem):
+    path = tmp_path / "users.jsonl"
+    with pytest.raises(ValueError, match=rf"^{path}, line 3, user 'b': {problem}"):
+        read(path, GOOD + b"\n" + line)
+
+
 def test_a_pipe_is_read_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(GOOD * 3,))
     writer.start()
-    users = users_of_file(str(tmp_path / "pipe"))
+    users = users_of_file(str(tmp_path / "pipe"), CATALOGUE)
     writer.join()
     assert len(users) == 3
     assert [list(users) for _ in range(2)] == [[UserHistory("a", ["1"], [])] * 3] * 2

@@ -123,10 +123,12 @@ def _connect(
 
     # One request at a time reaches the models
     queue: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
-    ask.click(recommend, [history, number], [found, why], **queue)
-    found.input(explain, [history, found], why, **queue)
-    # What was recommended belongs to the history that it was asked for
-    history.change(lambda: (no_choice, ""), None, [found, why], queue=False, api_visibility="private")
+    asked = ask.click(recommend, [history, number], [found, why], **queue)
+    explained = found.input(explain, [history, found], why, **queue)
+    # What was recommended belongs to the history that it was asked for. It is emptied in the browser: an answer of the
+    # server's could come after that to the next question, and empty its list
+    empty = "() => [{__type__: 'update', choices: [], value: null}, '']"
+    history.change(None, None, [found, why], js=empty, cancels=[asked, explained], api_visibility="private")
 
 
 def _labels(titles: Sequence[str], items: Sequence[str]) -> list[str]:

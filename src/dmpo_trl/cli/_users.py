@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..recommend import UserHistory
+from ..recommend.catalogue import Catalogue
 from ._splits import choose_split
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -41,28 +42,34 @@ class Users:
         return self.count
 
 
-def users_of_file(path: str) -> Users:
+def users_of_file(path: str, catalogue: Catalogue) -> Users:
     """Check a file of users, one JSON object per line, from its first to its last line.
 
     Blank lines are skipped, and so is a byte order mark.
 
     Args:
         path: The file; of a pipe, which can be read only once, the users are kept in memory.
+        catalogue: Has every item that a user had.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: A line is faulty; the message names it.
+        ValueError: A line is faulty or names an item that the catalogue has not; the message says which line.
 
     Example:
-        >>> users_of_file("no such file")
+        >>> items = pl.DataFrame({"item": ["7"], "title": ["Alien"]})
+        >>> users_of_file("no such file", Catalogue(items))
         Traceback (most recent call last):
         FileNotFoundError: The file of --users, no such file, does not exist.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"The file of --users, {path}, does not exist.")
     if Path(path).is_file():
-        return Users(lambda: _read_users(path), count=sum(1 for _ in _read_users(path)))
-    users = list(_read_users(path))
+        return Users(
+            lambda: (user for _, user in _read_users(path)), count=_checked(_read_users(path), path, catalogue)
+        )
+    numbered = list(_read_users(path))
+    _checked(numbered, path, catalogue)
+    users = [user for _, user in numbered]
     return Users(lambda: iter(users), count=len(users))
 
 
@@ -83,14 +90,25 @@ def users_of_split(data: str, split: str) -> Users:
     return Users(lambda: (UserHistory(row["user"], row["history"], row["seen"]) for row in rows), count=len(rows))
 
 
-def _read_users(path: str) -> Iterator[UserHistory]:
+def _checked(users: Iterable[tuple[int, UserHistory]], path: str, catalogue: Catalogue) -> int:
+    """Look all items up, and return the number of users."""
+    count = 0
+    for number, user in users:
+        for name, items in (("history", user.history), ("seen", user.seen)):
+            catalogue.rows(items, f"{path}, line {number}, user {user.user!r}: {name}")
+        count += 1
+    return count
+
+
+def _read_users(path: str) -> Iterator[tuple[int, UserHistory]]:
+    """Read the users, each with the number of its line."""
     with open(path, "rb") as file:  # decoded line by line, so that one that is not UTF-8 is named
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             if not text.strip():
                 continue
             try:
-                yield _user(json.loads(text.decode("utf-8")))
+                yield number, _user(json.loads(text.decode("utf-8")))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
                     f'{path}, line {number}: expected {{"user": ..., "history": [items]}} ({_reason(error)}). Correct '

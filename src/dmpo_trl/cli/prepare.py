@@ -32,7 +32,7 @@ def make_parser() -> Parser:
 
     example = (
         "dmpo-trl prepare --dataset movielens --version 1m --download --min_rating 4 --output_dir data\n"
-        "dmpo-trl prepare --dataset table --path views.csv --template products --output_dir data"
+        "dmpo-trl prepare --dataset table --path views.csv --items products.csv --template products --output_dir data"
     )
     return Parser("prepare", PrepareConfig, PrepareArguments, example=example)
 

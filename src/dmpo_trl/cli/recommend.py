@@ -129,6 +129,7 @@ def run(arguments: list[str]) -> None:
     from ..recommend import Recommender
     from ..recommend._saved import find_parts
     from ..recommend.batch import check_output
+    from ..recommend.catalogue import Catalogue
     from ..training.distributed import begin_process_group
     from ._prior import candidates_of, prior_of
 
@@ -140,31 +141,34 @@ def run(arguments: list[str]) -> None:
         )
     if options.split is not None and options.data is None:
         raise ValueError("--split needs --data, the prepared folder whose users it means.")
-    users = None
-    if options.history is None:  # what can be wrong with them is found before the model is loaded
+    items, template, _ = find_parts(model.model, model.from_pretrained(), data=options.data, items=None, template=None)
+    users, catalogue = None, Catalogue(items)
+    if options.history is not None:  # what can be wrong with the users is found before the model is loaded
+        catalogue.rows(options.history, "--history")
+    else:
         if (options.output is None) != options.json:
             raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
         if options.output is not None and state.is_main_process:
             check_output(options.output, overwrite=options.overwrite)
         if None not in (options.output, options.users) and real_path(options.users) == real_path(options.output):
             raise ValueError(f"--output {options.output} is the file of --users; name another.")
-        users = users_of_file(options.users) if options.split is None else users_of_split(options.data, options.split)
+        if options.split is None:
+            users = users_of_file(options.users, catalogue)
+        else:
+            users = users_of_split(options.data, options.split)
 
     prior = None if options.prior is None else prior_of(options.prior, options.data)
     candidates = None
     if options.candidates is not None:
-        candidates = candidates_of(
-            options.candidates,
-            options.data,
-            lambda: find_parts(model.model, model.from_pretrained(), data=options.data, items=None, template=None)[0],
-            options.candidates_per_user,
-        )
+        candidates = candidates_of(options.candidates, options.data, items, options.candidates_per_user)
     for known in (prior, candidates):  # who has no scores is named before the model is loaded
         if known is not None:
             for user in [None] if users is None else (one.user for one in users):
                 known.check(user)
     fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
-    recommender = Recommender.from_pretrained(model.model, data=options.data, **fusion, **model.from_pretrained())
+    recommender = Recommender.from_pretrained(
+        model.model, items=items, template=template, **fusion, **model.from_pretrained()
+    )
     recommender.model.to(state.device)
     about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
     search: dict[str, Any] = {

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ._columns import positions
+from ._words import counts_in_words
 from .interactions import Interactions
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,9 @@ def k_core(data: Interactions, *, users: int, items: int) -> Interactions:
         "users outside the k-core": int((~enough_items).sum()),
         "items outside the k-core": int((~enough_users).sum()),
     }
-    logger.info("k-core of %d items per user and %d users per item: %s", users, items, outside)
+    logger.info(
+        "k-core of %d items per user and %d users per item: left out %s", users, items, counts_in_words(outside)
+    )
     dropped = data.dropped | {
         reason: data.dropped.get(reason, 0) + count for reason, count in outside.items() if count
     }

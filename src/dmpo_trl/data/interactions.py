@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ._columns import above, blank_as_null, identifiers, numbers, positions
+from ._words import counts_in_words
 from .tidy import tidy_titles
 
 logger = logging.getLogger(__name__)
@@ -170,19 +171,19 @@ class Interactions:
         )
         if interactions.is_empty():
             of = f" of {', '.join(map(str, files))}" if files else ""
-            raise ValueError(f"No interaction{of} is left of {read['interactions']} read. Dropped: {counts}.")
+            raise ValueError(
+                f"No interaction{of} is left of {read['interactions']} read. Dropped: {counts_in_words(counts)}."
+            )
         used = interactions.height + counts.get("earlier interactions of a user with the same item", 0)
         if used < read["interactions"] / 2:
             logger.warning(
                 "Most of the %d interactions read cannot be used, %d are left: is the file what the options say? "
                 "Dropped: %s",
-                *(read["interactions"], interactions.height, counts),
+                *(read["interactions"], interactions.height, counts_in_words(counts)),
             )
         logger.info(
-            "Read %s interactions and %s items; dropped: %s; titles changed: %s",
-            *(read.get(table) for table in ("interactions", "items")),
-            counts,
-            changed,
+            "Read %s; dropped: %s; titles changed: %s",
+            *map(counts_in_words, (read, counts, changed)),
         )
         paths = tuple(map(str, files))
         return cls(interactions, items, dropped=counts, read=read, order=order, files=paths, changed=changed)

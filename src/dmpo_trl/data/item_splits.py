@@ -11,6 +11,7 @@ import polars as pl
 
 from ._columns import positions
 from ._random import uniform
+from ._words import counts_in_words
 from .examples import check_positive, examples_of, liked_of, places
 from .interactions import Interactions
 
@@ -132,7 +133,7 @@ def split_items(
     logger.info(
         "Held out %d items to validate and %d to test; users: %s",
         *(len(held_out[name]) for name in ("validation", "test")),
-        {name: part["user"].n_unique() for name, part in parts.items()},
+        counts_in_words({name: part["user"].n_unique() for name, part in parts.items()}),
     )
     return parts
 

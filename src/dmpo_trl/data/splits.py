@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
+from ._words import counts_in_words
 from .examples import check_positive, examples_of, liked_of, places
 from .interactions import Interactions
 
@@ -134,7 +135,8 @@ def split_by_time(
         for name, which in targets.items()
     }
     logger.info(
-        "Validation from %s, test from %s; examples: %s", first, second, {name: len(parts[name]) for name in parts}
+        "Validation from %s, test from %s; examples: %s",
+        *(first, second, counts_in_words({name: len(part) for name, part in parts.items()})),
     )
     return parts
 

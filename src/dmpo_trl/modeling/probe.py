@@ -96,7 +96,7 @@ def _may_attend_in_blocks(base_model: PreTrainedModel, device_type: str | None) 
     reason = block_obstacle(base_model.config, plain_attention(base_model), device_type, triton=triton)
     if reason is None and len(set(getattr(base_model, "hf_device_map", None) or [None])) > 1:
         reason = "its layers are spread over devices"
-    if reason is not None:
+    if reason is not None and device_type != "cpu":  # where nothing does
         logger.info("%s does not attend in blocks: %s.", type(base_model).__name__, reason)
     return reason is None
 

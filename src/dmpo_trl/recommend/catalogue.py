@@ -87,8 +87,10 @@ class Catalogue:
             raise ValueError(f"{what}: give a list of items, not the text {entries!r}.")
         rows = []
         for entry in entries:
-            title = tidy_title(entry) if isinstance(entry, str) else entry
-            row = self._row.get(entry, self._rows_of_title.get(title, [None])[0])
+            row = self._row.get(entry)
+            if row is None:
+                title = tidy_title(entry) if isinstance(entry, str) else entry
+                row = self._rows_of_title.get(title, [None])[0]
             if row is None:
                 close = difflib.get_close_matches(str(entry), self.titles, n=3, cutoff=0.5)
                 close = [str(entry)] if str(entry) in self._row else close  # a number: ids are texts

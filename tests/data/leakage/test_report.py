@@ -59,7 +59,11 @@ def clean() -> dict[str, pl.DataFrame]:
 
 
 def found(train: pl.DataFrame | Dataset, test: pl.DataFrame | Dataset) -> set[tuple[str, str]]:
-    return {(check.name, check.part) for check in leak_report(train, test).findings}
+    """What is found, each kind of it with a remedy."""
+    report = leak_report(train, test)
+    names = {check.name for check in report.findings}
+    assert str(report).count("\n- ") == len(names)
+    return {(check.name, check.part) for check in report.findings}
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "popularity"])

@@ -16,6 +16,16 @@ from ._rows import comparable, read_rows
 ALPHA = 1e-4
 """A test reports what chance shows less often than this."""
 
+_REMEDIES = {
+    "repeated rows": "Rows of test that are in train: take them out of train, and split by user or by time.",
+    "repeated histories": "Answers that train gives away: split by user or by time (`dmpo-trl prepare --split`).",
+    "rows twice": "Rows that stand there twice: keep the first of each.",
+    "negatives": "Negatives that are right answers or were in the history: draw them from what the user never had.",
+    "place of target": "The target has a place of its own: shuffle the candidates of each row, from a random state of "
+    "its own.",
+    "candidate overlap": "Candidates that tell the row: draw those of test from another seed than those of train.",
+}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -69,8 +79,12 @@ class LeakReport:
             f"{'!' if check.found else ' '} {check.name:<{name}}  {check.part:<{part}}  {check.text}"
             for check in self.checks
         ]
+        if not self.findings:
+            return "\n".join([*lines, "No leak found."])
         count = len(self.findings)
-        return "\n".join([*lines, f"{count} problem{'s' * (count != 1)} found." if count else "No leak found."])
+        found = {check.name for check in self.findings}
+        remedies = [f"- {remedy}" for name, remedy in _REMEDIES.items() if name in found]
+        return "\n".join([*lines, f"{count} problem{'s' * (count != 1)} found. What to do:", *remedies])
 
 
 def leak_report(train: pl.DataFrame | Dataset, test: pl.DataFrame | Dataset) -> LeakReport:

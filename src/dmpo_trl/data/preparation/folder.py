@@ -14,6 +14,7 @@ from datasets import DatasetDict, load_dataset
 from huggingface_hub import DatasetCardData
 
 from ...writing import MANIFEST, Kind, is_inside, is_unfinished, read_json, sha256
+from .._words import counts_in_words
 from ..prompts import PromptTemplate
 from .summary import examples_in_words
 
@@ -233,7 +234,7 @@ def card(manifest: Mapping[str, Any]) -> str:
     options, source = manifest["options"], manifest["source"]
     rows = [f"| {kind} | {split} | {n:,} |" for kind, sizes in manifest["rows"].items() for split, n in sizes.items()]
     files = ", ".join(file["name"] for file in source["files"])
-    read = ", ".join(f"{n:,} {name}" for name, n in source["read"].items())
+    read = counts_in_words(source["read"])
     dropped = "".join(f"\n- {n:,} {reason}" for reason, n in source["dropped"].items()) or " nothing."
     return f"""---
 {head}
