@@ -84,20 +84,28 @@ class BranchingPrefixes(Prefixes):
         if len(users) < len(self._depth):  # somebody's search has ended
             self._depth = self._depth[users]
             self._cache.reorder_cache(cast(torch.LongTensor, self._tensor(users)))
-        if len(new):
-            slots[new] = len(self.logits) + np.arange(len(new))
-            self._append(new, tokens, np.searchsorted(owners, [new, new + 1]), forced)
+        slots[new] = len(self.logits) + np.arange(len(new))
         kept, self._slot = np.unique(slots, return_inverse=True)
-        self.logits, self.normalizer = self.logits[self._tensor(kept)], self.normalizer[self._tensor(kept)]
+        kept = kept[: len(kept) - len(new)]  # of those that are there; the new ones go behind them
+        parts = [(_rows(self.logits, kept), _rows(self.normalizer, kept))]
+        if len(new):
+            parts.append(self._append(new, tokens, np.searchsorted(owners, [new, new + 1]), forced))
+        parts = [part for part in parts if len(part[0])]
+        self.logits, self.normalizer = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
 
-    def _append(self, new: np.ndarray, tokens: np.ndarray, bounds: np.ndarray, forced: np.ndarray) -> None:
-        """Compute the tokens that follow prefixes, and put the logits after them behind the others'.
+    def _append(
+        self, new: np.ndarray, tokens: np.ndarray, bounds: np.ndarray, forced: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the tokens that follow prefixes.
 
         Args:
             new: Indices of the prefixes.
             tokens: The first token that follows each prefix.
             bounds: Where in `forced` the tokens of each of `new` begin and end that must follow then, (2, new).
             forced: These tokens.
+
+        Returns:
+            The logits after the last token of each prefix, (new, V), and what `log_normalizer` returns for them.
         """
         room = min(_AHEAD, max(self._most // len(new) - 1, 0))
         chain, places = ranges(bounds[0] - 1, np.minimum(bounds[1], bounds[0] + room))
@@ -124,7 +132,7 @@ class BranchingPrefixes(Prefixes):
         self._sees[new] = sees[user[last], column[last]]
         self._next_depth[new] += within[last] + 1
         with branch_layout(self._tensor(self._depth), self._tensor(sees)):
-            logits = self._forward(ids, depth)[self._tensor(user), self._tensor(column)]
+            logits = _rows(self._forward(ids, depth).flatten(0, 1), user * width + column)
 
         # A token whose successor was computed too says how likely that is, and is not asked again
         before, ends = np.flatnonzero(within[1:]), len(self._known) + np.cumsum(within[last])
@@ -133,8 +141,7 @@ class BranchingPrefixes(Prefixes):
         successors = self._tensor(chained[before + 1])
         chosen = logits[self._tensor(before), successors].double() - normalizer[self._tensor(before)]
         self._known = np.append(self._known, chosen.cpu().numpy())
-        self.logits = torch.cat([self.logits, logits[self._tensor(last)].float()])
-        self.normalizer = torch.cat([self.normalizer, normalizer[self._tensor(last)]])
+        return _rows(logits, last).float(), _rows(normalizer, last)
 
     def _forward(self, ids: np.ndarray, depth: np.ndarray, **options: Any) -> torch.Tensor:
         options[self._cache_argument] = self._cache
@@ -150,3 +157,10 @@ class BranchingPrefixes(Prefixes):
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)
+
+
+def _rows(values: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    """Return rows of a tensor. Logits are large, and copied only where it is not all of them in their order."""
+    if np.array_equal(rows, np.arange(len(values))):
+        return values
+    return values[torch.from_numpy(rows).to(values.device)]
