@@ -119,13 +119,15 @@ def run(arguments: list[str]) -> None:
         if memory_gb is not None:
             columns[name][f"largest N in {memory_gb:g} GB"] = largest_negatives(layout)
     trained = size.adapter or size.parameters
+    if device_type == "cuda" and memory_gb is None:
+        attention += " (--use_cpu counts a CPU's step)"
     print(
         f"{model.model_name_or_path}: {size.parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained"
         f"{' (LoRA)' if size.adapter else ''}; one step of {batch_size} examples, {sample.source}; {attention}\n"
     )
     print(_table(columns))
     _print_faster(size, sample.layouts["trie"], training, memory_gb)
-    print("\nHow it is computed, what is left out and how far it is from measured runs: docs/cost.md")
+    print("\nHow it is computed, what is left out and how far it is from measured runs: docs/cost.md in a clone.")
 
 
 def _configs(path: str, options: ModelConfig, trust_remote_code: bool) -> tuple[Any, PeftConfig | None]:
