@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from support.browser import chromium, hosts_asked, needs_browser
+from support.browser import chromium, colours_seen, hosts_asked, needs_browser
 from support.prepared import model_and_data
 
 from dmpo_trl.cli import main
@@ -108,5 +108,8 @@ def test_the_page_in_a_browser(tmp_path):
         assert cell.is_displayed()
         cells = [json.loads(cell.text) for cell in margins.find_elements(By.TAG_NAME, "td")]
         assert cells == [1, 0, 2, 1, 3, 3, 1, -1, 2, -1, 3, -0.5]
-        assert len(browser.get_screenshot_as_png()) > 10_000
+        colours = {"c0": "#2a6fdb", "c1": "#d9822b", "c2": "#2e9e5b", "c3": "#9b59b6"}
+        for section in (loss, margins):  # each curve is drawn in its colour
+            curves = {point.get_attribute("class") for point in section.find_elements(By.TAG_NAME, "circle")}
+            assert colours_seen(section) & {*colours.values()} == {colours[curve] for curve in curves}
         assert hosts_asked(browser) == set()

@@ -4,10 +4,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 needs_browser = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium-driver"
@@ -28,6 +30,13 @@ def chromium() -> Iterator[Any]:
     with webdriver.Chrome(options=options, service=service) as browser:
         yield browser
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def colours_seen(element: Any) -> set[str]:
+    """The colours of a screenshot of the element, without those of fewer than ten pixels."""
+    image = Image.open(BytesIO(element.screenshot_as_png)).convert("RGB")
+    counted = image.getcolors(image.width * image.height)
+    return {f"#{red:02x}{green:02x}{blue:02x}" for count, (red, green, blue) in counted if count >= 10}
 
 
 def hosts_asked(browser: Any) -> set[str]:
