@@ -14,7 +14,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
-from support import load_script
+from support import ROOT, blocks, follow, load_script
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -239,6 +239,20 @@ def test_a_run_of_one_step_is_drawn_too(quickstart, data_folder, model_folder, t
     assert about in capsys.readouterr().out
     assert metrics["dmpo"].keys() == METRICS
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tutorial_asks_what_the_run_left(finished, tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "tutorials" / "laptop.md"
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "quickstart").symlink_to(finished[0])
+    monkeypatch.chdir(tmp_path)
+    films = {"Contact": "Good Film 1", "Star Wars": "Good Film 2", "Independence Day (ID4)": "Good Film 3"}
+    names = follow(page, films | {"make quickstart\n": "\n"})  # the run of this module stands for it
+    assert names["liked"] == [*films.values()]
+    assert len(names["found"]) == 5
+    assert "What each item of the history adds" in capsys.readouterr().out
+    table = next(block.text for block in blocks(page) if block.text.split()[0] == "ndcg@5")
+    assert {line.partition("  ")[0] for line in table.splitlines()[1:]} == RANKERS
 
 
 def test_groups_of_users_share_nobody_and_histories_grow(quickstart, data_folder):
