@@ -1,7 +1,6 @@
 """Cells: each is computed once and becomes one JSON file, which nothing but the report reads."""
 
 import json
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,12 +13,13 @@ import torch
 from machine import describe, fast_dtype
 from transformers import AutoTokenizer
 
-from dmpo_trl.data import Interactions
+from dmpo_trl.data import Interactions, PublishedSplits
 from dmpo_trl.evaluation import RankingResult, score_candidates
 
 from .explaining import deletion_curves
 from .methods import COUNTS, METHODS, SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
-from .ranking import as_json, rank_by_counts, rank_by_model
+from .pairs import PAIRS, PairSource, PairUsers, check_pairs, pair_figures
+from .ranking import Asked, as_json, rank_by_counts, rank_by_model
 from .settings import Cell
 from .sources import SOURCES, read_source
 from .training import Spent, load, read_spent, train_preference, train_sft
@@ -58,6 +58,7 @@ def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
         ):
             if name not in known:
                 raise SystemExit(f"The {kind} {name!r} is unknown. Choose among {', '.join(known)}.")
+        check_pairs(cell)
         file = output / cell.file_name
         if not file.exists():
             left.append(cell)
@@ -84,9 +85,21 @@ def run(cells: Iterable[Cell], places: Places) -> None:
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(cell.described() | about | content) + "\n", encoding="utf-8")
         unfinished.replace(file)
-        figures = content.get("test sum") or content.get("test") or content.get("item knn") or {}
         more = f"{len(left) - number} left, about {(len(left) - number) * seconds / 60:.0f} minutes if all are like it"
-        print(f"{cell.file_name}: NDCG@5 {figures.get('ndcg@5', math.nan):.3f}, {seconds:.0f} s; {more}", flush=True)
+        print(f"{cell.file_name}: {_figure(content)}, {seconds:.0f} s; {more}", flush=True)
+
+
+def _figure(content: dict[str, Any]) -> str:
+    for name, metric in (
+        ("test sum", "ndcg@5"),
+        ("test", "ndcg@5"),
+        ("item knn", "ndcg@5"),
+        (f"{PAIRS} sum", "auc"),
+        (f"{PAIRS} item knn", "auc"),
+    ):
+        if name in content:
+            return f"{metric.upper()} {content[name][metric]:.3f}"
+    return "ranked"
 
 
 def compute(cell: Cell, places: Places) -> dict[str, Any]:
@@ -94,36 +107,40 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     ranked, trained = _users(cell, cell.dataset, places), _users(cell, cell.trained_on, places)
     if cell.method == COUNTS:
-        return as_json(rank_by_counts(ranked, trained))
+        return _as_json(rank_by_counts(ranked, trained), ranked)
     if cell.method in TRADITIONAL:
         return _traditional(cell, ranked, trained, places)
     spent = None if cell.method == ZERO_SHOT else train(cell, trained, places)
     folder = None if cell.method == ZERO_SHOT else cell.adapter(places.work)
     model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
     start = time.perf_counter()
-    shown = trained.shown if cell.dataset == cell.trained_on else None
+    shown = trained.shown if cell.dataset == cell.trained_on and isinstance(ranked, Users) else None
     results = rank_by_model(model, tokenizer, ranked, shown, cell.method)
-    content = as_json(results)
+    content = _as_json(results, ranked)
     content["seconds of ranking"] = time.perf_counter() - start
     if cell.settings.explained_users:
         content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained, results["test sum"])
     return content | {"precision": str(fast_dtype()).removeprefix("torch."), "training": spent or {}}
 
 
-def train(cell: Cell, users: Users, places: Places) -> Spent:
+def _as_json(results: dict[str, RankingResult], ranked: Asked) -> dict[str, Any]:
+    return pair_figures(results, ranked.repeats) if isinstance(ranked, PairUsers) else as_json(results)
+
+
+def train(cell: Cell, users: Asked, places: Places) -> Spent:
     """Train the cell's adapter, or find that it has been trained."""
     folder = cell.adapter(places.work)
     if spent := read_spent(folder, cell.settings):
         return spent
     own, sft = cell.settings, cell.adapter(places.work, SFT)
     if cell.method == SFT:
-        return train_sft(places.model, users.sft(), own, cell.seed, folder, None, None)
+        return train_sft(places.model, users.sft(), own, cell.seed, folder, None, None, whole=users.whole_rows)
     method = STAGES.get(cell.method)
     of_sft = read_spent(sft, own)
     if of_sft is None:  # an adapter outlives no machine, a cell does: SFT may have to be trained again
         of_sft = train(replace(cell, method=SFT), users, places)
     if cell.method == SFT_MORE:
-        return train_sft(places.model, users.sft(), own, cell.seed, folder, sft, own.tokens)
+        return train_sft(places.model, users.sft(), own, cell.seed, folder, sft, own.tokens, whole=users.whole_rows)
     assert method is not None
     start, tokens = (sft, own.tokens) if method.start == "sft" else (None, own.tokens + of_sft["tokens"])
 
@@ -135,12 +152,14 @@ def train(cell: Cell, users: Users, places: Places) -> Spent:
     return train_preference(places.model, data, own, cell.seed, folder, start, tokens, method)
 
 
-def _users(cell: Cell, name: str, places: Places) -> Users:
-    return Users(SOURCES[name], _read(name, tuple(places.data.items())), cell.settings, cell.users, cell.seed)
+def _users(cell: Cell, name: str, places: Places) -> Asked:
+    source = SOURCES[name]
+    kind = PairUsers if isinstance(source, PairSource) else Users
+    return kind(source, _read(name, tuple(places.data.items())), cell.settings, cell.users, cell.seed)
 
 
 @cache
-def _read(name: str, folders: tuple[tuple[str, Path], ...]) -> Interactions:
+def _read(name: str, folders: tuple[tuple[str, Path], ...]) -> Interactions | PublishedSplits:
     return read_source(name, dict(folders))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from .pair_tables import pair_tables
 from .pictures import pictures
 from .records import read_cells, records_of
 from .tables import Table, tables
@@ -43,7 +44,7 @@ def write_report(folder: Path, output: Path) -> None:
     """
     cells = read_cells(folder)
     records = [record for cell in cells for record in records_of(cell)]
-    found, drawn = tables(records), list(pictures(records))
+    found, drawn = [*tables(records), *pair_tables(records)], list(pictures(records))
     title, about = f"Results of {folder.name}", _about(cells)
     output.mkdir(parents=True, exist_ok=True)
     for name, _, svg in drawn:

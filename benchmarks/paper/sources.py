@@ -13,11 +13,14 @@ from dmpo_trl.data import (
     PRODUCTS,
     Interactions,
     PromptTemplate,
+    PublishedSplits,
     read_amazon,
     read_lastfm,
     read_msl,
     read_recbole,
 )
+
+from .pairs import FOLDER, PAIR_SOURCES, PairSource
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def _read_office(folder: Path) -> Interactions:
     return Interactions(rows, published.interactions.items, order="position")
 
 
-SOURCES = {
+SOURCES: dict[str, Source | PairSource] = {
     "movielens": Source(
         lambda folder: read_recbole(folder, title_field="movie_title"),
         "MovieLens 100K as RecBole's atomic files (by default those of the recbole wheel)",
@@ -61,16 +64,18 @@ SOURCES = {
         min_rating=4.0,
     ),
     "lastfm": Source(read_lastfm, "HetRec 2011's Last.fm 2K: user_artists.dat, artists.dat", MUSIC),
+    **PAIR_SOURCES,
 }
 
 
-def read_source(name: str, folders: dict[str, Path]) -> Interactions:
+def read_source(name: str, folders: dict[str, Path]) -> Interactions | PublishedSplits:
     """Read a data set from its folder.
 
     Raises:
         SystemExit: The folder is not among `folders`.
     """
-    folder = folders.get(name) or (movielens_folder() if name == "movielens" else None)
+    called = FOLDER if name in PAIR_SOURCES else name
+    folder = folders.get(called) or (movielens_folder() if name == "movielens" else None)
     if folder is None:
-        raise SystemExit(f"Give the folder of {name} with --data {name}=FOLDER: {SOURCES[name].files}.")
+        raise SystemExit(f"Give the folder of {name} with --data {called}=FOLDER: {SOURCES[name].files}.")
     return SOURCES[name].read(folder)

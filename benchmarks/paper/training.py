@@ -35,9 +35,17 @@ def load(model: str, settings: Settings, adapter: Path | None = None, *, train: 
 
 
 def train_sft(
-    model: str, data: Dataset, settings: Settings, seed: int, folder: Path, start: Path | None, tokens: int | None
+    model: str,
+    data: Dataset,
+    settings: Settings,
+    seed: int,
+    folder: Path,
+    start: Path | None,
+    tokens: int | None,
+    *,
+    whole: bool = True,
 ) -> Spent:
-    """Train on whole histories, every title of which is a target.
+    """Train on what users had.
 
     Args:
         model: Folder of the base model.
@@ -47,6 +55,7 @@ def train_sft(
         folder: For the adapter.
         start: Adapter to go on with; None: a new one.
         tokens: How many to train on; None: `sft_epochs`.
+        whole: Every title of a history is a target, not the completion alone.
     """
     trainer = SFTTrainer(
         model=load(model, settings, start, train=True),
@@ -58,7 +67,7 @@ def train_sft(
                 learning_rate=settings.sft_learning_rate,
                 **_unpadded(settings.sft_batch_size),
                 num_train_epochs=settings.sft_epochs,
-                completion_only_loss=False,
+                completion_only_loss=not whole,
             )
         ),
         train_dataset=data,
