@@ -1,6 +1,7 @@
-"""Run the cells of a config, or make the report of the cells that are there.
+"""Run the cells of a config, search for settings, or make the report of the cells that are there.
 
 PYTHONPATH=benchmarks python -m paper run benchmarks/paper/learning.yaml --data office=FOLDER
+PYTHONPATH=benchmarks python -m paper tune benchmarks/paper/tuning.yaml
 PYTHONPATH=benchmarks python -m paper report benchmarks/results/learning
 """
 
@@ -19,13 +20,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m paper", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="compute the cells of a config that are not there yet")
-    running.add_argument("config", type=Path)
-    running.add_argument("--data", nargs="*", default=[], metavar="NAME=FOLDER", help="raw files of a data set")
-    running.add_argument("--model", help="hub id or folder (default: the quickstart's SmolLM2-135M)")
+    tuning = commands.add_parser("tune", help="search for settings on validation users; needs the extra `tune`")
+    for command in (running, tuning):
+        command.add_argument("config", type=Path)
+        command.add_argument("--data", nargs="*", default=[], metavar="NAME=FOLDER", help="raw files of a data set")
+        command.add_argument("--model", help="hub id or folder (default: the quickstart's SmolLM2-135M)")
+        command.add_argument("--work", type=Path, default=ROOT / "outputs" / "paper", help="folder for adapters")
     running.add_argument("--only", nargs="*", default=[], metavar="METHOD", help="of the config's methods, these")
-    running.add_argument("--work", type=Path, default=ROOT / "outputs" / "paper", help="folder for adapters")
     running.add_argument("--output", type=Path, help="folder for cells (default: benchmarks/results/CONFIG)")
     running.add_argument("--list", action="store_true", help="say which cells are not there yet, and compute none")
+    tuning.add_argument("--output", type=Path, help="file for what was found (default: CONFIG-found.yaml beside it)")
     reporting = commands.add_parser("report", help="write report.md, pictures and report.html beside the cells")
     reporting.add_argument("cells", type=Path)
     reporting.add_argument("--output", type=Path, help="folder of the report (default: that of the cells)")
@@ -35,12 +39,18 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if wrong := [given for given in options.data if "=" not in given]:
         raise SystemExit(f"--data {wrong[0]}: give NAME=FOLDER.")
+    folders = {name: Path(folder) for name, _, folder in (given.partition("=") for given in options.data)}
     output = options.output or ROOT / "benchmarks" / "results" / options.config.stem
+    if options.command == "tune":
+        from .tuning import tune  # Optuna is an extra
+
+        found = options.output or options.config.with_name(f"{options.config.stem}-found.yaml")
+        tune(options.config, Places(options.model or default_model(), folders, options.work, output), found)
+        return
     cells = [cell for cell in read_config(options.config) if not options.only or cell.method in options.only]
     if options.list:
         print("\n".join(cell.file_name for cell in waiting(cells, output)))
         return
-    folders = {name: Path(folder) for name, _, folder in (given.partition("=") for given in options.data)}
     run(cells, Places(options.model or default_model(), folders, options.work, output))
 
 

@@ -20,7 +20,7 @@ from .explaining import deletion_curves
 from .methods import COUNTS, METHODS, SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
 from .pairs import PAIRS, PairSource, PairUsers, check_pairs, pair_figures
 from .ranking import Asked, as_json, rank_by_counts, rank_by_model
-from .settings import Cell
+from .settings import Cell, differences
 from .sources import SOURCES, read_source
 from .training import Spent, load, read_spent, train_preference, train_sft
 from .users import Users
@@ -43,13 +43,12 @@ class Places:
     output: Path
 
 
-def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
-    """Return the cells that are not there yet.
+def check(cells: Iterable[Cell]) -> None:
+    """Check that cells can be computed.
 
     Raises:
-        SystemExit: A name is unknown, or a cell that is there was computed with other settings.
+        SystemExit: A name is unknown, or a method does not go with a data set or a setting.
     """
-    left = []
     for cell in cells:
         for kind, name, known in (
             ("dataset", cell.dataset, SOURCES),
@@ -59,14 +58,29 @@ def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
             if name not in known:
                 raise SystemExit(f"The {kind} {name!r} is unknown. Choose among {', '.join(known)}.")
         check_pairs(cell)
+        stage = STAGES.get(cell.method)
+        if cell.settings.beta and stage and "beta" not in stage.options:
+            raise SystemExit(f"{cell.file_name.removesuffix('.json')}: {cell.method} has no beta.")
+
+
+def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
+    """Return the cells that are not there yet.
+
+    Raises:
+        SystemExit: As in `check`, or a cell that is there was computed with other settings.
+    """
+    cells, left = list(cells), []
+    check(cells)
+    for cell in cells:
         file = output / cell.file_name
         if not file.exists():
             left.append(cell)
             continue
         there, here = (json.loads(file.read_text(encoding="utf-8"))["settings"], cell.described()["settings"])
-        if other := [name for name in here if name in there and there[name] != here[name]]:
+        there.setdefault("trained_on", there["dataset"])
+        if other := differences(there, here):
             raise SystemExit(
-                f"{file} was computed with {other[0]}={there[other[0]]}, the config says {here[other[0]]}. "
+                f"{file} was computed with {other[0]}={there.get(other[0])}, the config says {here[other[0]]}. "
                 "Give another --output, or delete the file."
             )
     return left
@@ -105,7 +119,7 @@ def _figure(content: dict[str, Any]) -> str:
 def compute(cell: Cell, places: Places) -> dict[str, Any]:
     """Return what a cell's file says beside its description."""
     torch.manual_seed(cell.seed)
-    ranked, trained = _users(cell, cell.dataset, places), _users(cell, cell.trained_on, places)
+    ranked, trained = users_of(cell, cell.dataset, places), users_of(cell, cell.trained_on, places)
     if cell.method == COUNTS:
         return _as_json(rank_by_counts(ranked, trained), ranked)
     if cell.method in TRADITIONAL:
@@ -130,13 +144,14 @@ def _as_json(results: dict[str, RankingResult], ranked: Asked) -> dict[str, Any]
 def train(cell: Cell, users: Asked, places: Places) -> Spent:
     """Train the cell's adapter, or find that it has been trained."""
     folder = cell.adapter(places.work)
-    if spent := read_spent(folder, cell.settings):
-        return spent
     own, sft = cell.settings, cell.adapter(places.work, SFT)
+    if spent := read_spent(folder, own.of_training(after_sft=cell.method != SFT)):
+        return spent
     if cell.method == SFT:
-        return train_sft(places.model, users.sft(), own, cell.seed, folder, None, None, whole=users.whole_rows)
+        tokens = own.sft_tokens or None
+        return train_sft(places.model, users.sft(), own, cell.seed, folder, None, tokens, whole=users.whole_rows)
     method = STAGES.get(cell.method)
-    of_sft = read_spent(sft, own)
+    of_sft = read_spent(sft, own.of_training(after_sft=False))
     if of_sft is None:  # an adapter outlives no machine, a cell does: SFT may have to be trained again
         of_sft = train(replace(cell, method=SFT), users, places)
     if cell.method == SFT_MORE:
@@ -152,7 +167,8 @@ def train(cell: Cell, users: Asked, places: Places) -> Spent:
     return train_preference(places.model, data, own, cell.seed, folder, start, tokens, method)
 
 
-def _users(cell: Cell, name: str, places: Places) -> Asked:
+def users_of(cell: Cell, name: str, places: Places) -> Asked:
+    """Return the users of a cell, of the data set that is ranked or of that trained on."""
     source = SOURCES[name]
     kind = PairUsers if isinstance(source, PairSource) else Users
     return kind(source, _read(name, tuple(places.data.items())), cell.settings, cell.users, cell.seed)

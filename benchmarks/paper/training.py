@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from dmpo_trl import DMPOConfig, DMPOTrainer
 
 from .methods import Method
-from .settings import Settings
+from .settings import Settings, differences
 
 Spent = dict[str, Any]
 """`tokens`, `seconds` and `steps` of a training, and what it logged (`log`)."""
@@ -64,7 +64,7 @@ def train_sft(
                 settings,
                 folder,
                 seed,
-                learning_rate=settings.sft_learning_rate,
+                learning_rate=(start and settings.learning_rate) or settings.sft_learning_rate,
                 **_unpadded(settings.sft_batch_size),
                 num_train_epochs=settings.sft_epochs,
                 completion_only_loss=not whole,
@@ -77,7 +77,8 @@ def train_sft(
     of_epoch = sum(len(row["input_ids"]) for row in trainer.train_dataset)
     if tokens is not None:
         trainer.args.num_train_epochs = tokens / of_epoch
-    return _train(trainer, folder, settings, round(of_epoch * trainer.args.num_train_epochs))
+    made_with = settings.of_training(after_sft=start is not None)
+    return _train(trainer, folder, made_with, round(of_epoch * trainer.args.num_train_epochs))
 
 
 def train_preference(
@@ -111,7 +112,7 @@ def train_preference(
                 seed,
                 per_device_train_batch_size=settings.batch_size,
                 train_sampling_strategy="group_by_prompt",
-                **method.options,
+                **method.options | _set(learning_rate=settings.learning_rate, beta=settings.beta),
             )
         ),
         train_dataset=data,
@@ -120,11 +121,15 @@ def train_preference(
     )
     of_epoch = sum(int(batch["attention_mask"].sum()) for batch in trainer.get_train_dataloader())
     trainer.args.num_train_epochs = tokens / of_epoch
-    return _train(trainer, folder, settings, tokens)
+    return _train(trainer, folder, settings.of_training(after_sft=True), tokens)
 
 
-def read_spent(folder: Path, settings: Settings) -> Spent | None:
+def read_spent(folder: Path, made_with: dict[str, Any]) -> Spent | None:
     """Return what a training in this folder spent, None where none has ended there.
+
+    Args:
+        folder: Of the adapter.
+        made_with: Its settings, `Settings.of_training`.
 
     Raises:
         SystemExit: It was trained with other settings.
@@ -133,11 +138,11 @@ def read_spent(folder: Path, settings: Settings) -> Spent | None:
     if not file.exists():
         return None
     spent: Spent = json.loads(file.read_text(encoding="utf-8"))
-    there, here = spent.pop("settings"), settings.of_training()
-    if other := [name for name in here if there.get(name) != here[name]]:
+    there = spent.pop("settings")
+    if other := differences(there, made_with):
         raise SystemExit(
-            f"{folder} was trained with {other[0]}={there.get(other[0])}, now it is {here[other[0]]}. Give another "
-            "--work, or delete the folder."
+            f"{folder} was trained with {other[0]}={there.get(other[0])}, now it is {made_with[other[0]]}. Give "
+            "another --work, or delete the folder."
         )
     return spent
 
@@ -174,7 +179,11 @@ def _arguments(settings: Settings, folder: Path, seed: int, **options: Any) -> d
     }
 
 
-def _train(trainer: Any, folder: Path, settings: Settings, tokens: int) -> Spent:
+def _set(**options: float) -> dict[str, float]:
+    return {name: value for name, value in options.items() if value}
+
+
+def _train(trainer: Any, folder: Path, made_with: dict[str, Any], tokens: int) -> Spent:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -182,6 +191,6 @@ def _train(trainer: Any, folder: Path, settings: Settings, tokens: int) -> Spent
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     spent = {"tokens": tokens, "seconds": seconds, "steps": trainer.state.global_step, "log": log}
     # Written last: a cell that is killed while it ranks goes on there
-    content = json.dumps(spent | {"settings": settings.of_training()})
+    content = json.dumps(spent | {"settings": made_with})
     (folder / "spent.json").write_text(content, encoding="utf-8")
     return spent
