@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from machine import ROOT
-from models import default_model
 
 from .cells import Places, run, waiting
+from .language_models import NAMED, folder_of
 from .page import write_report
 from .settings import read_config
 
@@ -24,10 +24,15 @@ def main(arguments: list[str] | None = None) -> None:
     for command in (running, tuning):
         command.add_argument("config", type=Path)
         command.add_argument("--data", nargs="*", default=[], metavar="NAME=FOLDER", help="raw files of a data set")
-        command.add_argument("--model", help="hub id or folder (default: the quickstart's SmolLM2-135M)")
-        command.add_argument("--work", type=Path, default=ROOT / "outputs" / "paper", help="folder for adapters")
+        command.add_argument(
+            "--model",
+            help=f"{', '.join(NAMED)}, a hub id, a folder or a GGUF file (default: the quickstart's SmolLM2-135M)",
+        )
+        command.add_argument("--work", type=Path, help="folder for adapters (default: outputs/paper)")
     running.add_argument("--only", nargs="*", default=[], metavar="METHOD", help="of the config's methods, these")
-    running.add_argument("--output", type=Path, help="folder for cells (default: benchmarks/results/CONFIG)")
+    running.add_argument(
+        "--output", type=Path, help="folder for cells (default: benchmarks/results/CONFIG, or CONFIG-MODEL)"
+    )
     running.add_argument("--list", action="store_true", help="say which cells are not there yet, and compute none")
     tuning.add_argument("--output", type=Path, help="file for what was found (default: CONFIG-found.yaml beside it)")
     reporting = commands.add_parser("report", help="write report.md, pictures and report.html beside the cells")
@@ -40,18 +45,20 @@ def main(arguments: list[str] | None = None) -> None:
     if wrong := [given for given in options.data if "=" not in given]:
         raise SystemExit(f"--data {wrong[0]}: give NAME=FOLDER.")
     folders = {name: Path(folder) for name, _, folder in (given.partition("=") for given in options.data)}
-    output = options.output or ROOT / "benchmarks" / "results" / options.config.stem
+    own = f"-{options.model}" if options.model in NAMED else ""  # so that models do not mix
+    work = options.work or ROOT / "outputs" / f"paper{own}"
+    output = options.output or ROOT / "benchmarks" / "results" / f"{options.config.stem}{own}"
     if options.command == "tune":
         from .tuning import tune  # Optuna is an extra
 
-        found = options.output or options.config.with_name(f"{options.config.stem}-found.yaml")
-        tune(options.config, Places(options.model or default_model(), folders, options.work, output), found)
+        found = options.output or options.config.with_name(f"{options.config.stem}-found{own}.yaml")
+        tune(options.config, Places(folder_of(options.model), folders, work, output), found)
         return
     cells = [cell for cell in read_config(options.config) if not options.only or cell.method in options.only]
     if options.list:
         print("\n".join(cell.file_name for cell in waiting(cells, output)))
         return
-    run(cells, Places(options.model or default_model(), folders, options.work, output))
+    run(cells, Places(folder_of(options.model), folders, work, output))
 
 
 if __name__ == "__main__":

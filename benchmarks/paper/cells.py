@@ -17,6 +17,7 @@ from dmpo_trl.data import Interactions, PublishedSplits
 from dmpo_trl.evaluation import RankingResult, score_candidates
 
 from .explaining import deletion_curves
+from .language_models import model_name, takes_messages
 from .methods import COUNTS, METHODS, SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
 from .pairs import PAIRS, PairSource, PairUsers, check_pairs, pair_figures
 from .ranking import Asked, as_json, rank_by_counts, rank_by_model
@@ -63,11 +64,16 @@ def check(cells: Iterable[Cell]) -> None:
             raise SystemExit(f"{cell.file_name.removesuffix('.json')}: {cell.method} has no beta.")
 
 
-def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
+def waiting(cells: Iterable[Cell], output: Path, model: str | None = None) -> list[Cell]:
     """Return the cells that are not there yet.
 
+    Args:
+        cells: All of them.
+        output: The folder with those that are there.
+        model: Folder of the base model; None: whichever.
+
     Raises:
-        SystemExit: As in `check`, or a cell that is there was computed with other settings.
+        SystemExit: As in `check`, or a cell that is there was computed with other settings or by another model.
     """
     cells, left = list(cells), []
     check(cells)
@@ -76,7 +82,13 @@ def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
         if not file.exists():
             left.append(cell)
             continue
-        there, here = (json.loads(file.read_text(encoding="utf-8"))["settings"], cell.described()["settings"])
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if model and model_name(content["model"]) != model_name(model):
+            raise SystemExit(
+                f"{file} was computed with {model_name(content['model'])}, not {model_name(model)}. Give another "
+                "--output."
+            )
+        there, here = content["settings"], cell.described()["settings"]
         there.setdefault("trained_on", there["dataset"])
         if other := differences(there, here):
             raise SystemExit(
@@ -88,13 +100,13 @@ def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
 
 def run(cells: Iterable[Cell], places: Places) -> None:
     """Compute the cells that are not there yet, in their order, and say how long the rest will take."""
-    left = waiting(cells, places.output)
+    left = waiting(cells, places.output, places.model)
     places.output.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(left, start=1):
         start = time.perf_counter()
         content = compute(cell, places)
         seconds = time.perf_counter() - start
-        about = describe("trl", "peft") | {"model": Path(places.model).name, "seconds": seconds}
+        about = describe("trl", "peft") | {"model": model_name(places.model), "seconds": seconds}
         file = places.output / cell.file_name
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(cell.described() | about | content) + "\n", encoding="utf-8")
@@ -134,6 +146,7 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     content["seconds of ranking"] = time.perf_counter() - start
     if cell.settings.explained_users:
         content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained, results["test sum"])
+    content["prompts"] = "messages" if takes_messages(places.model) else "plain text"
     return content | {"precision": str(fast_dtype()).removeprefix("torch."), "training": spent or {}}
 
 
@@ -145,13 +158,13 @@ def train(cell: Cell, users: Asked, places: Places) -> Spent:
     """Train the cell's adapter, or find that it has been trained."""
     folder = cell.adapter(places.work)
     own, sft = cell.settings, cell.adapter(places.work, SFT)
-    if spent := read_spent(folder, own.of_training(after_sft=cell.method != SFT)):
+    if spent := read_spent(folder, places.model, own.of_training(after_sft=cell.method != SFT)):
         return spent
     if cell.method == SFT:
         tokens = own.sft_tokens or None
         return train_sft(places.model, users.sft(), own, cell.seed, folder, None, tokens, whole=users.whole_rows)
     method = STAGES.get(cell.method)
-    of_sft = read_spent(sft, own.of_training(after_sft=False))
+    of_sft = read_spent(sft, places.model, own.of_training(after_sft=False))
     if of_sft is None:  # an adapter outlives no machine, a cell does: SFT may have to be trained again
         of_sft = train(replace(cell, method=SFT), users, places)
     if cell.method == SFT_MORE:
@@ -170,6 +183,8 @@ def train(cell: Cell, users: Asked, places: Places) -> Spent:
 def users_of(cell: Cell, name: str, places: Places) -> Asked:
     """Return the users of a cell, of the data set that is ranked or of that trained on."""
     source = SOURCES[name]
+    if cell.method not in (COUNTS, *TRADITIONAL) and not takes_messages(places.model):
+        source = source.plain()
     kind = PairUsers if isinstance(source, PairSource) else Users
     return kind(source, _read(name, tuple(places.data.items())), cell.settings, cell.users, cell.seed)
 

@@ -1,12 +1,12 @@
 """The report: Markdown with its pictures, and one HTML page that holds everything."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
+from .language_models import model_name
 from .pair_tables import pair_tables
 from .pictures import pictures
 from .records import read_cells, records_of
@@ -68,10 +68,9 @@ def _about(cells: Sequence[Mapping[str, Any]]) -> str:
         name: {cell[name] for cell in cells if name in cell}
         for name in ("model", "precision", "machine", "versions", "commit")
     }
-    # The rest of a folder's name tells one machine's copy from another's
-    values["model"] = {re.sub(r"-[0-9a-f]{7}-[0-9a-f]{16}$", "", name) for name in values["model"]}
+    values["model"] = {model_name(name) for name in values["model"]}
     hours = sum(cell["seconds"] for cell in cells) / 3600
-    named = "; ".join(f"{name}: {' or '.join(sorted(own))}" for name, own in values.items())
+    named = "; ".join(f"{name}: {' or '.join(sorted(own))}" for name, own in values.items() if own)
     return f"{len(cells)} cells, {hours:.1f} hours. {named[0].upper()}{named[1:]}."
 
 

@@ -8,10 +8,10 @@ is the history and the answers are the titles: there the k negatives of a histor
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from datasets import Dataset
@@ -40,17 +40,24 @@ class PairSource:
         template: Our wording; None: the authors'.
         cut: Whether the training titles end at their first comma or bracket, where the others are whole: for counts,
             titles that are then equal are one.
+        conversational: Messages for chat models, or else plain text.
+        files: What the folder holds; for the message where it is not given.
     """
 
     name: str
     words: tuple[str, str, str, str]
     template: PromptTemplate | None = None
     cut: bool = False
+    conversational: bool = True
     files: str = "the few-shot files of https://github.com/BZX667/DMPO: rec_*_{sft,dpo,eval}_ranking*.json"
 
     def read(self, folder: Path) -> PublishedSplits:
         """Read the files."""
         return read_dmpo(folder, self.name)
+
+    def plain(self) -> Self:
+        """Return the source with prompts of plain text."""
+        return replace(self, template=self.template and self.template.plain(), conversational=False)
 
     def key(self, title: str) -> str:
         """Return what two titles of the same thing have in common."""
@@ -206,10 +213,13 @@ class PairUsers:
                 order = [row["target"], negative]
                 text = instruction(self.source.words, row["history"], order if target_first else order[::-1])
                 answers = [f" <Title:{one}> ,  <Title:{other}> " for one, other in (order, order[::-1])]
-                yield (
-                    [{"role": "user", "content": text}],
-                    [[{"role": "assistant", "content": answer}] for answer in answers],
-                )
+                if self.source.conversational:
+                    yield (
+                        [{"role": "user", "content": text}],
+                        [[{"role": "assistant", "content": answer}] for answer in answers],
+                    )
+                else:
+                    yield text, answers
 
     def _part(self, name: str) -> pl.DataFrame:
         """Return the rows of a file, one per history."""

@@ -1,8 +1,9 @@
 """The data sets: how the raw files are read, what counts as liked, and how a model is asked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import polars as pl
 from models import movielens_folder
@@ -38,6 +39,10 @@ class Source:
     files: str
     template: PromptTemplate
     min_rating: float | None = None
+
+    def plain(self) -> Self:
+        """Return the source with prompts of plain text."""
+        return replace(self, template=self.template.plain())
 
 
 def _read_office(folder: Path) -> Interactions:

@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 
+from .language_models import model_name
 from .methods import Method
 from .settings import Settings, differences
 
@@ -78,7 +79,7 @@ def train_sft(
     if tokens is not None:
         trainer.args.num_train_epochs = tokens / of_epoch
     made_with = settings.of_training(after_sft=start is not None)
-    return _train(trainer, folder, made_with, round(of_epoch * trainer.args.num_train_epochs))
+    return _train(trainer, folder, model, made_with, round(of_epoch * trainer.args.num_train_epochs))
 
 
 def train_preference(
@@ -121,24 +122,27 @@ def train_preference(
     )
     of_epoch = sum(int(batch["attention_mask"].sum()) for batch in trainer.get_train_dataloader())
     trainer.args.num_train_epochs = tokens / of_epoch
-    return _train(trainer, folder, settings.of_training(after_sft=True), tokens)
+    return _train(trainer, folder, model, settings.of_training(after_sft=True), tokens)
 
 
-def read_spent(folder: Path, made_with: dict[str, Any]) -> Spent | None:
+def read_spent(folder: Path, model: str, made_with: dict[str, Any]) -> Spent | None:
     """Return what a training in this folder spent, None where none has ended there.
 
     Args:
         folder: Of the adapter.
+        model: Folder of the base model.
         made_with: Its settings, `Settings.of_training`.
 
     Raises:
-        SystemExit: It was trained with other settings.
+        SystemExit: It was trained with other settings, or is another model's.
     """
     file = folder / "spent.json"
     if not file.exists():
         return None
     spent: Spent = json.loads(file.read_text(encoding="utf-8"))
-    there = spent.pop("settings")
+    there, name = spent.pop("settings"), model_name(model)
+    if (trained := spent.pop("model", name)) != name:
+        raise SystemExit(f"{folder} is of {trained}, not of {name}. Give another --work.")
     if other := differences(there, made_with):
         raise SystemExit(
             f"{folder} was trained with {other[0]}={there.get(other[0])}, now it is {made_with[other[0]]}. Give "
@@ -183,7 +187,7 @@ def _set(**options: float) -> dict[str, float]:
     return {name: value for name, value in options.items() if value}
 
 
-def _train(trainer: Any, folder: Path, made_with: dict[str, Any], tokens: int) -> Spent:
+def _train(trainer: Any, folder: Path, model: str, made_with: dict[str, Any], tokens: int) -> Spent:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -191,6 +195,6 @@ def _train(trainer: Any, folder: Path, made_with: dict[str, Any], tokens: int) -
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     spent = {"tokens": tokens, "seconds": seconds, "steps": trainer.state.global_step, "log": log}
     # Written last: a cell that is killed while it ranks goes on there
-    content = json.dumps(spent | {"settings": made_with})
+    content = json.dumps(spent | {"settings": made_with, "model": model_name(model)})
     (folder / "spent.json").write_text(content, encoding="utf-8")
     return spent

@@ -28,6 +28,7 @@ from dmpo_trl.cli._tuning import Study, held, sentence
 from dmpo_trl.evaluation import rank_with_model
 
 from .cells import Places, check, train, users_of
+from .language_models import model_name
 from .methods import SFT, SFT_MORE, STAGES
 from .pairs import PAIR_SOURCES
 from .settings import Cell, Settings, read_config
@@ -120,7 +121,7 @@ def tune(config: Path, places: Places, output: Path) -> None:
             | settings_of.get(cell.file_name, cell.settings).changed()
             for cell in cells
         ],
-        "found": [entry | {"model": Path(places.model).name} | describe("trl", "peft", "optuna") for entry in found],
+        "found": [entry | {"model": model_name(places.model)} | describe("trl", "peft", "optuna") for entry in found],
     }
     head = f"# Made by `python -m paper tune` of {config.name}: the settings that ranked validation users best.\n"
     output.write_text(head + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -176,7 +177,7 @@ def _search(cell: Cell, search: Search, places: Places) -> Study:
         return float(result.per_user(search.metric).mean())
 
     described = cell.described() | {"search": {name: asdict(own) for name, own in search.space(cell).items()}}
-    described |= {"metric": search.metric, "model": Path(places.model).name}
+    described |= {"metric": search.metric, "model": model_name(places.model)}
     try:
         with held(folder):
             study = Study(

@@ -156,6 +156,14 @@ def test_what_the_files_cannot_give_is_said(paper, folder, tmp_path, block, sett
         run(paper, folder, tmp_path / "out", block, **settings)
 
 
+def test_the_committed_report_is_that_of_the_cells(paper, tmp_path):
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "pairs"
+    for file in results.glob("*.json"):
+        assert "uncommitted" not in json.loads(file.read_text())["commit"], file.name
+    paper.main(["report", str(results), "--output", str(tmp_path)])
+    assert (tmp_path / "report.md").read_bytes() == (results / "report.md").read_bytes()
+
+
 @pytest.fixture
 def real():
     root = os.environ.get("DMPO_TRL_SHARED_DATA")
