@@ -12,7 +12,7 @@ from machine import ROOT
 
 from .cells import Places, run, waiting
 from .language_models import NAMED, folder_of
-from .page import write_report
+from .page import markdown, write_report
 from .settings import read_config
 
 
@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="compute the cells of a config that are not there yet")
     tuning = commands.add_parser("tune", help="search for settings on validation users; needs the extra `tune`")
-    for command in (running, tuning):
+    costing = commands.add_parser("budget", help="say what the cells of a config cost: tokens, FLOPs, hours at a rate")
+    for command in (running, tuning, costing):
         command.add_argument("config", type=Path)
         command.add_argument("--data", nargs="*", default=[], metavar="NAME=FOLDER", help="raw files of a data set")
         command.add_argument(
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     running.add_argument("--list", action="store_true", help="say which cells are not there yet, and compute none")
     tuning.add_argument("--output", type=Path, help="file for what was found (default: CONFIG-found.yaml beside it)")
+    costing.set_defaults(output=None)
+    costing.add_argument("--tflops", type=float, default=100.0, help="rate for the hours, in 10^12 FLOPs per second")
     reporting = commands.add_parser("report", help="write report.md, pictures and report.html beside the cells")
     reporting.add_argument("cells", type=Path)
     reporting.add_argument("--output", type=Path, help="folder of the report (default: that of the cells)")
@@ -53,6 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
 
         found = options.output or options.config.with_name(f"{options.config.stem}-found{own}.yaml")
         tune(options.config, Places(folder_of(options.model), folders, work, output), found)
+        return
+    if options.command == "budget":
+        from .budget import budget
+
+        places = Places(folder_of(options.model), folders, work, output)
+        print(*markdown(budget(read_config(options.config), places, options.tflops)), sep="\n")
         return
     cells = [cell for cell in read_config(options.config) if not options.only or cell.method in options.only]
     if options.list:

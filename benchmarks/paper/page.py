@@ -10,7 +10,7 @@ from .language_models import model_name
 from .pair_tables import pair_tables
 from .pictures import pictures
 from .records import read_cells, records_of
-from .tables import Table, tables
+from .tables import tables
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -53,7 +53,8 @@ def write_report(folder: Path, output: Path) -> None:
     for name, heading, _ in drawn:
         lines += [f"![{heading}]({name}.svg)", ""]
     for table in found:
-        lines += [f"## {table.title}", "", *_markdown(table), ""]
+        notes = [*(f"- {note}" for note in table.notes), ""] if table.notes else []
+        lines += [f"## {table.title}", "", *notes, *markdown(table.rows), ""]
     (output / "report.md").write_text("\n".join(lines), encoding="utf-8")
     inline = [(name, heading, svg[svg.index("<svg") :]) for name, heading, svg in drawn]
     page = Environment(autoescape=True).from_string(_PAGE)
@@ -74,8 +75,7 @@ def _about(cells: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(cells)} cells, {hours:.1f} hours. {named[0].upper()}{named[1:]}."
 
 
-def _markdown(table: Table) -> list[str]:
-    columns = list(table.rows[0])
-    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    notes = [*(f"- {note}" for note in table.notes), ""] if table.notes else []
-    return [*notes, *head, *(f"| {' | '.join(row.values())} |" for row in table.rows)]
+def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the lines of a table."""
+    head = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+    return [*head, *(f"| {' | '.join(row.values())} |" for row in rows)]

@@ -24,7 +24,8 @@ Asked = Users | PairUsers
 """Users of a cell."""
 
 METRICS = ("hr@1", "hr@5", "ndcg@5", "auc")
-_CHOOSING = 100  # validation users; enough to choose a weight, and half the time of all
+CHOOSING = 100
+"""Validation users who choose the weight of a fusion: enough for that, and half the time of all."""
 
 
 def rank_by_counts(ranked: Asked, trained: Asked) -> dict[str, RankingResult]:
@@ -55,7 +56,7 @@ def rank_by_model(
     datasets = users.questions()
     if shown is not None:
         validation = users.ranking("validation")
-        datasets["validation"] = validation.take(min(_CHOOSING, len(validation)))
+        datasets["validation"] = validation.take(min(CHOOSING, len(validation)))
     results: dict[str, RankingResult] = {}
     for kind, dataset in datasets.items():
         scored = score_candidates(model, tokenizer, dataset)

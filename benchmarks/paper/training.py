@@ -73,7 +73,7 @@ def train_sft(
         ),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=None if start else _lora(settings),
+        peft_config=None if start else lora(settings),
     )
     of_epoch = sum(len(row["input_ids"]) for row in trainer.train_dataset)
     if tokens is not None:
@@ -118,7 +118,7 @@ def train_preference(
         ),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=None if start else _lora(settings),
+        peft_config=None if start else lora(settings),
     )
     of_epoch = sum(int(batch["attention_mask"].sum()) for batch in trainer.get_train_dataloader())
     trainer.args.num_train_epochs = tokens / of_epoch
@@ -151,7 +151,8 @@ def read_spent(folder: Path, model: str, made_with: dict[str, Any]) -> Spent | N
     return spent
 
 
-def _lora(settings: Settings) -> LoraConfig:
+def lora(settings: Settings) -> LoraConfig:
+    """Return the adapter that is trained."""
     rank = settings.lora_rank
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
