@@ -72,7 +72,7 @@ def _row(name: str, cells: int, own: Budget, per_token: Budget, tflops: float) -
         "tokens of SFT": f"{own.sft:,.0f}",
         "of stages": f"{own.stage:,.0f}",
         "to rank": f"{own.ranked:,.0f}",
-        "PFLOPs": f"{flops / 1e15:,.0f}",
+        "PFLOPs": f"{flops / 1e15:,.1f}",
         f"hours at {tflops:g} TFLOPs a second": f"{flops / tflops / 1e12 / 3600:.1f}",
     }
 
