@@ -113,6 +113,19 @@ def test_popularity_is_that_of_cut_titles(paper, folder, tmp_path):
         assert cell[f"pairs {name}"]["auc"] == pytest.approx(np.mean(wins))
 
 
+def test_pairs_across_domains(paper, folder, tmp_path):
+    for name in ("sft_ranking", "eval_ranking", "dpo_ranking_3"):
+        rows = (folder / f"rec_data_ml_1m_{name}.json").read_text()
+        (folder / f"rec_Amazon_Movie_{name}.json").write_text(rows.replace("Film", "Series"))
+    output, block = tmp_path / "out", {"method": ["sft", "sft more"]}
+    run(paper, folder, output, block, block | {"dataset": "pairs-movies", "trained_on": "pairs-ml-1m"})
+    assert len(list((tmp_path / "work").glob("*/sft/spent.json"))) == 1  # one adapter ranks both
+    paper.main(["report", str(output)])
+    text = (output / "report.md").read_text()
+    assert "## pairs-movies, trained on pairs-ml-1m, 6 training histories, pairs" in text
+    assert "## pairs-ml-1m, 6 training histories, pairs" in text
+
+
 @pytest.mark.parametrize("wanted", [1, 3, 5])
 def test_rows_are_those_of_the_files(paper, pairs, folder, wanted):
     from paper.methods import Method
