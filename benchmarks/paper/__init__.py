@@ -4,6 +4,7 @@
     PYTHONPATH=benchmarks python -m paper report benchmarks/results/learning
 
 A config names cells: a data set, a number of training users, a method, a seed. Data flow one way: `sources` reads raw
-files, `users` splits and draws, `training` trains, `ranking` ranks, `cells` writes one JSON file per cell, `tables`,
-`pictures` and `page` make the report of the files alone.
+files, `users` (or `pairs`, for the DMPO authors' own rows) splits and draws, `training` trains, `ranking` ranks,
+`cells` writes one JSON file per cell, `tables`, `pair_tables`, `pictures` and `page` make the report of the files
+alone. `tuning` searches for settings on validation users and writes a config of cells.
 """

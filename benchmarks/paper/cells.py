@@ -1,7 +1,6 @@
 """Cells: each is computed once and becomes one JSON file, which nothing but the report reads."""
 
 import json
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,13 +13,15 @@ import torch
 from machine import describe, fast_dtype
 from transformers import AutoTokenizer
 
-from dmpo_trl.data import Interactions
+from dmpo_trl.data import Interactions, PublishedSplits
 from dmpo_trl.evaluation import RankingResult, score_candidates
 
 from .explaining import deletion_curves
+from .language_models import model_name, takes_messages
 from .methods import COUNTS, METHODS, SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
-from .ranking import as_json, rank_by_counts, rank_by_model
-from .settings import Cell
+from .pairs import PAIRS, PairSource, PairUsers, check_pairs, pair_figures
+from .ranking import Asked, as_json, rank_by_counts, rank_by_model
+from .settings import Cell, differences
 from .sources import SOURCES, read_source
 from .training import Spent, load, read_spent, train_preference, train_sft
 from .users import Users
@@ -43,13 +44,12 @@ class Places:
     output: Path
 
 
-def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
-    """Return the cells that are not there yet.
+def check(cells: Iterable[Cell]) -> None:
+    """Check that cells can be computed.
 
     Raises:
-        SystemExit: A name is unknown, or a cell that is there was computed with other settings.
+        SystemExit: A name is unknown, or a method does not go with a data set or a setting.
     """
-    left = []
     for cell in cells:
         for kind, name, known in (
             ("dataset", cell.dataset, SOURCES),
@@ -58,14 +58,41 @@ def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
         ):
             if name not in known:
                 raise SystemExit(f"The {kind} {name!r} is unknown. Choose among {', '.join(known)}.")
+        check_pairs(cell)
+        stage = STAGES.get(cell.method)
+        if cell.settings.beta and stage and "beta" not in stage.options:
+            raise SystemExit(f"{cell.file_name.removesuffix('.json')}: {cell.method} has no beta.")
+
+
+def waiting(cells: Iterable[Cell], output: Path, model: str | None = None) -> list[Cell]:
+    """Return the cells that are not there yet.
+
+    Args:
+        cells: All of them.
+        output: The folder with those that are there.
+        model: Folder of the base model; None: whichever.
+
+    Raises:
+        SystemExit: As in `check`, or a cell that is there was computed with other settings or by another model.
+    """
+    cells, left = list(cells), []
+    check(cells)
+    for cell in cells:
         file = output / cell.file_name
         if not file.exists():
             left.append(cell)
             continue
-        there, here = (json.loads(file.read_text(encoding="utf-8"))["settings"], cell.described()["settings"])
-        if other := [name for name in here if name in there and there[name] != here[name]]:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if model and model_name(content["model"]) != model_name(model):
             raise SystemExit(
-                f"{file} was computed with {other[0]}={there[other[0]]}, the config says {here[other[0]]}. "
+                f"{file} was computed with {model_name(content['model'])}, not {model_name(model)}. Give another "
+                "--output."
+            )
+        there, here = content["settings"], cell.described()["settings"]
+        there.setdefault("trained_on", there["dataset"])
+        if other := differences(there, here):
+            raise SystemExit(
+                f"{file} was computed with {other[0]}={there.get(other[0])}, the config says {here[other[0]]}. "
                 "Give another --output, or delete the file."
             )
     return left
@@ -73,57 +100,75 @@ def waiting(cells: Iterable[Cell], output: Path) -> list[Cell]:
 
 def run(cells: Iterable[Cell], places: Places) -> None:
     """Compute the cells that are not there yet, in their order, and say how long the rest will take."""
-    left = waiting(cells, places.output)
+    left = waiting(cells, places.output, places.model)
     places.output.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(left, start=1):
         start = time.perf_counter()
         content = compute(cell, places)
         seconds = time.perf_counter() - start
-        about = describe("trl", "peft") | {"model": Path(places.model).name, "seconds": seconds}
+        about = describe("trl", "peft") | {"model": model_name(places.model), "seconds": seconds}
         file = places.output / cell.file_name
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(cell.described() | about | content) + "\n", encoding="utf-8")
         unfinished.replace(file)
-        figures = content.get("test sum") or content.get("test") or content.get("item knn") or {}
         more = f"{len(left) - number} left, about {(len(left) - number) * seconds / 60:.0f} minutes if all are like it"
-        print(f"{cell.file_name}: NDCG@5 {figures.get('ndcg@5', math.nan):.3f}, {seconds:.0f} s; {more}", flush=True)
+        print(f"{cell.file_name}: {_figure(content)}, {seconds:.0f} s; {more}", flush=True)
+
+
+def _figure(content: dict[str, Any]) -> str:
+    for name, metric in (
+        ("test sum", "ndcg@5"),
+        ("test", "ndcg@5"),
+        ("item knn", "ndcg@5"),
+        (f"{PAIRS} sum", "auc"),
+        (f"{PAIRS} item knn", "auc"),
+    ):
+        if name in content:
+            return f"{metric.upper()} {content[name][metric]:.3f}"
+    return "ranked"
 
 
 def compute(cell: Cell, places: Places) -> dict[str, Any]:
     """Return what a cell's file says beside its description."""
     torch.manual_seed(cell.seed)
-    ranked, trained = _users(cell, cell.dataset, places), _users(cell, cell.trained_on, places)
+    ranked, trained = users_of(cell, cell.dataset, places), users_of(cell, cell.trained_on, places)
     if cell.method == COUNTS:
-        return as_json(rank_by_counts(ranked, trained))
+        return _as_json(rank_by_counts(ranked, trained), ranked)
     if cell.method in TRADITIONAL:
         return _traditional(cell, ranked, trained, places)
     spent = None if cell.method == ZERO_SHOT else train(cell, trained, places)
     folder = None if cell.method == ZERO_SHOT else cell.adapter(places.work)
     model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
     start = time.perf_counter()
-    shown = trained.shown if cell.dataset == cell.trained_on else None
+    shown = trained.shown if cell.dataset == cell.trained_on and isinstance(ranked, Users) else None
     results = rank_by_model(model, tokenizer, ranked, shown, cell.method)
-    content = as_json(results)
+    content = _as_json(results, ranked)
     content["seconds of ranking"] = time.perf_counter() - start
     if cell.settings.explained_users:
         content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained, results["test sum"])
+    content["prompts"] = "messages" if takes_messages(places.model) else "plain text"
     return content | {"precision": str(fast_dtype()).removeprefix("torch."), "training": spent or {}}
 
 
-def train(cell: Cell, users: Users, places: Places) -> Spent:
+def _as_json(results: dict[str, RankingResult], ranked: Asked) -> dict[str, Any]:
+    return pair_figures(results, ranked.repeats) if isinstance(ranked, PairUsers) else as_json(results)
+
+
+def train(cell: Cell, users: Asked, places: Places) -> Spent:
     """Train the cell's adapter, or find that it has been trained."""
     folder = cell.adapter(places.work)
-    if spent := read_spent(folder, cell.settings):
-        return spent
     own, sft = cell.settings, cell.adapter(places.work, SFT)
+    if spent := read_spent(folder, places.model, own.of_training(after_sft=cell.method != SFT)):
+        return spent
     if cell.method == SFT:
-        return train_sft(places.model, users.sft(), own, cell.seed, folder, None, None)
+        tokens = own.sft_tokens or None
+        return train_sft(places.model, users.sft(), own, cell.seed, folder, None, tokens, whole=users.whole_rows)
     method = STAGES.get(cell.method)
-    of_sft = read_spent(sft, own)
+    of_sft = read_spent(sft, places.model, own.of_training(after_sft=False))
     if of_sft is None:  # an adapter outlives no machine, a cell does: SFT may have to be trained again
         of_sft = train(replace(cell, method=SFT), users, places)
     if cell.method == SFT_MORE:
-        return train_sft(places.model, users.sft(), own, cell.seed, folder, sft, own.tokens)
+        return train_sft(places.model, users.sft(), own, cell.seed, folder, sft, own.tokens, whole=users.whole_rows)
     assert method is not None
     start, tokens = (sft, own.tokens) if method.start == "sft" else (None, own.tokens + of_sft["tokens"])
 
@@ -135,12 +180,17 @@ def train(cell: Cell, users: Users, places: Places) -> Spent:
     return train_preference(places.model, data, own, cell.seed, folder, start, tokens, method)
 
 
-def _users(cell: Cell, name: str, places: Places) -> Users:
-    return Users(SOURCES[name], _read(name, tuple(places.data.items())), cell.settings, cell.users, cell.seed)
+def users_of(cell: Cell, name: str, places: Places) -> Asked:
+    """Return the users of a cell, of the data set that is ranked or of that trained on."""
+    source = SOURCES[name]
+    if cell.method not in (COUNTS, *TRADITIONAL) and not takes_messages(places.model):
+        source = source.plain()
+    kind = PairUsers if isinstance(source, PairSource) else Users
+    return kind(source, _read(name, tuple(places.data.items())), cell.settings, cell.users, cell.seed)
 
 
 @cache
-def _read(name: str, folders: tuple[tuple[str, Path], ...]) -> Interactions:
+def _read(name: str, folders: tuple[tuple[str, Path], ...]) -> Interactions | PublishedSplits:
     return read_source(name, dict(folders))
 
 

@@ -1,15 +1,16 @@
 """The report: Markdown with its pictures, and one HTML page that holds everything."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
+from .language_models import model_name
+from .pair_tables import pair_tables
 from .pictures import pictures
 from .records import read_cells, records_of
-from .tables import Table, tables
+from .tables import tables
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -43,7 +44,7 @@ def write_report(folder: Path, output: Path) -> None:
     """
     cells = read_cells(folder)
     records = [record for cell in cells for record in records_of(cell)]
-    found, drawn = tables(records), list(pictures(records))
+    found, drawn = [*tables(records), *pair_tables(records)], list(pictures(records))
     title, about = f"Results of {folder.name}", _about(cells)
     output.mkdir(parents=True, exist_ok=True)
     for name, _, svg in drawn:
@@ -52,7 +53,8 @@ def write_report(folder: Path, output: Path) -> None:
     for name, heading, _ in drawn:
         lines += [f"![{heading}]({name}.svg)", ""]
     for table in found:
-        lines += [f"## {table.title}", "", *_markdown(table), ""]
+        notes = [*(f"- {note}" for note in table.notes), ""] if table.notes else []
+        lines += [f"## {table.title}", "", *notes, *markdown(table.rows), ""]
     (output / "report.md").write_text("\n".join(lines), encoding="utf-8")
     inline = [(name, heading, svg[svg.index("<svg") :]) for name, heading, svg in drawn]
     page = Environment(autoescape=True).from_string(_PAGE)
@@ -67,15 +69,13 @@ def _about(cells: Sequence[Mapping[str, Any]]) -> str:
         name: {cell[name] for cell in cells if name in cell}
         for name in ("model", "precision", "machine", "versions", "commit")
     }
-    # The rest of a folder's name tells one machine's copy from another's
-    values["model"] = {re.sub(r"-[0-9a-f]{7}-[0-9a-f]{16}$", "", name) for name in values["model"]}
+    values["model"] = {model_name(name) for name in values["model"]}
     hours = sum(cell["seconds"] for cell in cells) / 3600
-    named = "; ".join(f"{name}: {' or '.join(sorted(own))}" for name, own in values.items())
+    named = "; ".join(f"{name}: {' or '.join(sorted(own))}" for name, own in values.items() if own)
     return f"{len(cells)} cells, {hours:.1f} hours. {named[0].upper()}{named[1:]}."
 
 
-def _markdown(table: Table) -> list[str]:
-    columns = list(table.rows[0])
-    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    notes = [*(f"- {note}" for note in table.notes), ""] if table.notes else []
-    return [*notes, *head, *(f"| {' | '.join(row.values())} |" for row in table.rows)]
+def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the lines of a table."""
+    head = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+    return [*head, *(f"| {' | '.join(row.values())} |" for row in rows)]

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from datasets import Dataset
 
 from dmpo_trl.evaluation import (
     ItemKNN,
@@ -18,29 +17,24 @@ from dmpo_trl.evaluation import (
     score_candidates,
 )
 
+from .pairs import PairUsers
 from .users import Users
 
+Asked = Users | PairUsers
+"""Users of a cell."""
+
 METRICS = ("hr@1", "hr@5", "ndcg@5", "auc")
-NAMES = {"uniform": "test", "popularity": "popular"}
-"""What a protocol is called in a cell's file; the whole catalogue is `catalogue`."""
-_CHOOSING = 100  # validation users; enough to choose a weight, and half the time of all
+CHOOSING = 100
+"""Validation users who choose the weight of a fusion: enough for that, and half the time of all."""
 
 
-def questions(users: Users) -> dict[str, Dataset]:
-    """Return the test users with their candidates, by the protocol's name in the cell's file."""
-    found = {NAMES[protocol]: users.ranking("test", protocol) for protocol in users.settings.protocols}
-    if users.settings.catalogue_users:
-        found["catalogue"] = users.catalogue()
-    return found
-
-
-def rank_by_counts(ranked: Users, trained: Users) -> dict[str, RankingResult]:
-    """Rank at random and by counts: of what a model sees, and of all that is known of the training users."""
+def rank_by_counts(ranked: Asked, trained: Asked) -> dict[str, RankingResult]:
+    """Rank at random and by counts: of what a model sees, and of more that is known."""
     results = {}
-    for name, dataset in questions(ranked).items():
+    for name, dataset in ranked.questions().items():
         prefix = "" if name == "test" else f"{name} "
         results[f"{prefix}random"] = rank_at_random(dataset)
-        for suffix, counted in (("", trained.shown), (", all interactions", trained.all_of("train"))):
+        for suffix, counted in trained.counted().items():
             popularity = dict(counted.group_by("item").len().iter_rows())
             results[f"{prefix}popularity{suffix}"] = rank_by_popularity(dataset, popularity)
             results[f"{prefix}item knn{suffix}"] = rank_by_item_knn(dataset, ItemKNN(counted))
@@ -48,7 +42,7 @@ def rank_by_counts(ranked: Users, trained: Users) -> dict[str, RankingResult]:
 
 
 def rank_by_model(
-    model: Any, tokenizer: Any, users: Users, shown: pl.DataFrame | None, name: str
+    model: Any, tokenizer: Any, users: Asked, shown: pl.DataFrame | None, name: str
 ) -> dict[str, RankingResult]:
     """Rank by the sum and by the mean of the tokens' log-probs, and by the sum together with ItemKNN.
 
@@ -56,13 +50,13 @@ def rank_by_model(
         model: What ranks.
         tokenizer: Its tokenizer.
         users: Who is ranked.
-        shown: Interactions that the model saw, for ItemKNN; None leaves it out.
+        shown: Interactions that the model saw, for ItemKNN; None leaves it out, as where no users are for validation.
         name: Of the method.
     """
-    datasets = questions(users)
+    datasets = users.questions()
     if shown is not None:
         validation = users.ranking("validation")
-        datasets["validation"] = validation.take(min(_CHOOSING, len(validation)))
+        datasets["validation"] = validation.take(min(CHOOSING, len(validation)))
     results: dict[str, RankingResult] = {}
     for kind, dataset in datasets.items():
         scored = score_candidates(model, tokenizer, dataset)

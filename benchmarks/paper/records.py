@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .methods import COUNTS, TRADITIONAL
+from .pairs import PAIRS
 
 PROTOCOLS = {
     "test": "uniform candidates",
     "popular": "candidates drawn by popularity",
     "catalogue": "the whole catalogue",
+    PAIRS: "pairs of DMPO's authors",
 }
 _KINDS = {"sum": "{}", "mean": "{}, mean per token", "fused": "{} + item knn"}
 
@@ -28,7 +30,7 @@ class Record:
         method: Of the cell.
         ranker: The method and how it ranks.
         seed: Of the cell.
-        figures: Metrics, and `ndcg@5 per user`.
+        figures: Metrics, and `ndcg@5 per user`; of pairs those of `pairs.pair_figures`.
         training: Tokens, seconds and what was logged; empty where nothing was trained.
         deletion: Deletion curves by the order of removal; empty where none were measured.
     """

@@ -1,7 +1,7 @@
 """What a cell is, and the configs that say which cells there are."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ class Settings:
         catalogue_users: How many of the test users are also ranked among the whole catalogue.
         tokens: Tokens of each stage after SFT; those computed, so that a prefix which a batch shares counts once.
         sft_epochs: Epochs of SFT, over the longest history of each user.
+        sft_tokens: Its tokens, in place of `sft_epochs` where it is not 0.
         sft_learning_rate: Its learning rate.
         sft_batch_size: Its sequences per step.
+        learning_rate: Of a stage after SFT; 0: that of `methods.yaml`, and SFT's where SFT goes on.
+        beta: Of a preference stage; 0: that of `methods.yaml`.
         batch_size: Examples per step of a preference stage.
         lora_rank: Rank of the adapter; twice as much is its alpha.
         explained_users: How many test users the deletion curves are measured on, of the protocol `uniform`.
@@ -41,18 +44,33 @@ class Settings:
     protocols: tuple[str, ...] = ("uniform",)
     catalogue_users: int = 0
     tokens: int = 50_000
-    sft_epochs: float = 10
+    sft_epochs: float = 10.0
+    sft_tokens: int = 0
     sft_learning_rate: float = 5e-4
     sft_batch_size: int = 8
+    learning_rate: float = 0.0
+    beta: float = 0.0
     batch_size: int = 20
     lora_rank: int = 16
     explained_users: int = 0
     four_bit: bool = False
 
-    def of_training(self) -> dict[str, Any]:
-        """Return what an adapter depends on: all but how is ranked."""
-        ranking = {"candidates", "protocols", "catalogue_users", "explained_users"}
-        return {name: value for name, value in asdict(self).items() if name not in ranking}
+    def of_training(self, *, after_sft: bool) -> dict[str, Any]:
+        """Return what an adapter depends on: all but how is ranked, and for SFT but what comes after it."""
+        other = {"candidates", "protocols", "catalogue_users", "explained_users"}
+        if not after_sft:
+            other |= {"tokens", "learning_rate", "beta"}
+        return {name: value for name, value in asdict(self).items() if name not in other}
+
+    def changed(self) -> dict[str, Any]:
+        """Return what is not as by default."""
+        return _as_json({one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default})
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return the names of settings that differ. One that a file does not have, being older, was as by default."""
+    defaults = _as_json(asdict(Settings()))
+    return [name for name in here if there.get(name, defaults.get(name)) != here[name]]
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,8 @@ _LISTED = ("dataset", "trained_on", "users", "method", "seed")  # in this order,
 def read_config(file: Path) -> list[Cell]:
     """Read a YAML file: `settings`, and `cells`, blocks each of which is the product of its lists.
 
+    `tuning` (see `tuning.py`) and what it `found` may stand there too.
+
     A block has `dataset`, `users`, `method` and `seed`, each one value or a list, may have `trained_on`, and may set
     any of the settings anew.
 
@@ -107,8 +127,9 @@ def read_config(file: Path) -> list[Cell]:
         SystemExit: A key is unknown or missing, a value has another type, or a cell stands there twice.
     """
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or set(content) - {"settings", "cells"} or not content.get("cells"):
-        raise SystemExit(f"{file} must hold `cells`, and may hold `settings`, nothing else.")
+    known = {"settings", "cells", "tuning", "found"}
+    if not isinstance(content, dict) or set(content) - known or not content.get("cells"):
+        raise SystemExit(f"{file} must hold `cells`, and may hold `settings`, `tuning` and `found`, nothing else.")
     common = _updated(Settings(), content.get("settings") or {}, f"{file}, settings")
     cells = [
         cell

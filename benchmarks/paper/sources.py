@@ -1,8 +1,9 @@
 """The data sets: how the raw files are read, what counts as liked, and how a model is asked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import polars as pl
 from models import movielens_folder
@@ -13,11 +14,14 @@ from dmpo_trl.data import (
     PRODUCTS,
     Interactions,
     PromptTemplate,
+    PublishedSplits,
     read_amazon,
     read_lastfm,
     read_msl,
     read_recbole,
 )
+
+from .pairs import FOLDER, PAIR_SOURCES, PairSource
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Source:
     template: PromptTemplate
     min_rating: float | None = None
 
+    def plain(self) -> Self:
+        """Return the source with prompts of plain text."""
+        return replace(self, template=self.template.plain())
+
 
 def _read_office(folder: Path) -> Interactions:
     """Read the training windows of MSL's Office, each user's latest, as that user's interactions."""
@@ -46,7 +54,7 @@ def _read_office(folder: Path) -> Interactions:
     return Interactions(rows, published.interactions.items, order="position")
 
 
-SOURCES = {
+SOURCES: dict[str, Source | PairSource] = {
     "movielens": Source(
         lambda folder: read_recbole(folder, title_field="movie_title"),
         "MovieLens 100K as RecBole's atomic files (by default those of the recbole wheel)",
@@ -61,16 +69,18 @@ SOURCES = {
         min_rating=4.0,
     ),
     "lastfm": Source(read_lastfm, "HetRec 2011's Last.fm 2K: user_artists.dat, artists.dat", MUSIC),
+    **PAIR_SOURCES,
 }
 
 
-def read_source(name: str, folders: dict[str, Path]) -> Interactions:
+def read_source(name: str, folders: dict[str, Path]) -> Interactions | PublishedSplits:
     """Read a data set from its folder.
 
     Raises:
         SystemExit: The folder is not among `folders`.
     """
-    folder = folders.get(name) or (movielens_folder() if name == "movielens" else None)
+    called = FOLDER if name in PAIR_SOURCES else name
+    folder = folders.get(called) or (movielens_folder() if name == "movielens" else None)
     if folder is None:
-        raise SystemExit(f"Give the folder of {name} with --data {name}=FOLDER: {SOURCES[name].files}.")
+        raise SystemExit(f"Give the folder of {name} with --data {called}=FOLDER: {SOURCES[name].files}.")
     return SOURCES[name].read(folder)

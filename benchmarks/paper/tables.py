@@ -6,7 +6,7 @@ that both have), with bootstrap intervals and a permutation test; the p-values o
 for how many there are (Holm).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -17,9 +17,11 @@ from dmpo_trl.evaluation import Difference, paired_difference
 
 from .explaining import ORDERS, STEPS
 from .methods import SFT_MORE, STAGES
+from .pairs import PAIRS
 from .records import PROTOCOLS, Record, by_ranker
 
 Row = dict[str, str]
+Values = Callable[[dict[int, Record], list[int]], np.ndarray]
 COUNTS = "item knn"
 MEAN = "mean per token"
 _LEVEL = 0.05
@@ -41,7 +43,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 
 def _comparisons(records: Sequence[Record]) -> Iterator[Table]:
-    own = [record for record in records if record.dataset == record.trained_on]
+    own = [one for one in records if one.dataset == one.trained_on and one.protocol != PAIRS]
     order = {name: place for place, name in enumerate(("catalogue", "test", "popular"))}
 
     def key(record: Record) -> tuple[str, int, int]:
@@ -62,18 +64,41 @@ def comparison(rankers: dict[str, dict[int, Record]]) -> tuple[list[Row], list[s
     others = [name for name in rankers if name not in (SFT_MORE, *fused, *counts)]
     models = [name for name in others if not name.endswith(MEAN)]  # one score for all: what the losses train
     for control, compared in ((SFT_MORE, models), (COUNTS, fused)):
-        for name, p, difference in _differences(rankers, control, compared):
-            rows[name]["ndcg@5 minus"] = f"{control}: {difference}"
-            rows[name]["p"] = f"{p:.2g}"
-            beyond = (
-                "cannot be told apart from"
-                if p >= _LEVEL
-                else "is better than"
-                if difference.mean > 0
-                else "is worse than"
-            )
-            notes.append(f"{name} {beyond} {control}: {difference}, p = {p:.2g}.")
+        notes += compare(rows, rankers, control, compared, "ndcg@5 minus", _per_user)
     return sorted(rows.values(), key=lambda row: row["ndcg@5"], reverse=True), notes
+
+
+def compare(
+    rows: dict[str, Row],
+    rankers: dict[str, dict[int, Record]],
+    control: str,
+    compared: Sequence[str],
+    column: str,
+    values: Values,
+) -> list[str]:
+    """Write differences from a control into the rows, and return a verdict on each.
+
+    Args:
+        rows: By ranker.
+        rankers: Their records, by seed.
+        control: A ranker.
+        compared: Others.
+        column: For the difference; the p-value's is `p`.
+        values: Gives a ranker's value of each user, the mean over some seeds, (users,).
+    """
+    notes = []
+    for name, p, difference in _differences(rankers, control, compared, values):
+        rows[name][column] = f"{control}: {difference}"
+        rows[name]["p"] = f"{p:.2g}"
+        beyond = (
+            "cannot be told apart from"
+            if p >= _LEVEL
+            else "is better than"
+            if difference.mean > 0
+            else "is worse than"
+        )
+        notes.append(f"{name} {beyond} {control}: {difference}, p = {p:.2g}.")
+    return notes
 
 
 def _row(name: str, seeds: dict[int, Record]) -> Row:
@@ -87,14 +112,14 @@ def _row(name: str, seeds: dict[int, Record]) -> Row:
 
 
 def _differences(
-    rankers: dict[str, dict[int, Record]], control: str, compared: Sequence[str]
+    rankers: dict[str, dict[int, Record]], control: str, compared: Sequence[str], values: Values
 ) -> list[tuple[str, float, Difference]]:
-    """Return NDCG@5 of rankers minus that of a control, with p-values corrected for how many there are (Holm)."""
+    """Return the values of rankers minus those of a control, with p-values corrected for how many there are (Holm)."""
     theirs = rankers.get(control, {})
     found = []
     for name in compared:
         if shared := sorted(rankers[name].keys() & theirs.keys()):
-            found.append((name, paired_difference(_per_user(rankers[name], shared), _per_user(theirs, shared))))
+            found.append((name, paired_difference(values(rankers[name], shared), values(theirs, shared))))
     found.sort(key=lambda pair: pair[1].p_value)
     corrected, result = 0.0, []
     for place, (name, difference) in enumerate(found):

@@ -14,8 +14,9 @@ from trl import SFTConfig, SFTTrainer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
 
+from .language_models import model_name
 from .methods import Method
-from .settings import Settings
+from .settings import Settings, differences
 
 Spent = dict[str, Any]
 """`tokens`, `seconds` and `steps` of a training, and what it logged (`log`)."""
@@ -35,9 +36,17 @@ def load(model: str, settings: Settings, adapter: Path | None = None, *, train: 
 
 
 def train_sft(
-    model: str, data: Dataset, settings: Settings, seed: int, folder: Path, start: Path | None, tokens: int | None
+    model: str,
+    data: Dataset,
+    settings: Settings,
+    seed: int,
+    folder: Path,
+    start: Path | None,
+    tokens: int | None,
+    *,
+    whole: bool = True,
 ) -> Spent:
-    """Train on whole histories, every title of which is a target.
+    """Train on what users had.
 
     Args:
         model: Folder of the base model.
@@ -47,6 +56,7 @@ def train_sft(
         folder: For the adapter.
         start: Adapter to go on with; None: a new one.
         tokens: How many to train on; None: `sft_epochs`.
+        whole: Every title of a history is a target, not the completion alone.
     """
     trainer = SFTTrainer(
         model=load(model, settings, start, train=True),
@@ -55,20 +65,21 @@ def train_sft(
                 settings,
                 folder,
                 seed,
-                learning_rate=settings.sft_learning_rate,
+                learning_rate=(start and settings.learning_rate) or settings.sft_learning_rate,
                 **_unpadded(settings.sft_batch_size),
                 num_train_epochs=settings.sft_epochs,
-                completion_only_loss=False,
+                completion_only_loss=not whole,
             )
         ),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=None if start else _lora(settings),
+        peft_config=None if start else lora(settings),
     )
     of_epoch = sum(len(row["input_ids"]) for row in trainer.train_dataset)
     if tokens is not None:
         trainer.args.num_train_epochs = tokens / of_epoch
-    return _train(trainer, folder, settings, round(of_epoch * trainer.args.num_train_epochs))
+    made_with = settings.of_training(after_sft=start is not None)
+    return _train(trainer, folder, model, made_with, round(of_epoch * trainer.args.num_train_epochs))
 
 
 def train_preference(
@@ -102,38 +113,46 @@ def train_preference(
                 seed,
                 per_device_train_batch_size=settings.batch_size,
                 train_sampling_strategy="group_by_prompt",
-                **method.options,
+                **method.options | _set(learning_rate=settings.learning_rate, beta=settings.beta),
             )
         ),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=None if start else _lora(settings),
+        peft_config=None if start else lora(settings),
     )
     of_epoch = sum(int(batch["attention_mask"].sum()) for batch in trainer.get_train_dataloader())
     trainer.args.num_train_epochs = tokens / of_epoch
-    return _train(trainer, folder, settings, tokens)
+    return _train(trainer, folder, model, settings.of_training(after_sft=True), tokens)
 
 
-def read_spent(folder: Path, settings: Settings) -> Spent | None:
+def read_spent(folder: Path, model: str, made_with: dict[str, Any]) -> Spent | None:
     """Return what a training in this folder spent, None where none has ended there.
 
+    Args:
+        folder: Of the adapter.
+        model: Folder of the base model.
+        made_with: Its settings, `Settings.of_training`.
+
     Raises:
-        SystemExit: It was trained with other settings.
+        SystemExit: It was trained with other settings, or is another model's.
     """
     file = folder / "spent.json"
     if not file.exists():
         return None
     spent: Spent = json.loads(file.read_text(encoding="utf-8"))
-    there, here = spent.pop("settings"), settings.of_training()
-    if other := [name for name in here if there.get(name) != here[name]]:
+    there, name = spent.pop("settings"), model_name(model)
+    if (trained := spent.pop("model", name)) != name:
+        raise SystemExit(f"{folder} is of {trained}, not of {name}. Give another --work.")
+    if other := differences(there, made_with):
         raise SystemExit(
-            f"{folder} was trained with {other[0]}={there.get(other[0])}, now it is {here[other[0]]}. Give another "
-            "--work, or delete the folder."
+            f"{folder} was trained with {other[0]}={there.get(other[0])}, now it is {made_with[other[0]]}. Give "
+            "another --work, or delete the folder."
         )
     return spent
 
 
-def _lora(settings: Settings) -> LoraConfig:
+def lora(settings: Settings) -> LoraConfig:
+    """Return the adapter that is trained."""
     rank = settings.lora_rank
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -165,7 +184,11 @@ def _arguments(settings: Settings, folder: Path, seed: int, **options: Any) -> d
     }
 
 
-def _train(trainer: Any, folder: Path, settings: Settings, tokens: int) -> Spent:
+def _set(**options: float) -> dict[str, float]:
+    return {name: value for name, value in options.items() if value}
+
+
+def _train(trainer: Any, folder: Path, model: str, made_with: dict[str, Any], tokens: int) -> Spent:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -173,6 +196,6 @@ def _train(trainer: Any, folder: Path, settings: Settings, tokens: int) -> Spent
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     spent = {"tokens": tokens, "seconds": seconds, "steps": trainer.state.global_step, "log": log}
     # Written last: a cell that is killed while it ranks goes on there
-    content = json.dumps(spent | {"settings": settings.of_training()})
+    content = json.dumps(spent | {"settings": made_with, "model": model_name(model)})
     (folder / "spent.json").write_text(content, encoding="utf-8")
     return spent

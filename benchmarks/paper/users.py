@@ -25,6 +25,9 @@ from .methods import Method, Scorer
 from .settings import Settings
 from .sources import Source
 
+NAMES = {"uniform": "test", "popularity": "popular"}
+"""What a protocol is called in a cell's file; the whole catalogue is `catalogue`."""
+
 _POOL = 20  # of which the hardest are taken
 
 
@@ -37,6 +40,9 @@ class Users:
     settings: Settings
     count: int
     seed: int
+
+    whole_rows = True
+    """SFT learns the titles of a history too."""
 
     @cached_property
     def groups(self) -> dict[str, pl.DataFrame]:
@@ -73,6 +79,10 @@ class Users:
         had = self.data.interactions.sort("timestamp", maintain_order=True).select("user", "item").cast(pl.String)
         return had.join(self.groups[group].cast({"user": pl.String}), on="user", how="semi", maintain_order="left")
 
+    def counted(self) -> dict[str, pl.DataFrame]:
+        """Return what popularity and ItemKNN count, by what is added to their names."""
+        return {"": self.shown, ", all interactions": self.all_of("train")}
+
     def sft(self) -> Dataset:
         """Return the longest history of each user, with what came next."""
         return sft_dataset(longest_histories(self.examples), self.data, self.source.template)
@@ -106,6 +116,13 @@ class Users:
             self.groups[group], self.data, self.settings.candidates - 1, seed=1000, strategy=protocol
         )
         return ranking_dataset(drawn, self.data, self.source.template, seed=1000)
+
+    def questions(self) -> dict[str, Dataset]:
+        """Return the test users with their candidates, by the protocol's name in the cell's file."""
+        found = {NAMES[protocol]: self.ranking("test", protocol) for protocol in self.settings.protocols}
+        if self.settings.catalogue_users:
+            found["catalogue"] = self.catalogue()
+        return found
 
     def _scores(self, rows: pl.DataFrame, scorer: Scorer) -> list[list[float]]:
         """Score the items of the column `candidates`, (rows, candidates)."""
