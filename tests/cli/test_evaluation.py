@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from dmpo_trl.cli._evaluation import EvaluationReport, default_metrics
 from dmpo_trl.cli._groups import Division, GroupTable, divide
-from dmpo_trl.evaluation import Interval, RankingResult
+from dmpo_trl.evaluation import Interval, RankingResult, text_table
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,25 @@ def test_groups_are_one_metric_in_print_and_all_of_them_in_files():
     frame = pl.read_csv(files["metrics.csv"].encode())
     assert frame.filter(table="by_age", group="young", name="model", metric="users")["mean"].to_list() == [12]
     assert frame.filter(table="ranking")["group"].to_list() == [None, None]
+
+
+def test_a_gain_is_paired_within_each_group_of_two_or_more():
+    users, items = [f"u{n}" for n in range(5)], [["a", "b"]] * 5
+    scores = {"model": [1, 1, 0, 1, 1], "counts": [0, 1, 1, 1, 0]}  # of the target, against 0.5
+    results = {
+        name: RankingResult(name, users, [np.array([score, 0.5]) for score in own], [0] * 5, items)
+        for name, own in scores.items()
+    }
+    division = Division("by age", {"young": np.array([0, 1]), "old": np.array([2, 3]), "one": np.array([4])})
+    table = GroupTable.of(division, results, ["hr@1", "auc"], ("model", "counts"))
+    (gains,) = table.gains.values()
+    assert {group: gain.mean for group, gain in gains.items()} == {"young": 0.5, "old": -0.5}
+    assert "model - counts" in "\n".join(table.parts(text_table))
+    report = EvaluationReport({"top_k": 5}, "About.", {}, {}, {}, {}, {"by_age": table})
+    found = json.loads(report.files()["metrics.json"])["gains"]["by_age"]["model - counts"]
+    assert found["old"]["mean"] == -0.5
+    assert found["old"].keys() == {"mean", "low", "high", "p_value"}
+    assert GroupTable.of(division, results, ["pooled_auc"], ("model", "counts")).gains == {}
 
 
 def prepared(targets, interactions):

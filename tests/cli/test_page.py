@@ -43,6 +43,7 @@ def report():
         "by_age": GroupTable(
             Division("by age", {"young": np.arange(3), "old": np.arange(2)}),
             {"young": {"popularity": {"auc": Interval(0.1, 0.0, 0.2)}}, "old": {"popularity": {"auc": interval}}},
+            {"model <b> - popularity": {"young": Difference(0.1, -0.4, 0.2, p_value=0.5)}},
         )
     }
     return EvaluationReport(
@@ -95,7 +96,7 @@ def test_bars_stand_for_the_intervals(report):
 
 def test_groups_are_headings_on_one_scale(report):
     text = page(report, [])
-    picture = text[text.index("auc by age") : text.index("<h2>Figures")]
+    picture = text[text.index("auc by age") : text.index("auc, model")]
     assert re.findall(r"<small>(.*?)</small>|<h4>(.*?)</h4>|<span>(.*?)</span>", picture) == [
         ("0 to 0.750", "", ""),
         ("", "young (3 users)", ""),
@@ -104,6 +105,15 @@ def test_groups_are_headings_on_one_scale(report):
         ("", "", "popularity"),
     ]
     assert re.findall(r'class="mean" style="left:(.*?)%"', picture) == ["13.33", "66.67"]  # of 0.75
+
+
+def test_gains_are_on_both_sides_of_the_middle(report):
+    text = page(report, [])
+    picture = text[text.index("auc, model") : text.index("<h2>Figures")]
+    assert picture.startswith("auc, model &lt;b&gt; - popularity, by age <small>-0.400 to +0.400</small>")
+    assert "young (3): +0.100 [-0.400, +0.200], p = 0.5" in picture
+    assert 'class="track signed"><div class="range" style="left:0.0%;width:75.0%"' in picture
+    assert 'class="mean" style="left:62.5%"' in picture
 
 
 def test_nothing_is_loaded_from_elsewhere(report, users):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -159,3 +161,19 @@ def test_titles_are_those_of_the_readers_and_found_as_users_write_them():
     assert catalogue.rows(["Ame\u0301lie ", "Film 6  Always: Heidi", "Film 6\nAlways: Heidi"], "history") == [1, 0, 0]
     with pytest.raises(ValueError, match=r"1 row\(s\) without an item or a title"):
         Catalogue(pl.DataFrame({"item": ["1", "2"], "title": ["Alien", "\u200b\n"]}))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5])
+def test_titles_that_are_tokenised_in_parts_begin_at_the_same_token(monkeypatch, at_once):
+    """A part of titles of which none merges with the prompt's last token has the whole prompt."""
+    wholes = {"a": [1, 2, 3, 4], "b": [1, 2, 3, 5], "merges": [1, 2, 9], "c": [1, 2, 3]}
+
+    def tokenize(_, prompt, completions, **options):
+        cut = 2 if "merges" in completions else 3
+        return prompt[:cut], [wholes[title][cut:] for title in completions]
+
+    monkeypatch.setattr("dmpo_trl.recommend.catalogue.tokenize_completions", tokenize)
+    monkeypatch.setattr("dmpo_trl.recommend.catalogue._AT_ONCE", at_once)
+    tries = PromptTries.__new__(PromptTries)
+    tries._tokenizer = SimpleNamespace(eos_token=None)
+    assert tries._tokenize([1, 2, 3], [*wholes]) == ([1, 2], [[3, 4], [3, 5], [9], [3]])

@@ -96,6 +96,11 @@ class EvaluationReport:
             name: {group: _plain_rows(rows) for group, rows in table.figures.items()}
             for name, table in self.groups.items()
         }
+        figures["gains"] = {
+            name: {pair: {group: _plain(own) for group, own in gains.items()} for pair, gains in table.gains.items()}
+            for name, table in self.groups.items()
+            if table.gains
+        }
         figures["protocols"] = {name: {"users": own.users, "about": own.about} for name, own in self.further.items()}
         figures["notes"] = {name: table.division.notes for name, table in self.groups.items() if table.division.notes}
         of_all = [(name, None, rows) for name, rows in self._tables().items()]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset
 
 from ..data import Prepared
 from ..evaluation import (
+    Difference,
     Interval,
     RankingResult,
     cold_start_groups,
@@ -17,6 +18,7 @@ from ..evaluation import (
     history_groups,
     popularity_groups,
 )
+from ..evaluation.metrics import POOLED_AUC
 from ..evaluation.tables import Figures
 
 _ABOUT = {
@@ -90,6 +92,7 @@ class GroupTable:
     Args:
         division: The groups.
         figures: By group and ranker: `users`, how many there are, and the metrics.
+        gains: Of one ranker over another, in the metric that is shown, paired by user: by `X - Y` and group.
 
     Example:
         >>> division = Division("by age", {"young": np.array([0, 2]), "old": np.array([1])})
@@ -105,15 +108,23 @@ class GroupTable:
 
     division: Division
     figures: Mapping[str, Mapping[str, Mapping[str, Interval | float]]]
+    gains: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, division: Division, results: Mapping[str, RankingResult], metrics: Sequence[str]) -> GroupTable:
+    def of(
+        cls,
+        division: Division,
+        results: Mapping[str, RankingResult],
+        metrics: Sequence[str],
+        compared: tuple[str, str] | None = None,
+    ) -> GroupTable:
         """Compute the figures.
 
         Args:
             division: The groups.
             results: Each ranker's results of the users that were divided, by the name to show.
             metrics: Names of the metrics.
+            compared: Two rankers: the gain of the first over the second.
         """
         of_rankers = {name: group_intervals(result, division.groups, metrics) for name, result in results.items()}
         figures: dict[str, dict[str, dict[str, Interval | float]]] = {
@@ -121,7 +132,16 @@ class GroupTable:
             for group, size in division.sizes.items()
             if size > 1
         }
-        return cls(division, figures)
+        metric = shown_metric(metrics)
+        if compared is None or metric == POOLED_AUC:  # which no single user has
+            return cls(division, figures)
+        ours, theirs = (results[name] for name in compared)
+        gains = {
+            group: ours.of_rows(rows).minus(theirs.of_rows(rows), [metric])[metric]
+            for group, rows in division.groups.items()
+            if group in figures
+        }
+        return cls(division, figures, {" - ".join(compared): gains} if gains else {})
 
     def parts(self, table: Callable[[Figures], str]) -> list[str]:
         """Return one metric of each group beside the others', and what is not there, in words.
@@ -135,6 +155,8 @@ class GroupTable:
             for name, own in of_rankers.items():
                 metric = shown_metric(own)
                 rows.setdefault(name, {})[f"{group} ({self.division.sizes[group]})"] = own[metric]
+        for name, of_groups in self.gains.items():
+            rows[name] = {f"{group} ({self.division.sizes[group]})": gain for group, gain in of_groups.items()}
         if not rows:
             return [" ".join([f"Results {about}:", *self.division.notes])]
         return [f"{metric} {about}, and the number of users:", table(rows), *self.division.notes]

@@ -84,7 +84,7 @@ def page(report: EvaluationReport, users: Sequence[UserList]) -> str:
     return environment.from_string(template).render(
         about=report.about,
         tables=[_table(title, rows) for title, rows in report.titled_tables()],
-        pictures=[*_pictures(report.ranking), *_gains(report)],
+        pictures=[*_pictures(report.ranking), *_of_groups(report)],
         verdicts=report.sentences(),
         legend=legend(metric for row in [*report.ranking.values(), *report.first.values()] for metric in row),
         names=names,
@@ -104,8 +104,8 @@ def _pictures(ranking: Figures) -> list[dict[str, Any]]:
     ]
 
 
-def _gains(report: EvaluationReport) -> list[dict[str, Any]]:
-    """One picture for each division of the users: every ranker in every group."""
+def _of_groups(report: EvaluationReport) -> list[dict[str, Any]]:
+    """Two pictures for each division of the users: every ranker in every group, and what one gains over another."""
     pictures = []
     for table in report.groups.values():
         groups: dict[str, dict[str, Interval | float]] = {}
@@ -117,21 +117,29 @@ def _gains(report: EvaluationReport) -> list[dict[str, Any]]:
                 groups.setdefault(heading, {})[name] = own[metric]
         if groups:
             pictures.append(_picture(f"{metric} {table.division.about}", groups))
+        for pair, gains in table.gains.items():
+            by_group = {f"{group} ({table.division.sizes[group]})": gain for group, gain in gains.items()}
+            pictures.append(_picture(f"{metric}, {pair}, {table.division.about}", {"": by_group}, signed=True))
     return pictures
 
 
-def _picture(title: str, groups: Mapping[str, Mapping[str, Interval | float]]) -> dict[str, Any]:
-    """Bars of every group on one scale from 0 to the largest value, in percent of it."""
-    largest = max(_span(own)[-1] for figures in groups.values() for own in figures.values()) or 1.0
+def _picture(
+    title: str, groups: Mapping[str, Mapping[str, Interval | float]], *, signed: bool = False
+) -> dict[str, Any]:
+    """Bars of every group on one scale, in percent of it: from 0 to the largest value, or as far to either side."""
+    ends = [abs(end) for figures in groups.values() for own in figures.values() for end in _span(own)]
+    largest = max(ends) or 1.0
+    lowest, end = -largest if signed else 0.0, cell(largest)
 
     def bar(name: str, own: Interval | float) -> dict[str, Any]:
-        low, mean, high = (round(100 * value / largest, 2) for value in _span(own))
+        low, mean, high = (round(100 * (value - lowest) / (largest - lowest), 2) for value in _span(own))
         return {"name": name, "text": cell(own), "low": low, "mean": mean, "high": high}
 
     return {
         "title": title,
         "groups": {group: [bar(name, own) for name, own in figures.items()] for group, figures in groups.items()},
-        "largest": cell(largest),
+        "signed": signed,
+        "scale": f"-{end} to +{end}" if signed else f"0 to {end}",
     }
 
 

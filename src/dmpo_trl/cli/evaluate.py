@@ -236,6 +236,7 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     ]
     compared += [(name, alone) for name in results if " + " in name for alone in ("sum", str(options.fuse))]
     per_user = [metric for metric in metrics if metric != POOLED_AUC]
+    other = next(name for name in ("baseline sum", "item_knn", "popularity") if name in results)
     candidates = "the whole catalogue" if options.whole_catalogue else "candidates"
     report = EvaluationReport(
         {"model": model.model, **asdict(options), "users": len(users)},
@@ -250,7 +251,12 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         {labels[name]: beyond_accuracy(result, popularity, options.top_k) for name, result in results.items()},
         {} if generated is None else {labels["model"]: generated.intervals()},
         {
-            kind: GroupTable.of(division, {labels[name]: result for name, result in results.items()}, metrics)
+            kind: GroupTable.of(
+                division,
+                {labels[name]: result for name, result in results.items()},
+                metrics,
+                (labels["sum"], labels[other]),
+            )
             for kind, division in divisions.items()
         },
         protocol,
@@ -270,7 +276,6 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         write_evaluation(options.output_dir, report.files(), written, parts, overwrite=options.overwrite)
         print(f"\nWritten to {options.output_dir}.")
     if options.report is not None:
-        other = next(name for name in ("baseline sum", "item_knn", "popularity") if name in results)
         lists = user_lists(users, titles, {labels[name]: results[name] for name in ("sum", other)})
         with new_file(options.report, overwrite=options.overwrite) as file:
             file.write_text(page(report, lists), encoding="utf-8")

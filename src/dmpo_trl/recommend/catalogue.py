@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 _TAIL = 8
 _SAMPLES = 3
 _TRIES_KEPT = 8
+_AT_ONCE = 4096  # titles tokenised together: the prompt stands before each
 
 
 class Catalogue:
@@ -127,7 +129,7 @@ class TitleTrie:
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        token, parent, depth = [-1], [-1], [0]
+        token, parent, depth = array("q", [-1]), array("q", [-1]), array("q", [0])  # of a million nodes and more
         self._end = np.empty(len(sequences), dtype=np.int64)  # the node that each item ends in
         self._order = np.array(sorted(range(len(sequences)), key=lambda row: list(sequences[row])))
         path = [0]
@@ -259,10 +261,15 @@ class PromptTries:
         return common_prefix_length(first, second)
 
     def _tokenize(self, prompt: Any, completions: Sequence[Any]) -> tuple[list[int], list[list[int]]]:
-        return tokenize_completions(
-            self._tokenizer,
-            prompt,
-            completions,
-            eos_token=self._tokenizer.eos_token,
-            special_tokens_in_text=False,
-        )
+        parts = [
+            tokenize_completions(
+                self._tokenizer,
+                prompt,
+                completions[first : first + _AT_ONCE],
+                eos_token=self._tokenizer.eos_token,
+                special_tokens_in_text=False,
+            )
+            for first in range(0, len(completions), _AT_ONCE)
+        ]
+        prompt_ids = min((ids for ids, _ in parts), key=len)  # where the first title of all begins
+        return prompt_ids, [ids[len(prompt_ids) :] + title for ids, titles in parts for title in titles]
