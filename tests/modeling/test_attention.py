@@ -56,9 +56,13 @@ def batch_of(packed, counts=(3, 1, 2, 4)):
     return prompts, completions, batch
 
 
+@pytest.mark.parametrize("long_tree", [None, 12], ids=["whole trees", "in parts"])
 @pytest.mark.parametrize("packed", [None, 60, 4096], ids=["padded rows", "two rows", "one row"])
 @pytest.mark.parametrize("name", SDPA)
-def test_log_probs_and_gradients_are_those_of_one_sequence_at_a_time(name, packed, calls):
+def test_log_probs_and_gradients_are_those_of_one_sequence_at_a_time(name, packed, long_tree, calls, monkeypatch):
+    if long_tree is not None:
+        monkeypatch.setattr(attention, "_LONG_TREE", long_tree)
+        monkeypatch.setattr(attention, "_PART", 5)
     model = scoring_model(name)
     prompts, completions, batch = batch_of(packed)
     assert batch["input_ids"].shape[0] == 1 or packed != 4096
@@ -66,6 +70,7 @@ def test_log_probs_and_gradients_are_those_of_one_sequence_at_a_time(name, packe
 
     found = layout_logps(model, batch, len(weights))
     trees = [length for length in calls if length < batch["input_ids"].shape[1]]
+    assert (max(trees) > 12) == (long_tree is None)
     assert len(trees) >= 4 * model.config.num_hidden_layers  # the four examples apart, in every layer
     (weights * found).sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -104,6 +109,27 @@ def test_the_backward_pass_of_checkpointing_attends_tree_by_tree_too(reentrant, 
     found.sum().backward()
     assert max(forward) < batch["input_ids"].shape[1]
     assert sorted(calls) == sorted(2 * forward)
+
+
+def test_a_part_of_a_long_tree_attends_to_what_it_sees_alone(monkeypatch):
+    """One example in the row, whose completions do not see each other."""
+    seen = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, key, *args, **kwargs):
+        seen.append((query.shape[2], key.shape[2]))
+        return plain(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(attention, "_LONG_TREE", 12)
+    monkeypatch.setattr(attention, "_PART", 6)
+    model = scoring_model("llama")
+    prompts, completions, batch = batch_of(4096, counts=(6,))
+    found = layout_logps(model, batch, sum(map(len, completions)))
+    length = batch["input_ids"].shape[1]
+    assert sum(queries for queries, _ in seen) == length * model.config.num_hidden_layers
+    assert max(keys for _, keys in seen) < length
+    torch.testing.assert_close(found, naive_logps(model, prompts, completions), atol=2e-5, rtol=1e-5)
 
 
 def test_masks_of_trees_go_with_their_mask():

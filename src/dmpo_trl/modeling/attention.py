@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
@@ -40,6 +40,8 @@ _BASES = ("sdpa", "eager", "flex_attention")
 _IN_BLOCKS = _PREFIX + "sdpa_blocks"
 # Trees shorter than this are not worth an attention of their own
 _LEAST_LENGTH = 128
+# Longer trees, as of several positions of a user, go in parts of so many tokens
+_LONG_TREE, _PART = 512, 256
 # The mask of a row, built once per forward, has the square of this many values
 PACKED_LENGTH = 4096
 
@@ -144,7 +146,7 @@ def _make_mask(base: str, in_blocks: bool = False) -> Callable[..., Any]:
             # Elsewhere than on a CPU, reading where the trees end would wait for all that was launched before
             by_tree = device == "cpu"
             _masks_of_trees[mask] = (
-                _cut(mask, layout.subtree_end.tolist(), dtype) if by_tree else [[_additive(mask, dtype)]]
+                _cut(mask, layout.subtree_end.tolist(), dtype) if by_tree else [[[_Part.whole(mask, dtype)]]]
             )
         return mask
 
@@ -169,21 +171,49 @@ def _block_mask(mask_function: MaskFunction, layout: Visibility, device: torch.d
     return block_mask(ends, _by_depth(mask_function, layout, device), ancestors_only=False)
 
 
-def _cut(mask: torch.Tensor, subtree_end: list[list[int]], dtype: torch.dtype) -> list[list[torch.Tensor]]:
-    """Masks of the trees of each row, or one for all rows where none has several; to be added to the scores.
+class _Part(NamedTuple):
+    """Neighbouring tokens of a tree, and what they see of it.
 
-    Sdpa would turn a boolean mask into such a one in every layer, and keep each for the backward pass.
+    Attributes:
+        queries: How many tokens.
+        keys: Places in the tree of the tokens that any of them sees; None: all of the tree's.
+        mask: To be added to the scores. Sdpa would turn a boolean mask into such a one in every layer, and keep each
+            for the backward pass.
     """
+
+    queries: int
+    keys: torch.Tensor | None
+    mask: torch.Tensor
+
+    @classmethod
+    def whole(cls, mask: torch.Tensor, dtype: torch.dtype) -> "_Part":
+        """Return all of a tree, or of rows of whole trees."""
+        return cls(mask.shape[-1], None, _additive(mask, dtype))
+
+
+def _cut(mask: torch.Tensor, subtree_end: list[list[int]], dtype: torch.dtype) -> list[list[list[_Part]]]:
+    """Return the parts of the trees of each row, or one for all rows where none has several trees or a long one."""
     rows = [_tree_lengths(ends) for ends in subtree_end]
-    if all(len(lengths) == 1 for lengths in rows):
-        return [[_additive(mask, dtype)]]
+    if all(len(lengths) == 1 for lengths in rows) and mask.shape[-1] <= _LONG_TREE:
+        return [[[_Part.whole(mask, dtype)]]]
     return [
         [
-            _additive(mask[row : row + 1, :, end - length : end, end - length : end], dtype)
+            _parts(mask[row : row + 1, :, end - length : end, end - length : end], dtype)
             for end, length in zip(accumulate(lengths), lengths, strict=True)
         ]
         for row, lengths in enumerate(rows)
     ]
+
+
+def _parts(mask: torch.Tensor, dtype: torch.dtype) -> list[_Part]:
+    """Return the parts of a tree. Branches hide each other: a part of a long one leaves out what it does not see."""
+    if mask.shape[-1] <= _LONG_TREE:
+        return [_Part.whole(mask, dtype)]
+    parts = []
+    for own in mask.split(_PART, dim=2):
+        keys = own.flatten(0, 2).any(dim=0).nonzero().squeeze(-1)
+        parts.append(_Part(own.shape[2], keys, _additive(own[..., keys], dtype)))
+    return parts
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -222,14 +252,17 @@ def _sdpa_attention(
         trees = _masks_of_trees.get(attention_mask)
     if trees is None or kwargs.get("position_bias") is not None:
         return plain(module, query, key, value, attention_mask, **kwargs)
-    if len(trees) == len(trees[0]) == 1:
-        return plain(module, query, key, value, _as_scores(trees[0][0], query), **kwargs)
+    if len(trees) == len(trees[0]) == len(trees[0][0]) == 1:
+        return plain(module, query, key, value, _as_scores(trees[0][0][0].mask, query), **kwargs)
     rows = []
     # The backward pass of `split` is one concatenation; that of a slice is a tensor of zeros
-    for masks, *states in zip(trees, query.split(1), key.split(1), value.split(1), strict=True):
-        lengths = [mask.shape[-1] for mask in masks]
-        parts = zip(*(state.split(lengths, dim=2) for state in states), masks, strict=True)
-        outputs = [plain(module, q, k, v, _as_scores(mask, q), **kwargs)[0] for q, k, v, mask in parts]
+    for own, *states in zip(trees, query.split(1), key.split(1), value.split(1), strict=True):
+        lengths = [sum(part.queries for part in parts) for parts in own]
+        outputs = []
+        for parts, q, k, v in zip(own, *(state.split(lengths, dim=2) for state in states), strict=True):
+            for part, asking in zip(parts, q.split([part.queries for part in parts], dim=2), strict=True):
+                seen = (k, v) if part.keys is None else (k.index_select(2, part.keys), v.index_select(2, part.keys))
+                outputs.append(plain(module, asking, *seen, _as_scores(part.mask, asking), **kwargs)[0])
         rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows), None
 
