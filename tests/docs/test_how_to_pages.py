@@ -1,5 +1,6 @@
 """Pages beside the tutorials, followed or their Python run, with tiny models and data."""
 
+import doctest
 import json
 import shutil
 import socket
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from support import ROOT, follow, save_model
+from support import ROOT, blocks, follow, make_rows, make_trainer, make_users, save_model
 
+from dmpo_trl import DMPOConfig
 from dmpo_trl.data import MOVIES, Prepared
+from dmpo_trl.evaluation import RankingCallback
 from dmpo_trl.recommend import Recommender
 
 DOCS = ROOT / "docs"
@@ -26,14 +29,24 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def save_catalogue(model: str) -> list[str]:
+    """Write a catalogue beside a tiny model, so that it is a recommender; return the titles."""
+    titles = FILMS + [f"Film {number}" for number in range(20)]
+    items = pl.DataFrame({"item": [f"i{place}" for place in range(len(titles))], "title": titles})
+    Recommender.from_pretrained(save_model(Path(model)), items=items, template=MOVIES).save_catalogue(model)
+    return titles
+
+
+def python_of(page: Path, beginning: str) -> str:
+    """The one block of Python of a page that begins so."""
+    (found,) = (one.text for one in blocks(page) if one.language == "python" and one.text.startswith(beginning))
+    return found
+
+
 @pytest.mark.slow
 def test_serving_answers_and_generates_as_it_says(folder, capsys):
     pytest.importorskip("fastapi")
-    titles = FILMS + [f"Film {number}" for number in range(20)]
-    items = pl.DataFrame({"item": [f"i{place}" for place in range(len(titles))], "title": titles})
-    save_model(folder / "outputs" / "dmpo")
-    trained = Recommender.from_pretrained("outputs/dmpo", items=items, template=MOVIES)
-    trained.save_catalogue(folder / "outputs" / "dmpo")
+    titles = save_catalogue("outputs/dmpo")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     names = follow(DOCS / "serving.md", {"8000": port})
@@ -100,3 +113,70 @@ def test_recommenders_goes_from_raw_files_to_recommendations(folder, capsys):
     assert found["user"].n_unique() == len(names["users"])
     assert pl.read_parquet("recommendations-many.parquet")["user"].unique().sort().to_list() == ["a", "b"]
     assert (folder / "exported" / "titles.npz").exists()
+
+
+def test_the_command_line_trains_recommends_and_completes(folder, capsys):
+    pytest.importorskip("shtab")
+    save_model(folder / "tiny-model")
+    save_catalogue("with-titles")  # as training leaves it where its data are those of `dmpo-trl prepare`
+    (folder / "users.jsonl").write_text('{"user": "a", "history": ["i0"]}\n{"user": "b", "history": ["i1"]}\n')
+    for name in ("data", "other-data"):
+        make_rows((3, 1, 2) * 8).to_json(folder / name / "train.jsonl")
+    replaced = {
+        '--history "Toy Story (1995)"': '--history "Alien (1979)"',
+        "--model outputs/dmpo": "--model with-titles",
+        "Qwen/Qwen3-0.6B": "tiny-model",
+        "load_in_4bit: true": "use_cpu: true\nmax_steps: 2\nreport_to: none",
+        # One process: tests/cli/test_train.py has more; the others print help, install, and are cut by the shell
+        " --num_processes 2\n": "\n",
+        "accelerate launch --num_processes 2": "# ",
+        "dmpo-trl --help": "# ",
+        "dmpo-trl train --help": "# ",
+        "dmpo-trl completion --help": "# ",
+        "pip install": "# ",
+        " | head -3": "",
+        " > ~/": " # ",
+    }
+    trainer = make_trainer(folder, make_rows((1, 2)))
+    given = {"trainer": trainer, "RankingCallback": RankingCallback, "users": make_users(2)}
+    follow(DOCS / "command-line.md", replaced, given)
+    out = capsys.readouterr().out
+    answers = [json.loads(line) for line in out.splitlines() if line.startswith('{"')]
+    assert [answer.get("user") for answer in answers] == [None, "a", "b"]
+    assert "dmpo-trl version" in out
+    assert "complete -o" in out
+    assert (folder / "outputs" / "dmpo" / "adapter_model.safetensors").exists()
+    assert any(isinstance(one, RankingCallback) for one in trainer.callback_handler.callbacks)
+
+
+def test_the_recommender_of_the_readme_recommends_from_its_catalogue(folder, capsys):
+    save_model(folder / "outputs" / "quickstart" / "dmpo")
+    names: dict = {}
+    exec(python_of(ROOT / "README.md", "import polars"), names)
+    printed = [line[9:] for line in capsys.readouterr().out.splitlines()]
+    assert len(printed) == 3
+    assert set(printed) <= set(names["titles"]) - {"Alien (1979)", "Star Wars (1977)"}
+
+
+def test_the_losses_are_added_up_as_it_says(folder):
+    names: dict = {"DMPOConfig": lambda *out, **options: DMPOConfig(*out, use_cpu=True, bf16=False, **options)}
+    exec(python_of(DOCS / "losses.md", "args = DMPOConfig"), names)
+    options = {name: getattr(names["args"], name) for name in ("loss_type", "loss_weights")}
+    batch = make_rows((2, 3))
+    losses = []
+    for chosen in (options, {"loss_type": "dmpo"}, {"loss_type": "sft"}):
+        trainer = make_trainer(folder, batch, **chosen)
+        losses.append(trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset))).item())
+    assert losses[0] == pytest.approx(losses[1] + 0.2 * losses[2], abs=1e-5)
+
+
+def test_the_config_of_s_dpo_is_taken():
+    names: dict = {}
+    exec(python_of(DOCS / "comparison.md", "from dmpo_trl import DMPOConfig"), names)
+    assert (names["args"].loss_type, names["args"].beta) == (["softmax"], 1.0)
+
+
+def test_titles_are_tidied_as_it_says():
+    text = python_of(DOCS / "odd-data.md", ">>> from dmpo_trl.data")
+    example = doctest.DocTestParser().get_doctest(text, {}, "odd-data.md", None, None)
+    assert doctest.DocTestRunner().run(example) == (0, 2)
