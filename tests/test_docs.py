@@ -151,6 +151,14 @@ def test_the_change_from_dpo_to_dmpo_trains(page, tmp_path, monkeypatch):
     assert names["trainer"].state.global_step == 3  # one row, three epochs
 
 
+def test_the_start_page_has_the_table_of_the_readme():
+    """Its figures, and the command that measures them."""
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/index.md")]
+    tables = [re.findall(r"^\| N \|.*\n(?:\|.*\n)+\nSmolLM2-135M, .*$", page, re.M) for page in pages]
+    assert len(tables[0]) == 1
+    assert tables[0] == tables[1]
+
+
 def test_nothing_says_to_install_by_name_what_is_not_on_pypi():
     """From a clone it is `pip install .`, with extras `pip install '.[plot]'`."""
     files = [

@@ -20,7 +20,14 @@ from typing import Any
 
 import griffe
 
-PUBLIC = ("dmpo_trl", "dmpo_trl.data", "dmpo_trl.evaluation", "dmpo_trl.recommend", "dmpo_trl.losses")
+PUBLIC = (
+    "dmpo_trl",
+    "dmpo_trl.data",
+    "dmpo_trl.evaluation",
+    "dmpo_trl.recommend",
+    "dmpo_trl.losses",
+    "dmpo_trl.serving",
+)
 """The modules with a page; a name of several is linked to the first."""
 
 _REFERENCE = re.compile(r"\[`(~?)([A-Za-z_][\w.]*)`\](?![\[(])")

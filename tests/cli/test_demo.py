@@ -5,10 +5,14 @@ import runpy
 import socket
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from support import ROOT, cpu_environment, follow, save_model
 from support.browser import chromium, colours_seen, hosts_asked, needs_browser
 from support.prepared import model_and_data
@@ -83,7 +87,13 @@ def test_the_page_of_the_docs_does_what_it_says(folder, tmp_path, monkeypatch, c
     own = {"outputs/dmpo": f"{given}/model", "outputs/sft": f"{given}/sft", "--data data": f"--data {given}/data"}
     own["you/your-model"] = f"{folder}/dmpo"
     follow(ROOT / "docs" / "demo.md", own)
-    runpy.run_path("app.py")
+    header = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert header["sdk"] == "gradio"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (gradio,) = map(Requirement, project["optional-dependencies"]["demo"])
+    assert header["sdk_version"] in gradio.specifier
+    assert header["python_version"] in SpecifierSet(project["requires-python"])
+    runpy.run_path(header["app_file"])
     assert [own["server_name"] for own in launched] == ["127.0.0.1", "0.0.0.0"]
     assert not any(own["share"] for own in launched)
     assert capsys.readouterr().out.count("The page is at http://") == 2

@@ -69,12 +69,13 @@ def run_command(words: list[str], until_the_end: ExitStack) -> None:
             raise ValueError(f"How to run {shlex.join(words)} in a test?")
 
 
-def follow(page: Path, replaced: dict[str, str]) -> dict[str, Any]:
+def follow(page: Path, replaced: dict[str, str], given: dict[str, Any] | None = None) -> dict[str, Any]:
     """Do what a page says, in the current folder; return the names that its Python has defined.
 
-    Of a diff the lines after the change are run. Text that a reader only reads is in blocks of `text`.
+    `given` are names that its Python takes for granted. Of a diff the lines after the change are run. Text that a
+    reader only reads is in blocks of `text`.
     """
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = dict(given or {})
     with ExitStack() as until_the_end:
         for block in blocks(page):
             text = block.text
