@@ -7,6 +7,9 @@
     copies                       N+1 copies in dmpo-trl: the head on scored positions only
     copies, one varlen row       the same without padding, through FlashAttention's kernel for many lengths: the
                                  strongest way to compute copies; on a GPU, or where it is named
+    copies, one varlen row, checkpointing
+                                 the same with gradient checkpointing, for copies that do not fit otherwise; where it
+                                 is named
     copies, FlashAttention       the same with kernels that do not accept the trie's mask; on a GPU with flash-attn
     trl tree                     TRL's own prefix trie and its attention, under dmpo-trl's head; on a GPU of the Hopper
                                  generation with TRL's kernels, or where it is named
@@ -124,7 +127,7 @@ def make_sides(
     rows_of_texts = collator(True, plan("sdpa"))
     fused = {"score": score_with_trl, "count": count_fused}
     own_copies = Side(partial(by_copies, copies_at_once), collator(False, plan("sdpa")), score_with_ours, count_scored)
-    one_row = "copies, one varlen row"
+    one_row, frugal = "copies, one varlen row", "copies, one varlen row, checkpointing"
     varlen_copies = replace(
         own_copies, collate=lambda examples: varlen.one_row(own_copies.collate(examples)), attention=varlen.NAME
     )
@@ -137,6 +140,7 @@ def make_sides(
         "trl fused, checkpointing": copies(**fused, checkpointing=True),
         "copies": own_copies,
         one_row: varlen_copies if on_gpu or one_row in (only or ()) else None,
+        frugal: replace(varlen_copies, checkpointing=True) if frugal in (only or ()) else None,
         tree: trl_tree if on_gpu or tree in (only or ()) else None,
         "copies, FlashAttention": flash if on_gpu and is_flash_attn_2_available() else None,
         "cached prompt": Side(one_by_one, collate_for_cache, score_with_cache, count_cached),

@@ -9,7 +9,8 @@ sweep over these quantities. `--rows` takes the DMPO authors' pairs instead, in 
 `--user_positions` a MovieLens user's examples, whose histories grow inside one another. `--shape` takes random weights
 in the shape of a known model and random tokens, for a GPU; with `--positions` each user of a batch has that many
 examples, whose prompts grow inside one another. Copies with full logits take about 2.3 GB per thousand tokens
-(SmolLM2); `--copies_at_once` limits them.
+(SmolLM2); `--copies_at_once` limits them. `--once` gives slow sides one turn, in the first round; ratios to a baseline
+among them are of that round alone.
 
 Columns of the result:
 
@@ -71,6 +72,7 @@ class Settings(ModelSettings):
     batch_rows: int = field(default=10, metadata={"help": "Rows of --rows per batch."})
     batches: int = field(default=3, metadata={"help": "Batches of --rows to take."})
     sides: list[str] | None = field(default=None, metadata={"help": "Only these, by name, and the baseline."})
+    once: list[str] | None = field(default=None, metadata={"help": "Slow sides, by name, that take one turn only."})
     copies_at_once: int = field(default=16, metadata={"help": "Most sequences in a forward of sides with copies."})
     rounds: int = field(default=3, metadata={"help": "Turns of each side; 0 with --memory for memory alone."})
     compile: bool = field(default=False, metadata={"help": "The trie through torch.compile as well."})
@@ -86,6 +88,8 @@ class Settings(ModelSettings):
         super().__post_init__()
         if self.positions > 1 and (self.shape is None or self.prompt_lengths is not None or self.rows is not None):
             raise ValueError("--positions makes random tokens of its own: it goes with --shape or --tiny alone.")
+        if self.sides is not None and (unknown := set(self.once or ()) - {BASELINE, *self.sides}):
+            raise ValueError(f"--once names {sorted(unknown)}, which --sides does not.")
         if self.rounds < 1 and not self.memory:
             raise ValueError("--rounds 0 measures nothing; with --memory it measures memory alone.")
 
@@ -128,9 +132,11 @@ def time_sides(settings: Settings, models: Models, case: Case) -> tuple[list[Out
     for name, side in sides.items():
         # Compiling and picking kernels belong to a run, not to a step; on the CPU a short step starts the threads
         if side.compiled or settings.device != "cpu" or name == "trie":
-            run_or_none(side, models, case.batches)
+            run_or_none(side, models, [side.split(batch)[0] for batch in case.batches])
     rounds, wrong = [], {}
     for _ in range(settings.rounds):
+        if rounds:
+            sides = {name: side for name, side in sides.items() if name not in (settings.once or ())}
         rate = matmul_rate(settings.device, settings.torch_dtype, size, 0.02 if settings.tiny else 1.0)
         rounds.append({name: run_or_none(side, models, case.batches) for name, side in sides.items()})
         for outcome in filter(None, rounds[-1].values()):
@@ -171,7 +177,7 @@ def summarize(case: Case, rounds: list[Outcomes], memory: Outcomes, notes: dict[
             "prompt": case.prompt_length,
             "batch": case.batch_size,
         }
-        pairs = [(outcomes.get(BASELINE), outcomes[side]) for outcomes in rounds if outcomes[side]]
+        pairs = [(outcomes.get(BASELINE), outcomes[side]) for outcomes in rounds if outcomes.get(side)]
         if not pairs:
             yield row | dict.fromkeys(MEASURES, math.nan) | {"note": notes.get(side, "out of memory")}
             continue

@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import prompts_and_completions, ragged_examples
+from support import make_model, prompts_and_completions, ragged_examples
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.masking_utils import create_sliding_window_causal_mask
 
 from dmpo_trl.batching.blocks import visible_blocks
 from dmpo_trl.batching.collator import lay_out
+from dmpo_trl.modeling.attention import trie_layout, use_trie_attention
 
 
 @st.composite
@@ -93,3 +95,28 @@ def test_a_row_of_32k_tokens_is_laid_out_without_a_tensor_of_its_square():
     assert ends.shape[1] > 32_000
     assert largest.values <= max(ends.shape[1] * 2, visited.numel())
     assert visited.float().mean() < 0.1  # a user's tokens are hidden from the others'
+
+
+def test_windows_of_4096_tokens_are_masked_without_a_tensor_of_the_square_of_32k_tokens():
+    """The mask of a windowed layer, as transformers asks for it; users are twice as long as the window."""
+    model = make_model("mistral_window", sliding_window=4096)
+    assert use_trie_attention(model, blocks=True)
+    prompts = [[user, *range(10, 8009)] for user in range(4)]
+    completions = [[[7 + option, *range(4)] for option in range(16)] for _ in prompts]
+    options = {"prefix_sharing": True, "pad_token_id": 0, "attention_balance": float("inf")}
+    batch = lay_out(prompts, completions, **options, packed_length=2**31, pad_to_multiple_of=128)
+    depth, ends = batch["position_ids"], batch["subtree_end"]
+    inputs = {"attention_mask": None, "past_key_values": None, "position_ids": depth}
+    with Largest() as largest, trie_layout(depth, ends):
+        mask = create_sliding_window_causal_mask(model.config, torch.empty(*ends.shape, 1), **inputs)
+    assert ends.shape[0] == 1
+    assert (length := ends.shape[1]) > 32_000
+    visited, full = visible_blocks(ends)
+    assert largest.values <= 2 * max(length, visited.numel()) < length**2 / 1000
+    # No block is seen as a whole, as windows end anywhere; the window itself is in the mask's function
+    assert full.any()
+    assert not mask.full_kv_num_blocks.any()
+    assert torch.equal(mask.kv_num_blocks[0, 0], visited[0].sum(-1))
+    first, zero = int(ends[0, 0]), torch.tensor(0)  # of the second user
+    seen = [mask.mask_mod(zero, zero, torch.tensor(first + 7000), torch.tensor(first + key)) for key in (2904, 2905)]
+    assert (seen, depth[0, first + 7000]) == ([False, True], 7000)

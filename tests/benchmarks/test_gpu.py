@@ -25,6 +25,17 @@ def test_it_takes_ten_minutes_at_most(gpu, tmp_path):
     assert any("llama-8b" in line.command and "--lora" in line.command for line in lines)
 
 
+def test_every_step_has_its_anchors(gpu, tmp_path):
+    lines = {line.name: line.command for line in gpu.lines(gpu.Settings(output=tmp_path))}
+    anchors = ["copies, one varlen row", "trl tree", "trl pairs"]
+    for name in ("step-1b", "step-8b-lora", "positions"):
+        sides = lines[name][lines[name].index("--sides") : lines[name].index("--once")]
+        assert [side for side in anchors if side in sides] == anchors
+    assert "copies, one varlen row, checkpointing" in lines["step-8b-long"]
+    assert [name for name in lines if "--no_baseline" in lines[name]] == ["step-1b", "step-8b-lora", "step-8b-long"]
+    assert "full logits" in lines["positions"]
+
+
 def test_a_line_that_fails_or_hangs_costs_its_own_figures_only(gpu, tmp_path, monkeypatch, capfd):
     write = "import time; print('as it comes', flush=True); "
     planned = [
@@ -64,11 +75,12 @@ def test_every_line_runs_here(gpu, tmp_path):
     assert max(errors) < 1e-4
     for name, sides in (
         ("step-1b", {"copies, one varlen row", "trl tree", "trie", "trl pairs"}),
-        ("step-8b-long", {"trie"}),
+        ("step-8b-long", {"copies, one varlen row, checkpointing", "trie"}),
     ):
         assert {row["side"] for row in read(tmp_path / f"{name}.csv")} == sides
     positions = read(tmp_path / "positions.csv")
-    assert [row["case"] for row in positions[::4]] == ["N=3, batch 3", "N=7, batch 3", "N=15, batch 3"]
+    assert [row["case"] for row in positions[::6]] == ["N=3, batch 3", "N=7, batch 3", "N=15, batch 3"]
+    assert all(float(row["seconds ratio"]) > 0 for row in positions)
     assert not any(row["note"] for row in positions)
 
 

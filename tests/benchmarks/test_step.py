@@ -58,6 +58,19 @@ def test_sides_agree_and_tokens_are_counted(step, tmp_path, capsys, lora):
     assert capsys.readouterr().out.count("| N=3 |") == len(SIDES)
 
 
+def test_slow_sides_take_one_turn(step, tmp_path, monkeypatch):
+    turns, run = [], step.run_or_none
+    monkeypatch.setattr(step, "run_or_none", lambda side, *args: turns.append(side.loss) or run(side, *args))
+    chosen = ["--sides", "trl pairs", "trie", "--once", "full logits", "trl pairs", "--rounds", "3"]
+    step.main(["--tiny", "--negatives", "2", *chosen, "--output", str(tmp_path)])
+    assert turns == ["dmpo", "dmpo", "dmpo", "sigmoid", "dmpo", "dmpo"]  # the first warms up
+    rows = read(tmp_path)
+    assert [side for _, side in rows] == ["full logits", "trie", "trl pairs"]
+    assert float(rows["N=2", "full logits"]["seconds ratio"]) == 1
+    ratio = float(rows["N=2", "trie"]["seconds ratio"])
+    assert ratio == float(rows["N=2", "trie"]["lowest"]) == float(rows["N=2", "trie"]["highest"])
+
+
 def test_what_is_written_names_machine_versions_and_commit(step, tmp_path, assert_can_be_appended):
     arguments = ["--tiny", "--negatives", "1", "3", "--batch_sizes", "1", "2", "--sides", "trie", "--rounds", "1"]
     step.main([*arguments, "--profile", "--output", str(tmp_path), "--plot", str(tmp_path / "plots"), "--name", "run"])
@@ -146,6 +159,7 @@ def test_a_side_whose_gradient_is_another_fails_the_run(step, sides, monkeypatch
         (["--shape", "llama-9b"], "Unknown --shape 'llama-9b'"),
         (["--tiny", "--four_bit"], "--four_bit needs --lora"),
         (["--tiny", "--rounds", "0"], "--rounds 0 measures nothing"),
+        (["--tiny", "--sides", "trie", "--once", "copies"], r"--once names \['copies'\], which --sides does not"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(step, arguments, message):
@@ -300,12 +314,14 @@ def test_checkpointing_computes_layers_again_and_only_where_asked_for(sides, mod
     calls = []
     # Before, not after: the second pass stops as soon as it has what the gradient needs
     loaded.bases[0].model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    made = sides.make_sides(32, device="cpu", copies_at_once=16, several=False, compiled=False)
+    varlen = "copies, one varlen row"
+    names = ["trl fused, checkpointing", "trl fused", f"{varlen}, checkpointing", varlen]
+    made = sides.make_sides(32, device="cpu", copies_at_once=16, several=False, compiled=False, only=names)
     run_step, tiny_examples = (
         importlib.import_module("measure").run_step,
         importlib.import_module("cases").tiny_examples,
     )
-    for name, expected in (("trl fused, checkpointing", 2), ("trl fused", 1)):
+    for name, expected in zip(names, (2, 1, 2, 1), strict=True):
         calls.clear()
         run_step(made[name], loaded, [tiny_examples(1, 3)])
         assert len(calls) == expected

@@ -88,9 +88,17 @@ def test_blocks_of_shared_histories_are_measured():
     assert measured.blocks < BatchSize.trie([(300, [20] * 8), (340, [20] * 8)], IN_BLOCKS).blocks
 
 
-def test_in_blocks_a_step_grows_with_its_tokens_and_not_with_their_square():
-    size = ModelSize.from_config(make_model().config)
-    users, costs = [(240, [11] * 16)] * 40, {}
+@pytest.mark.parametrize(
+    ("model", "users"),
+    [
+        (make_model(), [(240, [11] * 16)] * 40),
+        # Users of 8,000 tokens: windows hide parts of blocks, none of which is left out
+        (make_model("mistral_window", sliding_window=4096), [(7840, [11] * 16)] * 2),
+    ],
+    ids=["llama", "windows of 4,096"],
+)
+def test_in_blocks_a_step_grows_with_its_tokens_and_not_with_their_square(model, users):
+    size, costs = ModelSize.from_config(model.config), {}
     for name, plan in (("blocks", IN_BLOCKS), ("dense", replace(PADDED, attention_balance=math.inf))):
         for times in (1, 2):
             layout = BatchSize.trie(users * times, plan)
@@ -105,10 +113,11 @@ def test_in_blocks_a_step_grows_with_its_tokens_and_not_with_their_square():
     assert costs["dense", 2][1] > 20 * more_memory
 
 
-def test_a_mask_of_blocks_has_the_bytes_of_its_tensors():
+@pytest.mark.parametrize("ancestors_only", [True, False], ids=["causal", "windows"])
+def test_a_mask_of_blocks_has_the_bytes_of_its_tensors(ancestors_only):
     batch = batch_of([(240, [11] * 16)] * 20, prefix_sharing=True, plan=IN_BLOCKS)
     ends = batch["subtree_end"]
-    mask = block_mask(ends, lambda b, h, q, k: (k <= q) & (q < ends[b, k]), ancestors_only=True)
+    mask = block_mask(ends, lambda b, h, q, k: (k <= q) & (q < ends[b, k]), ancestors_only=ancestors_only)
     held = tensor_bytes(part for part in mask.as_tuple() if isinstance(part, torch.Tensor))
     assert BatchSize.measured(batch, in_blocks=True).mask_bytes(2) == pytest.approx(held, rel=0.05)
 
