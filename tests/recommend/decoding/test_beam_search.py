@@ -262,6 +262,26 @@ def test_a_title_longer_than_what_is_computed_at_once(name, tokens, monkeypatch)
     assert [score for score, _ in search.found] == pytest.approx([-score for score, _ in expected], rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2_windows"])
+def test_rows_grow_by_few_lengths_with_the_same_outcome(name, monkeypatch):
+    """As on a GPU: what fills rows up is seen by nothing and changes no score."""
+    monkeypatch.setattr(branching, "_COLUMNS_ON_CPU", 8)
+    model, prompts, titles = make_model(name), [random_prompt(1, 9), random_prompt(2, 21)], random_titles(3, 30)
+    searches = [Search(prompt, TitleTrie(titles), (), 5) for prompt in prompts]
+    beam_search(model, searches, num_beams=1)  # the probe of the model is not what this counts
+    widths = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    searches = [Search(prompt, TitleTrie(titles), (), 5) for prompt in prompts]
+    beam_search(model, searches, num_beams=60)
+    handle.remove()
+    assert widths[0] == 24  # the longer prompt, rounded up
+    assert all(width % 8 == 0 for width in widths)
+    for search, prompt in zip(searches, prompts, strict=True):
+        assert_same(search.found, exhaustive(model, prompt, titles), 5)
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 40])
 def test_the_tokens_of_a_forward_are_bounded_whatever_must_follow(llama, monkeypatch, tokens):
     """Titles of up to 30 tokens that branch early: computed ahead is only what there is room for."""

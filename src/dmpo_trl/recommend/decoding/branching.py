@@ -24,6 +24,8 @@ _AHEAD = 256
 _TOKENS = 2048
 # Tokens ahead of their turn save forwards, and many are in vain. So few cost a CPU no more than to read the weights
 _TOKENS_ON_CPU = 16
+# Rows grow by multiples of this, padding included: on a GPU few shapes, whose memory is found again
+_COLUMNS, _COLUMNS_ON_CPU = 32, 1
 
 
 class BranchingPrefixes(Prefixes):
@@ -44,12 +46,13 @@ class BranchingPrefixes(Prefixes):
         if "position_ids" not in accepted_arguments(base_model):
             raise ValueError(f"{type(base_model).__name__} takes no `position_ids`.")
         self._device = base_model.get_input_embeddings().weight.device
-        self._most = _TOKENS_ON_CPU if self._device.type == "cpu" else _TOKENS
+        on_cpu = self._device.type == "cpu"
+        self._most, self._columns = (_TOKENS_ON_CPU, _COLUMNS_ON_CPU) if on_cpu else (_TOKENS, _COLUMNS)
         self._cache = DynamicCache()  # without the config: windows are the mask's, and no layer drops a token
         self._cache_argument = cache_argument(base_model)
         lengths = np.array([len(prompt) for prompt in prompts])
         ends, places = np.unique(lengths - 1, return_inverse=True)
-        columns = np.arange(lengths.max())
+        columns = np.arange(self._rounded(lengths.max()))
         self._depth = np.tile(columns, (len(prompts), 1))  # of each token, (users, columns)
         # Of each prefix: its user, what follows its last computed token, the columns it consists of, and where in
         # `_known` the log-probs of the tokens lie that were computed ahead
@@ -118,7 +121,7 @@ class BranchingPrefixes(Prefixes):
         counts, order = np.bincount(user, minlength=len(self._depth)), np.argsort(user, kind="stable")
         column = np.empty(len(user), dtype=np.int64)
         column[order] = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
-        first, width = self._depth.shape[1], int(counts.max())
+        first, width = self._depth.shape[1], self._rounded(counts.max())
         ids, depth = np.zeros((2, len(counts), width), dtype=np.int64)
         ids[user, column], depth[user, column] = chained, self._next_depth[new][chain] + within
         sees = np.zeros((len(counts), width, first + width), dtype=bool)
@@ -154,6 +157,9 @@ class BranchingPrefixes(Prefixes):
             **options,
         )
         return cast(torch.Tensor, output.logits)
+
+    def _rounded(self, columns: int) -> int:
+        return -(-int(columns) // self._columns) * self._columns
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)
