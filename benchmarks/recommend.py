@@ -44,7 +44,11 @@ class Settings:
     users: int = field(default=3, metadata={"help": "Users to recommend to, one at a time."})
     history: int = field(default=10, metadata={"help": "Films in a prompt."})
     beams: list[int] = field(default_factory=lambda: [20, 30, 50, 100])
+    together: list[int] = field(
+        default_factory=list, metadata={"help": "Users searched together, with the first of --beams."}
+    )
     candidates: list[int] = field(default_factory=lambda: [100, 200])
+    proven: bool = field(default=True, metadata={"help": "What recall is counted against; without it there is none."})
     generate_beams: list[int] = field(default_factory=lambda: [100], metadata={"help": "0: leave `generate` out."})
     titles: int | None = field(default=None, metadata={"help": "Only build the trie of so many titles."})
     output: Path | None = field(default=None, metadata={"help": "Folder for the CSV file; rows are appended."})
@@ -118,20 +122,34 @@ def generate(recommender: Recommender, history: list[str], num_beams: int) -> li
     return found[:K]
 
 
-def ways(settings: Settings, case: Case) -> dict[str, Callable[[list[str]], list[str]]]:
-    """What is compared: each takes a history and returns items, the best first."""
+Way = Callable[[list[list[str]]], list[list[str]]]
+"""Takes the users' histories, and returns the items of each, the best first."""
+
+
+def ways(settings: Settings, case: Case) -> dict[str, Way]:
+    """What is compared."""
     recommender = case.recommender
 
-    def recommend(**options: Any) -> Callable[[list[str]], list[str]]:
-        return lambda history: [one.item for one in recommender.recommend(history, K, **options)]
+    def recommend(together: int = 1, **options: Any) -> Way:
+        def find(histories: list[list[str]]) -> list[list[str]]:
+            parts = [histories[first : first + together] for first in range(0, len(histories), together)]
+            found = [users for part in parts for users in recommender.recommend_batch(part, K, **options)]
+            return [[one.item for one in items] for items in found]
+
+        return find
 
     pairs = case.data.interactions.select("user", "item")
     counts = Prior.popularity(dict(pairs.group_by("item").len().iter_rows()))
-    found = {"proven best": recommend(exact=True)}
+    found = {"proven best": recommend(exact=True)} if settings.proven else {}
     for number in settings.generate_beams:
         if number:
-            found[f"generate, {number} beams"] = lambda history, number=number: generate(recommender, history, number)
+            found[f"generate, {number} beams"] = lambda histories, number=number: [
+                generate(recommender, history, number) for history in histories
+            ]
     found |= {f"{number} beams": recommend(num_beams=number) for number in settings.beams}
+    for users in settings.together:
+        number = settings.beams[0]
+        found[f"{number} beams, {users} users together"] = recommend(together=users, num_beams=number)
     for number in settings.candidates:
         knn = Candidates.best_by(Prior.item_knn(pairs), ties=counts, per_user=number)
         found[f"item_knn, {number} candidates"] = recommend(candidates=knn)
@@ -153,11 +171,12 @@ def compare(settings: Settings, case: Case) -> list[dict[str, Any]]:
     rows, best, reference = [], [], 0.0
     for way, find in ways(settings, case).items():
         inside[0], start = 0.0, time.process_time()
-        found = [find(history) for history in case.histories]
+        found = find(case.histories)
         seconds = time.process_time() - start
         best = best or found
         reference = reference or (seconds if way.startswith("generate") else 0.0)
         recall = np.mean([len({*own} & {*right}) / K for own, right in zip(found, best, strict=True)])
+        recall = recall if settings.proven else np.nan
         values = (
             way,
             seconds / len(found),

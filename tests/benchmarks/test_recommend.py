@@ -27,14 +27,21 @@ def script(monkeypatch, data):
 
 def test_with_room_for_every_title_all_ways_find_the_proven_best(script):
     settings = script.Settings(
-        model="tiny", users=2, history=2, beams=[50], candidates=[15], generate_beams=[50], titles=None
+        model="tiny",
+        users=2,
+        history=2,
+        beams=[50],
+        together=[2],
+        candidates=[15],
+        generate_beams=[50],
+        titles=None,
     )
     rows = script.compare(settings, script.make_case(settings, make_model(), make_tokenizer()))
     assert [row["way"] for row in rows] == [
-        *("proven best", "generate, 50 beams", "50 beams"),
+        *("proven best", "generate, 50 beams", "50 beams", "50 beams, 2 users together"),
         *("item_knn, 15 candidates", "popularity, 15 candidates"),
     ]
-    assert [row["recall"] for row in rows] == [1.0] * 5
+    assert [row["recall"] for row in rows] == [1.0] * 6
     assert all(0 < row["outside the model"] < 1 for row in rows)
 
 
