@@ -15,12 +15,12 @@ CATALOGUE = Catalogue(pl.DataFrame({"item": ["1", "2", "3", "50"], "title": ["Al
 
 def read(path, content):
     path.write_bytes(content)
-    return list(users_of_file(str(path), CATALOGUE))
+    return list(users_of_file(str(path), lambda: CATALOGUE))
 
 
 def test_users_are_read_as_often_as_needed(tmp_path):
     (tmp_path / "users.jsonl").write_bytes(GOOD + b'{"user": 7, "history": [50, "2"], "seen": [3]}')
-    users = users_of_file(str(tmp_path / "users.jsonl"), CATALOGUE)
+    users = users_of_file(str(tmp_path / "users.jsonl"), lambda: CATALOGUE)
     assert len(users) == 2
     for _ in range(2):
         assert list(users) == [UserHistory("a", ["1"], []), UserHistory("7", ["50", "2"], ["3"])]
@@ -83,7 +83,7 @@ def test_a_pipe_is_read_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(GOOD * 3,))
     writer.start()
-    users = users_of_file(str(tmp_path / "pipe"), CATALOGUE)
+    users = users_of_file(str(tmp_path / "pipe"), lambda: CATALOGUE)
     writer.join()
     assert len(users) == 3
     assert [list(users) for _ in range(2)] == [[UserHistory("a", ["1"], [])] * 3] * 2

@@ -81,7 +81,7 @@ def test_from_raw_counts_what_it_drops(caplog):
         "interactions with an unknown item": 2,
         "earlier interactions of a user with the same item": 1,
     }
-    assert "Read 8 interactions and 6 items" in caplog.text
+    assert "Read 8 interactions, 6 items" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [pl.String, pl.Categorical])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -33,14 +34,14 @@ def prior_of(name: str, data: str | None) -> Prior:
     return _counted("prior", name, data)
 
 
-def candidates_of(name: str, data: str | None, items: pl.DataFrame, per_user: int) -> Candidates:
+def candidates_of(name: str, data: str | None, items: Callable[[], pl.DataFrame], per_user: int) -> Candidates:
     """Return the candidates that an option names.
 
     Args:
         name: As of `prior_of`, or a Parquet file of user and item. Items that are equally similar to a history by
             `item_knn`, as are all that nobody had with it, are proposed by popularity.
         data: The prepared folder whose interactions are counted.
-        items: The catalogue, in which the items of a file must be.
+        items: Returns the catalogue, in which the items of a file must be.
         per_user: Most candidates of a user.
 
     Raises:
@@ -53,7 +54,7 @@ def candidates_of(name: str, data: str | None, items: pl.DataFrame, per_user: in
     if name not in COUNTS:
         if not Path(name).is_file():
             raise ValueError(f"--candidates must be one of {', '.join(COUNTS)} or a Parquet file, it is {name!r}.")
-        return Candidates.of_file(name, items, per_user=per_user)
+        return Candidates.of_file(name, items(), per_user=per_user)
     counted, popularity = (
         _counted("candidates", kind, data) for kind in (name, name.replace("item_knn", "popularity"))
     )

@@ -42,35 +42,34 @@ class Users:
         return self.count
 
 
-def users_of_file(path: str, catalogue: Catalogue) -> Users:
+def users_of_file(path: str, catalogue: Callable[[], Catalogue]) -> Users:
     """Check a file of users, one JSON object per line, from its first to its last line.
 
     Blank lines are skipped, and so is a byte order mark.
 
     Args:
         path: The file; of a pipe, which can be read only once, the users are kept in memory.
-        catalogue: Has every item that a user had.
+        catalogue: Returns what must have every item of the users; it is asked for once all lines can be read.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: A line is faulty or names an item that the catalogue has not; the message says which line.
 
     Example:
-        >>> items = pl.DataFrame({"item": ["7"], "title": ["Alien"]})
-        >>> users_of_file("no such file", Catalogue(items))
+        >>> users_of_file("no such file", lambda: recommender.catalogue)
         Traceback (most recent call last):
         FileNotFoundError: The file of --users, no such file, does not exist.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"The file of --users, {path}, does not exist.")
     if Path(path).is_file():
-        return Users(
-            lambda: (user for _, user in _read_users(path)), count=_checked(_read_users(path), path, catalogue)
-        )
+        count = sum(1 for _ in _read_users(path))
+        _check_items(_read_users(path), path, catalogue())
+        return Users(lambda: (user for _, user in _read_users(path)), count)
     numbered = list(_read_users(path))
-    _checked(numbered, path, catalogue)
+    _check_items(numbered, path, catalogue())
     users = [user for _, user in numbered]
-    return Users(lambda: iter(users), count=len(users))
+    return Users(lambda: iter(users), len(users))
 
 
 def users_of_split(data: str, split: str) -> Users:
@@ -90,14 +89,10 @@ def users_of_split(data: str, split: str) -> Users:
     return Users(lambda: (UserHistory(row["user"], row["history"], row["seen"]) for row in rows), count=len(rows))
 
 
-def _checked(users: Iterable[tuple[int, UserHistory]], path: str, catalogue: Catalogue) -> int:
-    """Look all items up, and return the number of users."""
-    count = 0
+def _check_items(users: Iterable[tuple[int, UserHistory]], path: str, catalogue: Catalogue) -> None:
     for number, user in users:
         for name, items in (("history", user.history), ("seen", user.seen)):
             catalogue.rows(items, f"{path}, line {number}, user {user.user!r}: {name}")
-        count += 1
-    return count
 
 
 def _read_users(path: str) -> Iterator[tuple[int, UserHistory]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -141,11 +142,14 @@ def run(arguments: list[str]) -> None:
         )
     if options.split is not None and options.data is None:
         raise ValueError("--split needs --data, the prepared folder whose users it means.")
-    items, template, _ = find_parts(model.model, model.from_pretrained(), data=options.data, items=None, template=None)
-    users, catalogue = None, Catalogue(items)
-    if options.history is not None:  # what can be wrong with the users is found before the model is loaded
-        catalogue.rows(options.history, "--history")
-    else:
+
+    @functools.cache
+    def catalogue() -> Catalogue:
+        loading = model.from_pretrained()
+        return Catalogue(find_parts(model.model, loading, data=options.data, items=None, template=None)[0])
+
+    users = None
+    if options.history is None:  # what can be wrong with them is found before the model is loaded
         if (options.output is None) != options.json:
             raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
         if options.output is not None and state.is_main_process:
@@ -160,15 +164,17 @@ def run(arguments: list[str]) -> None:
     prior = None if options.prior is None else prior_of(options.prior, options.data)
     candidates = None
     if options.candidates is not None:
-        candidates = candidates_of(options.candidates, options.data, items, options.candidates_per_user)
+        candidates = candidates_of(
+            options.candidates, options.data, lambda: catalogue().frame, options.candidates_per_user
+        )
+    if options.history is not None:
+        catalogue().rows(options.history, "--history")
     for known in (prior, candidates):  # who has no scores is named before the model is loaded
         if known is not None:
             for user in [None] if users is None else (one.user for one in users):
                 known.check(user)
     fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
-    recommender = Recommender.from_pretrained(
-        model.model, items=items, template=template, **fusion, **model.from_pretrained()
-    )
+    recommender = Recommender.from_pretrained(model.model, data=options.data, **fusion, **model.from_pretrained())
     recommender.model.to(state.device)
     about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
     search: dict[str, Any] = {

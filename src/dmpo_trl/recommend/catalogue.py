@@ -145,7 +145,7 @@ class TitleTrie:
                 depth.append(position + 1)
             self._end[row] = path[-1]
             previous = ids
-        self.token, self._parent = np.array(token), np.array(parent)
+        self.token, self._parent = np.array(token, dtype=np.int64), np.array(parent, dtype=np.int64)
         self._sorted_end = self._end[self._order]
         self._children = np.argsort(self._parent, kind="stable")[1:]  # grouped by parent
         self._first_child = np.searchsorted(self._parent[self._children], np.arange(len(token) + 1))
