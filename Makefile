@@ -98,7 +98,7 @@ paper-report: $(VENV)/.dev
 # Beams, retrieve then rank, and transformers' own beam search, with one thread; and the trie of 100,000 titles
 bench-recommend: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py $(BENCH)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py --users 8 --no_proven --generate_beams 0 --beams 20 --candidates 20 --together 2 4 8 $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py --users 8 --proven False --generate_beams 0 --beams 20 --candidates 20 --together 2 4 8 $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend.py --titles 100000 $(BENCH)
 
 # The service under 64 clients at once, against direct calls
