@@ -1,4 +1,5 @@
 import csv
+import importlib
 import sys
 from pathlib import Path
 
@@ -11,6 +12,12 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def _benchmarks_import_each_other():
     """As scripts they find the modules beside them."""
     sys.path.append(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="session")
+def paper():
+    """The command of the paper's experiments."""
+    return importlib.import_module("paper.__main__")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The experiments on the paper's claims: cells are computed once, and the report is made of them alone."""
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from support import make_model, make_tokenizer
+from support.films import write_films
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "paper"
 SIZES = {
@@ -25,11 +25,6 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def paper():
-    return importlib.import_module("paper.__main__")
-
-
-@pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A tiny model, films in RecBole's format and artists in HetRec's."""
     folder = tmp_path_factory.mktemp("paper")
@@ -37,17 +32,13 @@ def folders(tmp_path_factory):
     make_tokenizer().save_pretrained(folder / "model")
     generator = np.random.default_rng(0)
     orders = [generator.permutation(60)[:20] for _ in range(40)]
-    films, artists = folder / "films", folder / "artists"
-    films.mkdir()
+    artists = folder / "artists"
     rows = [
-        f"{user}\t{item}\t{generator.integers(3, 6)}\t{time}"
+        (user, item, generator.integers(3, 6), time)
         for user, own in enumerate(orders)
         for time, item in enumerate(own)
     ]
-    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-    (films / "films.inter").write_text("\n".join([header, *rows]) + "\n")
-    items = ["item_id:token\tmovie_title:token_seq", *(f"{item}\tFilm {item}" for item in range(60))]
-    (films / "films.item").write_text("\n".join(items) + "\n")
+    write_films(folder / "films", rows, films=60)
     artists.mkdir()
     plays = [f"{user}\t{item}\t{100 + time}" for user, own in enumerate(orders) for time, item in enumerate(own)]
     (artists / "user_artists.dat").write_text("\n".join(["userID\tartistID\tweight", *plays]) + "\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import make_model, make_tokenizer
+from support.films import write_films
 
 from dmpo_trl.training.cost import ModelSize
 
@@ -26,12 +27,8 @@ def folder(tmp_path):
     """A tiny model and films in RecBole's format."""
     make_model().save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "films").mkdir()
-    rows = [f"{user}\t{(user * 7 + time) % 40}\t5\t{time}" for user in range(20) for time in range(10)]
-    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-    (tmp_path / "films" / "films.inter").write_text("\n".join([header, *rows]) + "\n")
-    items = ["item_id:token\tmovie_title:token_seq", *(f"{item}\tFilm {item}" for item in range(40))]
-    (tmp_path / "films" / "films.item").write_text("\n".join(items) + "\n")
+    rows = [(user, (user * 7 + time) % 40, 5, time) for user in range(20) for time in range(10)]
+    write_films(tmp_path / "films", rows, films=40)
     return tmp_path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import make_model, make_tokenizer
+from support.films import write_films
 
 from dmpo_trl.data import DownloadError, cache_dir
 
@@ -22,11 +23,6 @@ SETTINGS = {
     "lora_rank": 4,
     "batch_size": 4,
 }
-
-
-@pytest.fixture(scope="module")
-def paper():
-    return importlib.import_module("paper.__main__")
 
 
 @pytest.fixture
@@ -86,12 +82,8 @@ def folder(tmp_path_factory):
         if not template:
             tokenizer.chat_template = None
         tokenizer.save_pretrained(folder / name)
-    (folder / "films").mkdir()
-    rows = [f"{user}\t{(user * 7 + time) % 40}\t5\t{time}" for user in range(20) for time in range(10)]
-    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-    (folder / "films" / "films.inter").write_text("\n".join([header, *rows]) + "\n")
-    items = ["item_id:token\tmovie_title:token_seq", *(f"{item}\tFilm {item}" for item in range(40))]
-    (folder / "films" / "films.item").write_text("\n".join(items) + "\n")
+    rows = [(user, (user * 7 + time) % 40, 5, time) for user in range(20) for time in range(10)]
+    write_films(folder / "films", rows, films=40)
     return folder
 
 

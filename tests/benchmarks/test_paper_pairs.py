@@ -19,11 +19,6 @@ REAL = ["ml-1m", "movies", "games"]
 
 
 @pytest.fixture(scope="module")
-def paper():
-    return importlib.import_module("paper.__main__")
-
-
-@pytest.fixture(scope="module")
 def pairs():
     return importlib.import_module("paper.pairs")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from support import make_model, make_tokenizer
+from support.films import write_films
 
 SETTINGS = {
     "test_users": 6,
@@ -23,11 +24,6 @@ CELLS = [{"dataset": "movielens", "users": 3, "seed": 0, "method": ["dmpo", "cou
 
 
 @pytest.fixture(scope="module")
-def paper():
-    return importlib.import_module("paper.__main__")
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model, and films in RecBole's format."""
     folder = tmp_path_factory.mktemp("tuning")
@@ -35,15 +31,11 @@ def folder(tmp_path_factory):
     make_tokenizer().save_pretrained(folder / "model")
     generator = np.random.default_rng(0)
     rows = [
-        f"{user}\t{item}\t{generator.integers(3, 6)}\t{time}"
+        (user, item, generator.integers(3, 6), time)
         for user in range(30)
         for time, item in enumerate(generator.permutation(60)[:15])
     ]
-    (folder / "films").mkdir()
-    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-    (folder / "films" / "films.inter").write_text("\n".join([header, *rows]) + "\n")
-    items = ["item_id:token\tmovie_title:token_seq", *(f"{item}\tFilm {item}" for item in range(60))]
-    (folder / "films" / "films.item").write_text("\n".join(items) + "\n")
+    write_films(folder / "films", rows, films=60)
     return folder
 
 

@@ -51,6 +51,10 @@ class Division:
         """Number of users of each group."""
         return {name: len(rows) for name, rows in self.groups.items()}
 
+    def heading(self, group: str) -> str:
+        """Return a group's name, and how many users it has."""
+        return f"{group} ({len(self.groups[group])})"
+
     @property
     def notes(self) -> list[str]:
         """What is not in the tables, in sentences."""
@@ -154,9 +158,9 @@ class GroupTable:
         for group, of_rankers in self.figures.items():
             for name, own in of_rankers.items():
                 metric = shown_metric(own)
-                rows.setdefault(name, {})[f"{group} ({self.division.sizes[group]})"] = own[metric]
+                rows.setdefault(name, {})[self.division.heading(group)] = own[metric]
         for name, of_groups in self.gains.items():
-            rows[name] = {f"{group} ({self.division.sizes[group]})": gain for group, gain in of_groups.items()}
+            rows[name] = {self.division.heading(group): gain for group, gain in of_groups.items()}
         if not rows:
             return [" ".join([f"Results {about}:", *self.division.notes])]
         return [f"{metric} {about}, and the number of users:", table(rows), *self.division.notes]

@@ -118,7 +118,7 @@ def _of_groups(report: EvaluationReport) -> list[dict[str, Any]]:
         if groups:
             pictures.append(_picture(f"{metric} {table.division.about}", groups))
         for pair, gains in table.gains.items():
-            by_group = {f"{group} ({table.division.sizes[group]})": gain for group, gain in gains.items()}
+            by_group = {table.division.heading(group): gain for group, gain in gains.items()}
             pictures.append(_picture(f"{metric}, {pair}, {table.division.about}", {"": by_group}, signed=True))
     return pictures
 
