@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from support import make_model, make_tokenizer
+from support import save_model
 from support.films import write_films
 
 PAPER = Path(__file__).parents[2] / "benchmarks" / "paper"
@@ -28,8 +28,7 @@ SIZES = {
 def folders(tmp_path_factory):
     """A tiny model, films in RecBole's format and artists in HetRec's."""
     folder = tmp_path_factory.mktemp("paper")
-    make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
+    save_model(folder / "model")
     generator = np.random.default_rng(0)
     orders = [generator.permutation(60)[:20] for _ in range(40)]
     artists = folder / "artists"

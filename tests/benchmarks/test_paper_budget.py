@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import make_model, make_tokenizer
+from support import make_tokenizer, save_model
 from support.films import write_films
 
 from dmpo_trl.training.cost import ModelSize
@@ -25,8 +25,7 @@ SETTINGS = {
 @pytest.fixture
 def folder(tmp_path):
     """A tiny model and films in RecBole's format."""
-    make_model().save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
+    save_model(tmp_path / "model")
     rows = [(user, (user * 7 + time) % 40, 5, time) for user in range(20) for time in range(10)]
     write_films(tmp_path / "films", rows, films=40)
     return tmp_path

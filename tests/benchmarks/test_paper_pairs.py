@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from support import make_model, make_tokenizer
+from support import save_model
 
 from dmpo_trl.data import read_dmpo
 
@@ -42,8 +42,7 @@ def folder(tmp_path_factory):
     The second row to rank has the first training history.
     """
     folder = tmp_path_factory.mktemp("pairs")
-    make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
+    save_model(folder / "model")
     cut, whole = [f"Film {n} " for n in range(20)], [f"Film {n} (19{n + 40})" for n in range(20)]
     train = [([cut[n], cut[n + 1], cut[n + 2]], cut[n + 3], cut[10 + n : 15 + n]) for n in range(6)]
     files = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from support import make_model, make_tokenizer
+from support import save_model
 from support.films import write_films
 
 SETTINGS = {
@@ -27,8 +27,7 @@ CELLS = [{"dataset": "movielens", "users": 3, "seed": 0, "method": ["dmpo", "cou
 def folder(tmp_path_factory):
     """A tiny model, and films in RecBole's format."""
     folder = tmp_path_factory.mktemp("tuning")
-    make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
+    save_model(folder / "model")
     generator = np.random.default_rng(0)
     rows = [
         (user, item, generator.integers(3, 6), time)
