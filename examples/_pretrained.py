@@ -12,7 +12,8 @@ import sys
 import tempfile
 import timeit
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -171,14 +172,29 @@ def _convert(file: Path, folder: Path) -> None:
     del config.quantization_config
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    needed = 4 * plain.num_parameters()
-    if shutil.disk_usage(folder.parent).free < needed:
-        raise SystemExit(f"{folder} needs {needed / 1e9:.1f} GB. Free some, or set DMPO_TRL_CACHE to another disk.")
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        plain.save_pretrained(Path(scratch) / "model")
-        tokenizer.save_pretrained(Path(scratch) / "model")
-        (Path(scratch) / "model").rename(folder)  # whole or not at all
+    with whole_or_nothing(folder) as unfinished:
+        needed = 4 * plain.num_parameters()
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise SystemExit(f"{folder} needs {needed / 1e9:.1f} GB. Free some or set DMPO_TRL_CACHE to another disk.")
+        plain.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+
+
+@contextmanager
+def whole_or_nothing(target: Path) -> Iterator[Path]:
+    """Yield a path for a file or folder of the cache, which gets the name `target` when the block has ended.
+
+    Where another process has made the same thing meanwhile, that one stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        unfinished = Path(scratch) / target.name
+        yield unfinished
+        try:
+            unfinished.replace(target)
+        except OSError:
+            if not target.exists():
+                raise
 
 
 def _sha256(path: Path) -> str:

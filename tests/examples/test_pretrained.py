@@ -110,6 +110,35 @@ def test_an_interrupted_extraction_is_not_taken_for_whole(pretrained, registry, 
     assert files.fetch()[0].read_text() == "A"
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_two_processes_may_make_the_same_thing(pretrained, tmp_path, kind):
+    """Two experiments started at once convert the same model, each into its own scratch folder."""
+
+    def make(path: Path) -> None:
+        if kind == "folder":
+            path.mkdir()
+            path /= "config.json"
+        path.write_text("{}")
+
+    target = tmp_path / "cache" / "model"
+    with pretrained.whole_or_nothing(target) as first, pretrained.whole_or_nothing(target) as second:
+        make(first)
+        make(second)
+    assert (target / "config.json" if kind == "folder" else target).read_text() == "{}"
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+
+def test_what_was_interrupted_has_no_name(pretrained, tmp_path):
+    def interrupted() -> None:
+        with pretrained.whole_or_nothing(tmp_path / "model") as unfinished:
+            unfinished.mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("stderr", "message"),
     [
