@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import make_model, make_tokenizer
 from support.models import save_model
@@ -30,11 +30,8 @@ def calls(monkeypatch):
     """What `from_pretrained` of each class was asked for; no repository has a tokenizer but `base`."""
     calls = []
 
-    class Loaded:
+    class Loaded(torch.nn.Module):
         base_model_name_or_path, revision = "base", "of-base"
-
-        def eval(self):
-            return self
 
     def record(name):
         def from_pretrained(path, **kwargs):
@@ -153,6 +150,38 @@ def test_a_model_without_all_its_weights_is_refused(tmp_path, tied):
         ValueError, match=r"lacks 9 weights of LlamaForCausalLM.*model.layers.1.input_layernorm.weight"
     ):
         load_model(str(tmp_path))
+
+
+def adapters_dtypes(model) -> set[torch.dtype]:
+    return {weight.dtype for name, weight in model.named_parameters() if "default" in name}
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(target_modules=["q_proj", "down_proj"], use_dora=True, task_type="CAUSAL_LM"),
+        LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"),
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+    ],
+    ids=["dora", "embedding", "ia3"],
+)
+def test_an_adapter_is_ranked_with_in_the_models_type_and_trained_in_float32(tmp_path, adapter):
+    make_model().save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter)
+    for name, weight in adapted.named_parameters():
+        if "default" in name and "magnitude" not in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    path = str(tmp_path / "adapter")
+    assert adapters_dtypes(load_model(path, dtype=torch.bfloat16)) == {torch.bfloat16}
+    assert adapters_dtypes(load_model(path, dtype=torch.bfloat16, is_trainable=True)) == {torch.float32}
+    assert adapters_dtypes(load_model(path)) == {torch.float32}
+
+    ids = torch.arange(1, 9)[None]
+    exact = load_model(path)(ids).logits
+    for trainable in (False, True):
+        found = load_model(path, dtype=torch.bfloat16, is_trainable=trainable).eval()(ids).logits.float()
+        assert (found - exact).norm() < 0.02 * exact.norm()
 
 
 def test_an_adapter_without_all_its_weights_is_refused(tmp_path):

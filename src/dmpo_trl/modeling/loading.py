@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -58,7 +59,8 @@ def load_model(path: str, **kwargs: Any) -> Any:
     Args:
         path: Folder or hub id.
         **kwargs: For transformers' or peft's `from_pretrained`, such as `dtype`, `device_map` or `is_trainable`. Where
-            there is no GPU `dtype` defaults to float32: CPUs without bf16 instructions are many times slower in it.
+            there is no GPU `dtype` defaults to float32: CPUs without bf16 instructions are many times slower in it. An
+            adapter that is not trainable has it too.
 
     Returns:
         A `PreTrainedModel`, or a `PeftModel` around one.
@@ -77,9 +79,12 @@ def _load_model(path: str, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
             try:
-                return AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
+                adapted = AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
             except UserWarning as warning:
                 raise ValueError(f"The adapter {path} lacks weights. {warning} Save or download it anew.") from warning
+        if not kwargs.get("is_trainable"):
+            _cast_adapter(adapted)
+        return adapted
     with_report: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **kwargs)
     model, loaded = with_report
     if missing := sorted(loaded["missing_keys"]):
@@ -89,6 +94,21 @@ def _load_model(path: str, **kwargs: Any) -> Any:
             "or save the model anew."
         )
     return model
+
+
+def _cast_adapter(model: PeftModel) -> None:
+    """Give adapters the types of the layers that they change; peft loads them in float32, as training wants them.
+
+    There each of them would cast its layer's input to float32 and compute in it: slower, and no more exact.
+    """
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        weight = getattr(module.get_base_layer(), "weight", None)
+        if weight is not None and weight.dtype.is_floating_point:  # that of a layer in 4 bits is not
+            for name in module.adapter_layer_names:
+                if isinstance(layers := getattr(module, name, None), torch.nn.Module):
+                    layers.to(weight.dtype)
 
 
 def check_found(path: str, **kwargs: Any) -> None:
