@@ -15,6 +15,7 @@ from ._users import users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
+    from ..data.prompts import PromptTemplate
     from ..recommend import Recommendation, Recommender
 
 
@@ -144,9 +145,10 @@ def run(arguments: list[str]) -> None:
         raise ValueError("--split needs --data, the prepared folder whose users it means.")
 
     @functools.cache
-    def catalogue() -> Catalogue:
+    def catalogue_and_template() -> tuple[Catalogue, PromptTemplate]:
         loading = model.from_pretrained()
-        return Catalogue(find_parts(model.model, loading, data=options.data, items=None, template=None)[0])
+        items, template, _ = find_parts(model.model, loading, data=options.data, items=None, template=None)
+        return Catalogue(items), template
 
     users = None
     if options.history is None:  # what can be wrong with them is found before the model is loaded
@@ -157,7 +159,7 @@ def run(arguments: list[str]) -> None:
         if None not in (options.output, options.users) and real_path(options.users) == real_path(options.output):
             raise ValueError(f"--output {options.output} is the file of --users; name another.")
         if options.split is None:
-            users = users_of_file(options.users, catalogue)
+            users = users_of_file(options.users, lambda: catalogue_and_template()[0])
         else:
             users = users_of_split(options.data, options.split)
 
@@ -165,16 +167,23 @@ def run(arguments: list[str]) -> None:
     candidates = None
     if options.candidates is not None:
         candidates = candidates_of(
-            options.candidates, options.data, lambda: catalogue().frame, options.candidates_per_user
+            options.candidates, options.data, lambda: catalogue_and_template()[0].frame, options.candidates_per_user
         )
+    catalogue, template = catalogue_and_template()
     if options.history is not None:
-        catalogue().rows(options.history, "--history")
+        catalogue.rows(options.history, "--history")
     for known in (prior, candidates):  # who has no scores is named before the model is loaded
         if known is not None:
             for user in [None] if users is None else (one.user for one in users):
                 known.check(user)
-    fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
-    recommender = Recommender.from_pretrained(model.model, data=options.data, **fusion, **model.from_pretrained())
+    recommender = Recommender.from_pretrained(
+        model.model,
+        items=catalogue.frame,
+        template=template,
+        prior=prior,
+        prior_weight=options.prior_weight,
+        **model.from_pretrained(),
+    )
     recommender.model.to(state.device)
     about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
     search: dict[str, Any] = {
