@@ -14,6 +14,7 @@ from dmpo_trl.evaluation import (
     rank_by_item_knn,
     rank_by_log_prob,
     rank_by_popularity,
+    rank_without_history,
     score_candidates,
 )
 
@@ -44,13 +45,16 @@ def rank_by_counts(ranked: Asked, trained: Asked) -> dict[str, RankingResult]:
 def rank_by_model(
     model: Any, tokenizer: Any, users: Asked, shown: pl.DataFrame | None, name: str
 ) -> dict[str, RankingResult]:
-    """Rank by the sum and by the mean of the tokens' log-probs, and by the sum together with ItemKNN.
+    """Rank by the sum and by the mean of the tokens' log-probs, and by the sum together with other rankers.
+
+    These are what the model says without a history, ItemKNN, and both of them.
 
     Args:
         model: What ranks.
         tokenizer: Its tokenizer.
         users: Who is ranked.
-        shown: Interactions that the model saw, for ItemKNN; None leaves it out, as where no users are for validation.
+        shown: Interactions that the model saw, for ItemKNN; None leaves the other rankers out, as where no users are
+            for validation.
         name: Of the method.
     """
     datasets = users.questions()
@@ -63,11 +67,22 @@ def rank_by_model(
         for score in ("sum", "mean"):
             results[f"{kind} {score}"] = rank_by_log_prob(dataset, scored, score=score, name=name)
     if shown is not None:
-        knn = ItemKNN(shown)
-        weight = choose_weight(results["validation sum"], rank_by_item_knn(datasets["validation"], knn))
-        for kind in datasets.keys() - {"validation"}:
-            both = results[f"{kind} sum"], rank_by_item_knn(datasets[kind], knn)
-            results[f"{kind} fused"] = fuse(*both, weight, name=f"{name} + {weight:g} item knn")
+        template, knn = users.source.template, ItemKNN(shown)
+        unlikely = {
+            kind: rank_without_history(model, tokenizer, dataset, template, name="no history")
+            for kind, dataset in datasets.items()
+        }
+        similar = {kind: rank_by_item_knn(dataset, knn, name="item knn") for kind, dataset in datasets.items()}
+        for first, other, both in (
+            ("sum", unlikely, "no history"),
+            ("sum", similar, "fused"),
+            ("no history", similar, "all"),
+        ):
+            weight = choose_weight(results[f"validation {first}"], other["validation"])
+            for kind, result in other.items():
+                own = results[f"{kind} {first}"]
+                fused = fuse(own, result, weight, name=f"{own.name} + {weight:g} {result.name}")
+                results[f"{kind} {both}"] = fused
     return results
 
 

@@ -15,7 +15,13 @@ PROTOCOLS = {
     "catalogue": "the whole catalogue",
     PAIRS: "pairs of DMPO's authors",
 }
-_KINDS = {"sum": "{}", "mean": "{}, mean per token", "fused": "{} + item knn"}
+_KINDS = {
+    "sum": "{}",
+    "mean": "{}, mean per token",
+    "no history": "{} + no history",
+    "fused": "{} + item knn",
+    "all": "{} + no history + item knn",
+}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Tables of a report: what each method ranks, and what it adds to SFT that goes on for as many tokens.
 
 Metrics are means over users and, in brackets, the standard deviation over seeds. Models are compared with SFT that
-goes on, models and counts together with the counts. Differences are paired by user (each user's mean over the seeds
-that both have), with bootstrap intervals and a permutation test; the p-values of one table and control are corrected
-for how many there are (Holm).
+goes on, both of them with or both without what they say when there is no history; models and counts together with the
+counts. Differences are paired by user (each user's mean over the seeds that both have), with bootstrap intervals and a
+permutation test; the p-values of one table and control are corrected for how many there are (Holm).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,7 @@ Row = dict[str, str]
 Values = Callable[[dict[int, Record], list[int]], np.ndarray]
 COUNTS = "item knn"
 MEAN = "mean per token"
+NO_HISTORY = " + no history"
 _LEVEL = 0.05
 
 
@@ -61,9 +62,11 @@ def comparison(rankers: dict[str, dict[int, Record]]) -> tuple[list[Row], list[s
     notes = []
     fused = [name for name in rankers if name.endswith(f" + {COUNTS}")]
     counts = [name for name, seeds in rankers.items() if not next(iter(seeds.values())).is_model]
-    others = [name for name in rankers if name not in (SFT_MORE, *fused, *counts)]
-    models = [name for name in others if not name.endswith(MEAN)]  # one score for all: what the losses train
-    for control, compared in ((SFT_MORE, models), (COUNTS, fused)):
+    models = [name for name in rankers if name not in (*fused, *counts)]
+    informed = [name for name in models if name.endswith(NO_HISTORY)]
+    plain = [name for name in models if name not in informed and not name.endswith(MEAN)]  # what the losses train
+    for control, compared in ((SFT_MORE, plain), (f"{SFT_MORE}{NO_HISTORY}", informed), (COUNTS, fused)):
+        compared = [name for name in compared if name != control]
         notes += compare(rows, rankers, control, compared, "ndcg@5 minus", _per_user)
     return sorted(rows.values(), key=lambda row: row["ndcg@5"], reverse=True), notes
 

@@ -20,6 +20,7 @@ from ..evaluation import (
     rank_by_item_knn,
     rank_by_log_prob,
     rank_by_popularity,
+    rank_without_history,
     score_candidates,
 )
 
@@ -58,6 +59,23 @@ def other_rankers(prepared: Prepared, files: Mapping[str, str]) -> dict[str, Ran
     for name, path in files.items():
         rankers[name] = partial(rank_by_file, path=path, name=name)
     return rankers
+
+
+def ranker_without_history(model: Any, tokenizer: Any, prepared: Prepared, ranking: Mapping[str, Any]) -> Ranker:
+    """Return the ranker `no_history` of a model, see [`rank_without_history`].
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prepared: The folder whose users are ranked.
+        ranking: Further options of `score_candidates`.
+
+    Example:
+        >>> ranker_without_history(model, tokenizer, prepared, {})(users).name  # doctest: +SKIP
+        'no_history'
+    """
+    options = {**ranking, "progress": "ranking without a history"}
+    return lambda users: rank_without_history(model, tokenizer, users, prepared.template, **options)
 
 
 def validation_users(prepared: Prepared, whole_catalogue: bool, titles: Mapping[str, str]) -> Dataset:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..evaluation import ResultParts
 
 COUNTS = ("popularity", "popularity_shown", "item_knn", "item_knn_shown")
-RESERVED = (*COUNTS, "random", "sum", "mean")
+NO_HISTORY = "no_history"
+RESERVED = (*COUNTS, NO_HISTORY, "random", "sum", "mean")
 
 
 @dataclass
@@ -59,7 +60,8 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "Also rank by the model and one other ranker together: item_knn, item_knn_shown, popularity, "
-            "popularity_shown or a NAME of --scores. Its weight is the best one on the validation users."
+            "popularity_shown, a NAME of --scores or no_history, how unlikely the model finds a title without any "
+            "history. Its weight is the best one on the validation users."
         },
     )
     generate: bool = field(
@@ -107,7 +109,7 @@ class EvaluateArguments:
         check_page_name(self.report)
         if self.whole_catalogue and self.catalogue_users is not None:
             raise ValueError("--whole_catalogue ranks all users among all items already: leave --catalogue_users out.")
-        known = [*COUNTS, *self.score_files()]
+        known = [*COUNTS, NO_HISTORY, *self.score_files()]
         if self.fuse is not None and self.fuse not in known:
             raise ValueError(f"--fuse must be one of {', '.join(known)}, it is {self.fuse!r}.")
         if self.fuse is not None and self.split != "test":
@@ -171,7 +173,7 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     from ._groups import GroupTable, divide
     from ._page import page, user_lists
     from ._protocols import ProtocolTable, further_protocols, in_words, main_protocol
-    from ._rankers import fusion_weight, other_rankers, rank_fused, validation_users
+    from ._rankers import fusion_weight, other_rankers, rank_fused, ranker_without_history, validation_users
 
     prepared = Prepared.load(options.data)
     users = _first_users(prepared.ranking, options.split, options.users)
@@ -207,6 +209,10 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         name: rank_beside_baselines(loaded, tokenizer, asked, popularity, **ranking) | own
         for (name, asked), own in zip(further.items(), others_further, strict=True)
     }
+    if options.fuse == NO_HISTORY:
+        rankers[NO_HISTORY] = ranker_without_history(loaded, tokenizer, prepared, ranking)
+        for own, asked in zip((results, *of_further.values()), (users, *further.values()), strict=True):
+            own[NO_HISTORY] = rankers[NO_HISTORY](asked)
     if options.fuse is not None:
         held_out = validation_users(prepared, options.whole_catalogue, titles)
         weight = fusion_weight(loaded, tokenizer, held_out, rankers[options.fuse], ranking)

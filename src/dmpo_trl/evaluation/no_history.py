@@ -1,0 +1,79 @@
+"""Ranking without a history: how unlikely a model finds each title before it knows anything of the user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.prompts import PromptTemplate
+from .ranking import score_candidates
+from .result import RankingResult
+
+_TITLES_PER_ROW = 100
+
+
+def rank_without_history(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    template: PromptTemplate,
+    *,
+    name: str = "no_history",
+    **scoring: Any,
+) -> RankingResult:
+    """Rank candidates by `-log p(title | no history)`: long and odd titles first, the same for every user.
+
+    Alone that is of no use. With [`fuse`] it takes out of a model's ranking what the model would have said of anybody:
+    at equal weights `log p(title | history) - log p(title | no history)`, pointwise mutual information (Li et al.
+    2016, arXiv 1510.03055, equation 9; Holtzman et al. 2021, arXiv 2104.08315). Where titles are of very different
+    lengths that is what the sum of their log-probs mostly is; where what is popular is also what is chosen it does
+    harm. [`choose_weight`] finds out on validation users.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        dataset: Columns of [`ranking_dataset`].
+        template: The one that its prompts were made with.
+        name: Name of the result.
+        **scoring: Further options of [`score_candidates`].
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ValueError: The template lists the candidates, so that its prompt without a history is another one for every
+            user; or the candidates cannot be ranked (see [`RankingResult`]).
+
+    Example:
+        >>> by_model = rank_with_model(model, tokenizer, users, score="sum", name="dmpo")  # doctest: +SKIP
+        >>> unlikely = rank_without_history(model, tokenizer, users, template)  # doctest: +SKIP
+        >>> fuse(by_model, unlikely, 1.0).metrics(["ndcg@5"])  # doctest: +SKIP
+        {'ndcg@5': 0.29}
+    """
+    if template.candidates is not None:
+        raise ValueError(
+            "The template lists the candidates in its prompt, so there is no prompt without a history that is the "
+            "same for all users. Use a template without them."
+        )
+    completions = {
+        item: completion
+        for items, candidates in zip(dataset["items"], dataset["candidates"], strict=True)
+        for item, completion in zip(items, candidates, strict=True)
+    }
+    titles = list(completions.values())
+    parts = [titles[start : start + _TITLES_PER_ROW] for start in range(0, len(titles), _TITLES_PER_ROW)]
+    questions = Dataset.from_dict(
+        {
+            "user": [f"nobody, titles from {_TITLES_PER_ROW * number}" for number in range(len(parts))],
+            "prompt": [template.prompt([])] * len(parts),
+            "candidates": parts,
+        }
+    )
+    scored = score_candidates(model, tokenizer, questions, **scoring)
+    logps = (logp for scores in scored for logp in scores.logps)
+    unlikely = {item: -logp for item, logp in zip(completions, logps, strict=True)}
+    scores = [np.array([unlikely[item] for item in items]) for items in dataset["items"]]
+    return RankingResult.of(name, dataset, scores)

@@ -1,0 +1,72 @@
+"""Ranking by how unlikely a title is without a history, against one sequence at a time."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from support import make_model, make_tokenizer
+
+from dmpo_trl.data import MOVIES
+from dmpo_trl.evaluation import fuse, rank_with_model, rank_without_history
+from dmpo_trl.scoring import score_completions
+
+TITLES = {"1": "Alien", "2": "Babe, the gallant pig of the farm", "3": "Heidi", "4": "Aliens"}
+TEMPLATE = MOVIES.plain()
+
+
+def questions(*users: tuple[str, list[str]]) -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "user": f"u{number}",
+                "prompt": TEMPLATE.prompt([TITLES[item] for item in history]),
+                "items": items,
+                "candidates": [TEMPLATE.completion(TITLES[item]) for item in items],
+                "positive": 0,
+            }
+            for number, (history, items) in enumerate(users)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model().eval()
+
+
+DATASET = questions(("1", ["2", "3"]), ("23", ["1", "2", "4"]))
+
+
+def test_the_score_is_minus_the_log_prob_after_a_prompt_without_titles(model, monkeypatch):
+    monkeypatch.setattr("dmpo_trl.evaluation.no_history._TITLES_PER_ROW", 3)  # four titles: two parts
+    result = rank_without_history(model, make_tokenizer(), DATASET, TEMPLATE)
+    prompt = TEMPLATE.prompt([])
+    alone = {
+        item: score_completions(model, make_tokenizer(), [prompt], [[title]], prefix_sharing=False)[0].logps[0]
+        for item, title in TITLES.items()
+    }
+    for items, scores in zip(result.items, result.scores, strict=True):
+        np.testing.assert_allclose(scores, [-alone[item] for item in items], rtol=1e-5)
+    assert result.name == "no_history"
+    assert [len(scores) for scores in result.scores] == [2, 3]
+
+
+def test_at_equal_weight_and_spread_the_fusion_is_pointwise_mutual_information(model):
+    """`z(model) + w z(no history)` orders as `log p(title | history) - a log p(title)`, a = w times the spreads."""
+    by_model = rank_with_model(model, make_tokenizer(), DATASET, score="sum", name="model")
+    unlikely = rank_without_history(model, make_tokenizer(), DATASET, TEMPLATE)
+    fused = fuse(by_model, unlikely, 0.5)
+    for own, without, both in zip(by_model.scores, unlikely.scores, fused.scores, strict=True):
+        expected = own + 0.5 * own.std() / without.std() * without
+        assert np.argsort(both).tolist() == np.argsort(expected).tolist()
+
+
+def test_who_has_no_history_is_ranked_by_nothing_at_all(model):
+    dataset = questions(("", ["2", "3", "1"]))
+    by_model = rank_with_model(model, make_tokenizer(), dataset, score="sum", name="model")
+    unlikely = rank_without_history(model, make_tokenizer(), dataset, TEMPLATE)
+    np.testing.assert_allclose(fuse(by_model, unlikely, 1.0).scores[0], 0, atol=1e-4)
+
+
+def test_a_template_that_lists_the_candidates_is_refused(model):
+    with pytest.raises(ValueError, match="lists the candidates in its prompt"):
+        rank_without_history(model, make_tokenizer(), DATASET, TEMPLATE.with_candidates())
