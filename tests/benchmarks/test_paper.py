@@ -90,8 +90,26 @@ def test_cells_are_computed_once_and_reported(paper, folders, tmp_path, capsys):
     paper.main(["report", str(output)])
     text = (output / "report.md").read_text()
     assert "## movielens, 3 training users, uniform candidates" in text
-    for ranker in ("random", "item knn", "sft more", "dmpo boundary, mean per token", "sampled softmax 3 + item knn"):
+    for ranker in (
+        "random",
+        "item knn",
+        "sft more",
+        "dmpo boundary, mean per token",
+        "sft more + no history",
+        "sampled softmax 3 + item knn",
+        "zero-shot + no history + item knn",
+    ):
         assert f"| {ranker} | 1 |" in text
+    compared = {
+        (name, control)
+        for name, control in re.findall(
+            r"^- (.+) (?:cannot be told apart from|is better than|is worse than) (.+?):", text, re.M
+        )
+    }
+    assert ("dmpo boundary", "sft more") in compared
+    assert ("dmpo boundary + no history", "sft more + no history") in compared
+    assert ("dmpo boundary + no history + item knn", "item knn") in compared
+    assert not {pair for pair in compared if pair[0].endswith("no history") != pair[1].endswith("no history")}
     assert "Explanations: nats lost" in text
     first = {one.name: one.read_bytes() for one in output.iterdir() if one.suffix in (".md", ".html", ".svg")}
     assert {"report.md", "report.html", "seconds.svg", "margins.svg", "deletion.svg"} == first.keys()

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 from support.prepared import model_and_table
@@ -9,7 +10,9 @@ from support.prepared import model_and_table
 from dmpo_trl.cli import main
 from dmpo_trl.data import Prepared
 from dmpo_trl.evaluation import rank_by_item_knn, rank_by_popularity
+from dmpo_trl.evaluation.fusion import fuse_scores
 from dmpo_trl.evaluation.item_knn import ItemKNN
+from dmpo_trl.recommend import Recommender, prior_without_history
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,37 @@ def test_a_file_scores_the_users_of_a_split(folders, tmp_path, capsys):
         main(["recommend", "--model", "none", "--data", str(folders / "data"), "--split", "test", "--json", *prior])
     with pytest.raises(SystemExit, match=r"mine.parquet has scores by user: say which user it is"):
         main(["recommend", "--model", "none", "--data", str(folders / "data"), "--history", "1", *prior])
+
+
+def test_what_the_model_says_of_anybody_is_taken_out(folders, capsys):
+    """The order is that of z(log p(title | history)) - w z(log p(title | no history))."""
+    everything = ["--k", "50", "--num_beams", "50", "--json"]
+    recommend(folders, "--history", "1", "4", *everything, "--prior", "no_history", "--prior_weight", "0.5")
+    found = json.loads(capsys.readouterr().out)["recommendations"]
+    alone = Recommender.from_pretrained(str(folders / "model"), data=folders / "data")
+    items = [one["item"] for one in found]
+    with_history = np.array([{one.item: one.score for one in alone.rank(["1", "4"], items)}[item] for item in items])
+    without = np.array([{one.item: one.score for one in alone.rank([], items)}[item] for item in items])
+    assert [one["model_score"] for one in found] == pytest.approx(with_history.tolist(), rel=1e-4)
+    assert [one["prior_score"] for one in found] == pytest.approx((-without).tolist(), rel=1e-4)
+    expected = fuse_scores(with_history, -without, 0.5)
+    assert [one["score"] for one in found] == pytest.approx(expected.tolist(), abs=1e-3)
+    assert expected.argsort().tolist() != with_history.argsort().tolist()
+
+
+def test_without_a_history_the_model_decides_alone(folders):
+    alone = Recommender.from_pretrained(str(folders / "model"), data=folders / "data")
+    prior = prior_without_history(alone)
+    parts = alone.model, alone.tokenizer, alone.catalogue.frame, alone.template
+    fused = Recommender(*parts, prior=prior, prior_weight=4.0)
+    items = alone.catalogue.items[:9]
+    assert [one.item for one in fused.rank([], items)] == [one.item for one in alone.rank([], items)]
+    assert [one.item for one in fused.rank(["3"], items)] != [one.item for one in alone.rank(["3"], items)]
+    with pytest.raises(ValueError, match="The recommender has the prior no_history"):
+        prior_without_history(fused)
+    listing = Recommender(*parts[:3], alone.template.with_candidates())
+    with pytest.raises(ValueError, match="no_history: the template lists the candidates"):
+        prior_without_history(listing)
 
 
 @pytest.mark.parametrize(

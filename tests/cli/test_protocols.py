@@ -10,7 +10,14 @@ from support.prepared import model_and_table
 from dmpo_trl.cli import main
 from dmpo_trl.cli._protocols import in_order
 from dmpo_trl.data import Prepared
-from dmpo_trl.evaluation import RankingResult, full_catalogue, load_for_ranking, rank_with_model
+from dmpo_trl.evaluation import (
+    RankingResult,
+    full_catalogue,
+    fuse,
+    load_for_ranking,
+    rank_with_model,
+    rank_without_history,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +82,34 @@ def test_each_protocol_has_a_table_and_the_whole_catalogue_is_first(folders, tmp
     evaluate(folders, tmp_path / "out", "--overwrite")  # replaces the folders in it too
     assert "otherwise than the whole catalogue: see --catalogue_users." in capsys.readouterr().out
     assert not (tmp_path / "out" / "catalogue").exists()
+
+
+def test_what_the_model_says_of_anybody_is_a_ranker_of_each_protocol(folders, tmp_path):
+    prepared = Prepared.load(folders / "data")
+    found = evaluate(folders, tmp_path / "out", "--catalogue_users", "2", "--fuse", "no_history")
+    model, tokenizer = load_for_ranking(str(folders / "model"))
+    (fused,) = (name for name in found["ranking"] if name.startswith("sum + "))
+    weight = float(fused.split()[2])
+    popular = prepared.protocols["popularity"]["test"]
+    for folder, table, dataset in (
+        ("", "ranking", prepared.ranking["test"]),
+        ("popularity", "ranking_popularity", popular),
+    ):
+        unlikely = rank_without_history(model, tokenizer, dataset, prepared.template, special_tokens_in_text=False)
+        kept = RankingResult.from_parquet(tmp_path / "out" / folder / "no_history.parquet")
+        for scores, own in zip(kept.scores, unlikely.scores, strict=True):
+            np.testing.assert_allclose(scores, own, rtol=1e-4)
+        both = fuse(expected(folders, dataset), unlikely, weight)
+        assert found[table][fused]["auc"]["mean"] == pytest.approx(both.metrics(["auc"])["auc"])
+    assert found["ranking_catalogue"].keys() == found["ranking"].keys()
+
+
+def test_a_template_that_lists_the_candidates_has_no_prompt_without_a_history(folders, tmp_path):
+    data = tmp_path / "data"
+    common = ["--dataset", "table", "--path", str(folders / "rows.csv"), "--template", "movies", "--test_users", "3"]
+    main(["prepare", *common, "--candidates", "5", "--list_candidates", "--output_dir", str(data)])
+    with pytest.raises(SystemExit, match="no_history: the template lists the candidates"):
+        main(["evaluate", "--model", "no such model", "--data", str(data), "--fuse", "no_history"])
 
 
 def test_random_choice_is_the_same_for_the_whole_catalogue_as_the_formula(folders, tmp_path):

@@ -9,7 +9,7 @@ import polars as pl
 
 from ..data import Prepared
 from ..recommend import Candidates, Prior
-from .evaluate import COUNTS
+from .evaluate import COUNTS, NO_HISTORY
 
 
 def prior_of(name: str, data: str | None) -> Prior:
@@ -29,7 +29,9 @@ def prior_of(name: str, data: str | None) -> Prior:
     """
     if name not in COUNTS:
         if not Path(name).is_file():
-            raise ValueError(f"--prior must be one of {', '.join(COUNTS)} or a file of scores, it is {name!r}.")
+            raise ValueError(
+                f"--prior must be one of {', '.join((*COUNTS, NO_HISTORY))} or a file of scores, it is {name!r}."
+            )
         return Prior.of_file(name)
     return _counted("prior", name, data)
 

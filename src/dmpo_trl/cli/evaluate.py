@@ -168,6 +168,7 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         rank_beside_baselines,
     )
     from ..evaluation.metrics import POOLED_AUC
+    from ..evaluation.no_history import check_lists_nothing
     from ..modeling.loading import check_found
     from ._evaluation import EvaluationReport, default_metrics
     from ._groups import GroupTable, divide
@@ -176,6 +177,8 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     from ._rankers import fusion_weight, other_rankers, rank_fused, ranker_without_history, validation_users
 
     prepared = Prepared.load(options.data)
+    if options.fuse == NO_HISTORY:
+        check_lists_nothing(prepared.template)
     users = _first_users(prepared.ranking, options.split, options.users)
     titles = dict(prepared.items.select("item", "title").iter_rows())
     popularity = dict(prepared.items.select("item", "popularity").iter_rows())

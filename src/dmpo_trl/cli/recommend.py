@@ -84,7 +84,8 @@ class RecommendArguments:
         default=None,
         metadata={
             "help": "Order by the model and by what counts know: popularity, popularity_shown, item_knn or "
-            "item_knn_shown (as in `evaluate`, counted in --data), or a Parquet file of user, item and score. With "
+            "item_knn_shown (as in `evaluate`, counted in --data), a Parquet file of user, item and score, or "
+            "no_history, how unlikely the model finds a title without any history. With "
             "--exact over the whole catalogue, else over the best items by the model, as many as there are beams."
         },
     )
@@ -128,12 +129,14 @@ def run(arguments: list[str]) -> None:
 
     Under `accelerate launch` or `torchrun` the users are divided among the processes.
     """
-    from ..recommend import Recommender
+    from ..evaluation.no_history import check_lists_nothing
+    from ..recommend import Recommender, prior_without_history
     from ..recommend._saved import find_parts
     from ..recommend.batch import check_output
     from ..recommend.catalogue import Catalogue
     from ..training.distributed import begin_process_group
     from ._prior import candidates_of, prior_of
+    from .evaluate import NO_HISTORY
 
     model, options = make_parser().parse(arguments)
     state = begin_process_group()
@@ -163,28 +166,30 @@ def run(arguments: list[str]) -> None:
         else:
             users = users_of_split(options.data, options.split)
 
-    prior = None if options.prior is None else prior_of(options.prior, options.data)
+    of_model = options.prior == NO_HISTORY
+    prior = None if options.prior is None or of_model else prior_of(options.prior, options.data)
     candidates = None
     if options.candidates is not None:
         candidates = candidates_of(
             options.candidates, options.data, lambda: catalogue_and_template()[0].frame, options.candidates_per_user
         )
     catalogue, template = catalogue_and_template()
+    if of_model:
+        check_lists_nothing(template)
     if options.history is not None:
         catalogue.rows(options.history, "--history")
     for known in (prior, candidates):  # who has no scores is named before the model is loaded
         if known is not None:
             for user in [None] if users is None else (one.user for one in users):
                 known.check(user)
-    recommender = Recommender.from_pretrained(
-        model.model,
-        items=catalogue.frame,
-        template=template,
-        prior=prior,
-        prior_weight=options.prior_weight,
-        **model.from_pretrained(),
-    )
+    parts: dict[str, Any] = {"items": catalogue.frame, "template": template}
+    fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
+    recommender = Recommender.from_pretrained(model.model, **parts, **fusion, **model.from_pretrained())
     recommender.model.to(state.device)
+    if of_model:
+        prior = prior_without_history(recommender)
+        parts |= {"score": recommender.score, "prior": prior, "prior_weight": options.prior_weight}
+        recommender = Recommender(recommender.model, recommender.tokenizer, **parts)
     about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
     search: dict[str, Any] = {
         "k": options.k,

@@ -53,11 +53,7 @@ def rank_without_history(
         >>> fuse(by_model, unlikely, 1.0).metrics(["ndcg@5"])  # doctest: +SKIP
         {'ndcg@5': 0.29}
     """
-    if template.candidates is not None:
-        raise ValueError(
-            "The template lists the candidates in its prompt, so there is no prompt without a history that is the "
-            "same for all users. Use a template without them."
-        )
+    check_lists_nothing(template)
     completions = {
         item: completion
         for items, candidates in zip(dataset["items"], dataset["candidates"], strict=True)
@@ -77,3 +73,19 @@ def rank_without_history(
     unlikely = {item: -logp for item, logp in zip(completions, logps, strict=True)}
     scores = [np.array([unlikely[item] for item in items]) for items in dataset["items"]]
     return RankingResult.of(name, dataset, scores)
+
+
+def check_lists_nothing(template: PromptTemplate) -> None:
+    """Refuse a template whose prompt without a history is not the same for all users.
+
+    Raises:
+        ValueError: It lists the candidates.
+
+    Example:
+        >>> check_lists_nothing(PromptTemplate("A viewer liked:", "Next:"))
+    """
+    if template.candidates is not None:
+        raise ValueError(
+            "no_history: the template lists the candidates, so that its prompt without a history is another one for "
+            "every user. Prepare the data with a template that does not."
+        )

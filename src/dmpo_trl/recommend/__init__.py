@@ -4,6 +4,7 @@ from .candidates import Candidates
 from .catalogue import Catalogue, TitleTrie
 from .explanation import Explanation
 from .logits_processor import TitleTrieLogitsProcessor
+from .no_history import prior_without_history
 from .prior import Prior
 from .recommendation import Recommendation, UserHistory
 from .recommender import Recommender
@@ -23,4 +24,5 @@ __all__ = [
     "TitleTrie",
     "TitleTrieLogitsProcessor",
     "UserHistory",
+    "prior_without_history",
 ]
