@@ -151,6 +151,7 @@ def test_evaluates_report_is_narrow_names_the_model_and_explains_its_columns(fol
     assert (found["model"], found["users"], found["split"]) == (str(folders / "model"), 4, "test")
     assert found["ranking"]["model (mean)"]["auc"]["mean"] == result.metrics(["auc"])["auc"]
     assert found["differences"]["model (sum) - sft (sum)"]["mrr"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
+    assert "mrr" in found["differences"]["model (mean) - model (sum)"]
     frame = pl.read_csv(out / "metrics.csv")
     (row,) = frame.filter(table="ranking", name="model (mean)", metric="auc").to_dicts()
     assert row["mean"] == pytest.approx(found["ranking"]["model (mean)"]["auc"]["mean"])

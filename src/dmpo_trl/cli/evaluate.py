@@ -243,6 +243,7 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         for score in ("sum", "mean")
         for other in ("popularity", "item_knn", f"baseline {score}", *(own for own in others if own not in COUNTS))
     ]
+    compared.append(("mean", "sum"))  # which of them suits the titles
     compared += [(name, alone) for name in results if " + " in name for alone in ("sum", str(options.fuse))]
     per_user = [metric for metric in metrics if metric != POOLED_AUC]
     other = next(name for name in ("baseline sum", "item_knn", "popularity") if name in results)
