@@ -17,11 +17,17 @@ from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.data import PrepareConfig, Prepared, leak_report, prepare
 from dmpo_trl.evaluation import (
     RankingResult,
+    choose_weight,
     full_catalogue,
+    fuse,
     load_for_ranking,
     markdown_table,
     rank_beside_baselines,
+    rank_without_history,
 )
+
+VALIDATION_USERS = 100
+"""At most so many choose a weight."""
 
 CANDIDATES = {"uniform": "candidates drawn uniformly", "popularity": "candidates drawn by popularity"}
 
@@ -181,9 +187,8 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
 
     Returns a Markdown table for each kind of candidates, the whole catalogue first where users are ranked in it: means
     with 95% bootstrap intervals over users, then differences paired by user. All are also written to `table.md` in
-    the results' folder.
+    the results' folder. How much of what a model says without a history is taken out is chosen on validation users.
     """
-    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
     kinds = {CANDIDATES[name]: splits["test"] for name, splits in prepared.protocols.items()}
     if settings.catalogue_users:
         users = prepared.ranking["test"]
@@ -191,22 +196,51 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
         titles = dict(prepared.items.select("item", "title").iter_rows())
         kinds = {"the whole catalogue": full_catalogue(first, titles, prepared.template)} | kinds
     results: dict[str, dict[str, RankingResult]] = {kind: {} for kind in kinds}
+    weights = []
     for name, path in models.items():
-        model, tokenizer = load_for_ranking(path)
-        for kind, users in kinds.items():
-            ranked = rank_beside_baselines(model, tokenizer, users, popularity)
-            # By the sum of the tokens' log-probs, which is what the losses train and what `recommend` searches by
-            results[kind] |= {"random": ranked["random"], "popularity": ranked["popularity"], name: ranked["sum"]}
+        ranked, weight = _rank(name, path, prepared, kinds)
+        weights.append(f"{weight:g} ({name})")
+        for kind in kinds:
+            results[kind] |= ranked[kind]
     tables = []
     for kind, own in results.items():
         rows: dict[str, Any] = {name: result.intervals() for name, result in own.items()}
         for before, after in [*pairwise(models), ("popularity", list(models)[-1])]:
             rows[f"{after} - {before}"] = own[after].minus(own[before])
-        heading = f"{len(kinds[kind])} test users, {kind}, ranked by the sum of the tokens' log-probs"
+        heading = (
+            f"{len(kinds[kind])} test users, {kind}, ranked by the sum of the tokens' log-probs; what the model says "
+            f"without a history is taken out with a weight of {', '.join(weights)}"
+        )
         tables.append(f"{heading}\n\n{markdown_table(rows)}")
     table = "\n\n".join(tables)
     (Path(settings.results) / "table.md").write_text(f"{table}\n", encoding="utf-8")
     return table
+
+
+def _rank(
+    name: str, path: str, prepared: Prepared, kinds: dict[str, Dataset]
+) -> tuple[dict[str, dict[str, RankingResult]], float]:
+    """Rank each kind of candidates with a model and its baselines; return the weight of what it says of anybody too.
+
+    The model ranks by the sum of the tokens' log-probs, which is what the losses train. Where titles are of very
+    different lengths, that is mostly what it says of anybody: validation users decide how much of it to take out.
+    """
+    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    validation = prepared.ranking["validation"]
+    asked = kinds | {"validation": validation.select(range(min(VALIDATION_USERS, len(validation))))}
+    model, tokenizer = load_for_ranking(path)
+    ranked = {kind: rank_beside_baselines(model, tokenizer, users, popularity) for kind, users in asked.items()}
+    by_sum, weight = {kind: own["sum"] for kind, own in ranked.items()}, 0.0
+    if prepared.template.candidates is None:  # else no prompt says nothing of the user
+        anybody = {
+            kind: rank_without_history(model, tokenizer, users, prepared.template) for kind, users in asked.items()
+        }
+        weight = choose_weight(by_sum["validation"], anybody["validation"])
+        by_sum = {kind: fuse(own, anybody[kind], weight) for kind, own in by_sum.items()}
+    return {
+        kind: {"random": ranked[kind]["random"], "popularity": ranked[kind]["popularity"], name: by_sum[kind]}
+        for kind in kinds
+    }, weight
 
 
 def _state(folder: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -83,12 +84,16 @@ def test_from_raw_files_to_the_table(write, sizes, models, model, tmp_path, monk
         elif line:
             titles.append(line)
             tables.append([])
-    by = "ranked by the sum of the tokens' log-probs"
-    assert titles == [
-        f"3 test users, the whole catalogue, {by}",
-        f"5 test users, candidates drawn uniformly, {by}",
-        f"5 test users, candidates drawn by popularity, {by}",
-    ]
+    by = "ranked by the sum of the tokens' log-probs; what the model says without a history "
+    by += "is taken out with a weight of "
+    kinds, weights = zip(*(title.split(by) for title in titles), strict=True)
+    assert kinds == (
+        "3 test users, the whole catalogue, ",
+        "5 test users, candidates drawn uniformly, ",
+        "5 test users, candidates drawn by popularity, ",
+    )
+    assert len(set(weights)) == 1
+    assert re.fullmatch(", ".join(rf"[\d.]+ \({name}\)" for name in models), weights[0])
     for rows in tables:
         assert rows[1:] == ["---", "random", "popularity", *models, *rows[-len(models) :]]
         assert rows[-1] == "DMPO - popularity"
