@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import HfArgumentParser
 
 from dmpo_trl import DataCollatorForMultiPreference
@@ -27,6 +27,9 @@ from dmpo_trl.batching.token_count import TokenCounter
 
 # Prompts of one dataset begin with the same instruction
 INSTRUCTION = 40
+
+DISTINCT = 20_000
+"""Of --many, which memory need not hold, so many rows are different ones."""
 
 
 COLLATORS = {
@@ -45,7 +48,7 @@ class Settings:
     rows: int = field(default=2000, metadata={"help": "Rows of which batches are formed."})
     budget: int = field(default=4096, metadata={"help": "Tokens of such a batch."})
     most: int = field(default=32, metadata={"help": "Most examples of such a batch."})
-    many: int = field(default=0, metadata={"help": "Rows of a dataset on the disk, of which batches are formed too."})
+    many: int = field(default=0, metadata={"help": "Rows of a dataset on the disk, of which batches are formed."})
     workers: int = field(default=2, metadata={"help": "Processes for --many."})
     rounds: int = field(default=5)
 
@@ -107,16 +110,18 @@ def time_forming(settings: Settings, rows: list[dict[str, Any]], case: str) -> N
 
 
 def time_many(settings: Settings, rows: list[dict[str, Any]], case: str) -> None:
-    order, collator = range(len(rows)), COLLATORS["packed rows (CPU)"]
+    order, collator = range(settings.many), COLLATORS["packed rows (CPU)"]
+    part = Dataset.from_list(rows)
+    dataset = concatenate_datasets([part] * math.ceil(settings.many / len(part))).select(order)
     with TemporaryDirectory() as folder:
-        Dataset.from_list(rows).save_to_disk(folder)
+        dataset.save_to_disk(folder)
         for name in (f"{settings.workers} workers", "again"):
             start = time.perf_counter()
             form_batches(
                 load_from_disk(folder), order, collator, settings.budget, settings.most, num_proc=settings.workers
             )
             taken = time.perf_counter() - start
-            print(f"{case} forming batches of {len(rows):,} rows | {name} | {1e3 * taken:.0f} |", flush=True)
+            print(f"{case} forming batches of {settings.many:,} rows | {name} | {1e3 * taken:.0f} |", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -130,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
             time_batches(settings, rows, case)
             time_forming(settings, rows[: settings.rows], case)
             if settings.many:
-                time_many(settings, make_rows(settings.many, negatives, prompt), case)
+                time_many(settings, make_rows(min(settings.many, DISTINCT), negatives, prompt), case)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ from transformers import HfArgumentParser
 
 MEASURES = ["tokens", "tokens ratio", "padded", "seconds", "seconds ratio", "lowest", "highest", "cpu_seconds"]
 MEASURES += ["gflop", "rate share", "peak_gb", "peak share"]
+TIMES = ("seconds", "seconds ratio", "lowest", "highest", "cpu_seconds", "rate share")
 COLUMNS = ["case", "side", *MEASURES, "note"]
 
 
@@ -237,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     (settings,) = HfArgumentParser(Settings).parse_args_into_dataclasses(arguments)
     command = report.command("step", arguments)
     header = describe("trl", "peft", device=settings.device) | settings.describe()
-    header |= {"rounds": str(settings.rounds or "1, a fresh process per side")}
+    header |= {"rounds": str(settings.rounds or "memory alone, a fresh process per side")}
     print(f"{report.head(header)}\n\n{report.table_head(COLUMNS)}", flush=True)
     cases = make_cases(settings)
     # Before the models are loaded here, so that both fit
@@ -252,6 +253,8 @@ def main(arguments: list[str] | None = None) -> None:
         problems += [f"{case.label}: {problem}" for problem in wrong.values()]
         absent = {name: side.absent for name, side in sides_of(settings, 1, case).items() if side.absent}
         of_case = list(summarize(case, rounds, peaks, absent | wrong))
+        if not settings.rounds:
+            of_case = [row | dict.fromkeys(TIMES, math.nan) for row in of_case]
         rows += of_case
         for row in of_case:
             print(report.table_row(row, COLUMNS), flush=True)
