@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.data import PrepareConfig, Prepared, leak_report, prepare
 from dmpo_trl.evaluation import (
+    NO_HISTORY_WEIGHTS,
     RankingResult,
     choose_weight,
     full_catalogue,
@@ -235,7 +236,7 @@ def _rank(
         anybody = {
             kind: rank_without_history(model, tokenizer, users, prepared.template) for kind, users in asked.items()
         }
-        weight = choose_weight(by_sum["validation"], anybody["validation"])
+        weight = choose_weight(by_sum["validation"], anybody["validation"], weights=NO_HISTORY_WEIGHTS)
         by_sum = {kind: fuse(own, anybody[kind], weight) for kind, own in by_sum.items()}
     return {
         kind: {"random": ranked[kind]["random"], "popularity": ranked[kind]["popularity"], name: by_sum[kind]}

@@ -14,7 +14,7 @@ from machine import describe, fast_dtype
 from transformers import AutoTokenizer
 
 from dmpo_trl.data import Interactions, PublishedSplits
-from dmpo_trl.evaluation import RankingResult, score_candidates
+from dmpo_trl.evaluation import RankingResult, ResultParts, score_candidates
 
 from .explaining import deletion_curves
 from .language_models import model_name, takes_messages
@@ -141,9 +141,12 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
     start = time.perf_counter()
     shown = trained.shown if cell.dataset == cell.trained_on and isinstance(ranked, Users) else None
-    results = rank_by_model(model, tokenizer, ranked, shown, cell.method)
+    parts = ResultParts(places.work / "scores")
+    (places.work / "scores").mkdir(parents=True, exist_ok=True)
+    results = rank_by_model(model, tokenizer, ranked, shown, cell.method, parts)
     content = _as_json(results, ranked)
-    content["seconds of ranking"] = time.perf_counter() - start
+    if not parts.taken:  # of a cell that was killed while it ranked the time is not known
+        content["seconds of ranking"] = time.perf_counter() - start
     if cell.settings.explained_users:
         content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained, results["test sum"])
     content["prompts"] = "messages" if takes_messages(places.model) else "plain text"

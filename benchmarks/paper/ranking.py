@@ -6,8 +6,10 @@ import numpy as np
 import polars as pl
 
 from dmpo_trl.evaluation import (
+    NO_HISTORY_WEIGHTS,
     ItemKNN,
     RankingResult,
+    ResultParts,
     choose_weight,
     fuse,
     rank_at_random,
@@ -17,6 +19,7 @@ from dmpo_trl.evaluation import (
     rank_without_history,
     score_candidates,
 )
+from dmpo_trl.evaluation.fusion import WEIGHTS
 
 from .pairs import PairUsers
 from .users import Users
@@ -43,7 +46,7 @@ def rank_by_counts(ranked: Asked, trained: Asked) -> dict[str, RankingResult]:
 
 
 def rank_by_model(
-    model: Any, tokenizer: Any, users: Asked, shown: pl.DataFrame | None, name: str
+    model: Any, tokenizer: Any, users: Asked, shown: pl.DataFrame | None, name: str, parts: ResultParts
 ) -> dict[str, RankingResult]:
     """Rank by the sum and by the mean of the tokens' log-probs, and by the sum together with other rankers.
 
@@ -56,6 +59,7 @@ def rank_by_model(
         shown: Interactions that the model saw, for ItemKNN; None leaves the other rankers out, as where no users are
             for validation.
         name: Of the method.
+        parts: Keeps the log-probs, so that a cell that is killed goes on, or is ranked otherwise, without the model.
     """
     datasets = users.questions()
     if shown is not None:
@@ -63,22 +67,22 @@ def rank_by_model(
         datasets["validation"] = validation.take(min(CHOOSING, len(validation)))
     results: dict[str, RankingResult] = {}
     for kind, dataset in datasets.items():
-        scored = score_candidates(model, tokenizer, dataset)
+        scored = score_candidates(model, tokenizer, dataset, parts=parts)
         for score in ("sum", "mean"):
             results[f"{kind} {score}"] = rank_by_log_prob(dataset, scored, score=score, name=name)
     if shown is not None:
         template, knn = users.source.template, ItemKNN(shown)
         unlikely = {
-            kind: rank_without_history(model, tokenizer, dataset, template, name="no history")
+            kind: rank_without_history(model, tokenizer, dataset, template, name="no history", parts=parts)
             for kind, dataset in datasets.items()
         }
         similar = {kind: rank_by_item_knn(dataset, knn, name="item knn") for kind, dataset in datasets.items()}
-        for first, other, both in (
-            ("sum", unlikely, "no history"),
-            ("sum", similar, "fused"),
-            ("no history", similar, "all"),
+        for first, other, both, weights in (
+            ("sum", unlikely, "no history", NO_HISTORY_WEIGHTS),
+            ("sum", similar, "fused", WEIGHTS),
+            ("no history", similar, "all", WEIGHTS),
         ):
-            weight = choose_weight(results[f"validation {first}"], other["validation"])
+            weight = choose_weight(results[f"validation {first}"], other["validation"], weights=weights)
             for kind, result in other.items():
                 own = results[f"{kind} {first}"]
                 fused = fuse(own, result, weight, name=f"{own.name} + {weight:g} {result.name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..evaluation import (
     rank_without_history,
     score_candidates,
 )
+from ..evaluation.fusion import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,12 @@ def validation_users(prepared: Prepared, whole_catalogue: bool, titles: Mapping[
 
 
 def fusion_weight(
-    model: Any, tokenizer: Any, validation: Dataset, ranker: Ranker, ranking: Mapping[str, Any]
+    model: Any,
+    tokenizer: Any,
+    validation: Dataset,
+    ranker: Ranker,
+    ranking: Mapping[str, Any],
+    weights: Sequence[float] = WEIGHTS,
 ) -> float:
     """Choose the weight of another ranker beside the model's sum of log-probs.
 
@@ -104,6 +110,7 @@ def fusion_weight(
         validation: The users on whom it is chosen.
         ranker: The other one.
         ranking: Further options of `score_candidates`.
+        weights: To choose among.
 
     Example:
         >>> fusion_weight(model, tokenizer, validation, rankers["item_knn"], {})  # doctest: +SKIP
@@ -111,7 +118,7 @@ def fusion_weight(
     """
     other = ranker(validation)  # may refuse: before the work
     scored = score_candidates(model, tokenizer, validation, progress="ranking the validation users", **ranking)
-    return choose_weight(rank_by_log_prob(validation, scored, score="sum", name="sum"), other)
+    return choose_weight(rank_by_log_prob(validation, scored, score="sum", name="sum"), other, weights=weights)
 
 
 def rank_fused(results: Mapping[str, RankingResult], other: str, weight: float) -> dict[str, RankingResult]:

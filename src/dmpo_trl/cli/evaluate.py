@@ -167,8 +167,9 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         load_for_ranking,
         rank_beside_baselines,
     )
+    from ..evaluation.fusion import WEIGHTS
     from ..evaluation.metrics import POOLED_AUC
-    from ..evaluation.no_history import check_lists_nothing
+    from ..evaluation.no_history import NO_HISTORY_WEIGHTS, check_lists_nothing
     from ..modeling.loading import check_found
     from ._evaluation import EvaluationReport, default_metrics
     from ._groups import GroupTable, divide
@@ -218,7 +219,8 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
             own[NO_HISTORY] = rankers[NO_HISTORY](asked)
     if options.fuse is not None:
         held_out = validation_users(prepared, options.whole_catalogue, titles)
-        weight = fusion_weight(loaded, tokenizer, held_out, rankers[options.fuse], ranking)
+        weights = NO_HISTORY_WEIGHTS if options.fuse == NO_HISTORY else WEIGHTS
+        weight = fusion_weight(loaded, tokenizer, held_out, rankers[options.fuse], ranking, weights)
         for own in (results, *of_further.values()):
             own |= rank_fused(own, options.fuse, weight)
     generated = (

@@ -9,7 +9,7 @@ from .groups import cold_start_groups, group_intervals, history_groups, populari
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
-from .no_history import rank_without_history
+from .no_history import NO_HISTORY_WEIGHTS, rank_without_history
 from .ranking import (
     full_catalogue,
     rank_at_random,
@@ -25,6 +25,7 @@ from .tables import figures_frame, markdown_table, text_table, verdict
 
 __all__ = [
     "METRICS",
+    "NO_HISTORY_WEIGHTS",
     "Difference",
     "GenerationResult",
     "Interval",

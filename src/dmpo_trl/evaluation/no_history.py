@@ -12,6 +12,9 @@ from ..data.prompts import PromptTemplate
 from .ranking import score_candidates
 from .result import RankingResult
 
+NO_HISTORY_WEIGHTS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Weights of `fuse` to choose among: from 1 on, more is taken out than a model says of anybody."""
+
 _TITLES_PER_ROW = 100
 
 
@@ -30,7 +33,7 @@ def rank_without_history(
     at equal weights `log p(title | history) - log p(title | no history)`, pointwise mutual information (Li et al.
     2016, arXiv 1510.03055, equation 9; Holtzman et al. 2021, arXiv 2104.08315). Where titles are of very different
     lengths that is what the sum of their log-probs mostly is; where what is popular is also what is chosen it does
-    harm. [`choose_weight`] finds out on validation users.
+    harm. [`choose_weight`] finds out on validation users, among weights up to 1 (`NO_HISTORY_WEIGHTS`).
 
     Args:
         model: A causal language model.
