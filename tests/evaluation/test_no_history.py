@@ -68,5 +68,5 @@ def test_who_has_no_history_is_ranked_by_nothing_at_all(model):
 
 
 def test_a_template_that_lists_the_candidates_is_refused(model):
-    with pytest.raises(ValueError, match="lists the candidates in its prompt"):
+    with pytest.raises(ValueError, match="no_history: the template lists the candidates"):
         rank_without_history(model, make_tokenizer(), DATASET, TEMPLATE.with_candidates())
