@@ -29,7 +29,7 @@ from dmpo_trl.batching.token_count import TokenCounter
 INSTRUCTION = 40
 
 DISTINCT = 20_000
-"""Of --many, which memory need not hold, so many rows are different ones."""
+"""Most different rows of --many; they are repeated up to its number."""
 
 
 COLLATORS = {

@@ -184,7 +184,7 @@ def _convert(file: Path, folder: Path) -> None:
 def whole_or_nothing(target: Path) -> Iterator[Path]:
     """Yield a path for a file or folder of the cache, which gets the name `target` when the block has ended.
 
-    Where another process has made the same thing meanwhile, that one stays.
+    Where another process has made the same thing meanwhile, one of the two stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

@@ -1,6 +1,7 @@
 """Cells: each is computed once and becomes one JSON file, which nothing but the report reads."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -111,6 +112,7 @@ def run(cells: Iterable[Cell], places: Places) -> None:
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(cell.described() | about | content) + "\n", encoding="utf-8")
         unfinished.replace(file)
+        shutil.rmtree(_scores(cell, places), ignore_errors=True)
         more = f"{len(left) - number} left, about {(len(left) - number) * seconds / 60:.0f} minutes if all are like it"
         print(f"{cell.file_name}: {_figure(content)}, {seconds:.0f} s; {more}", flush=True)
 
@@ -141,8 +143,8 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
     start = time.perf_counter()
     shown = trained.shown if cell.dataset == cell.trained_on and isinstance(ranked, Users) else None
-    parts = ResultParts(places.work / "scores")
-    (places.work / "scores").mkdir(parents=True, exist_ok=True)
+    parts = ResultParts(_scores(cell, places))
+    _scores(cell, places).mkdir(parents=True, exist_ok=True)
     results = rank_by_model(model, tokenizer, ranked, shown, cell.method, parts)
     content = _as_json(results, ranked)
     if not parts.taken:  # of a cell that was killed while it ranked the time is not known
@@ -151,6 +153,11 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
         content["deletion"] = _deletion(cell, model, tokenizer, ranked, trained, results["test sum"])
     content["prompts"] = "messages" if takes_messages(places.model) else "plain text"
     return content | {"precision": str(fast_dtype()).removeprefix("torch."), "training": spent or {}}
+
+
+def _scores(cell: Cell, places: Places) -> Path:
+    """Return the folder of what a cell has scored, from which it goes on when it was killed."""
+    return places.work / "scores" / cell.file_name.removesuffix(".json")
 
 
 def _as_json(results: dict[str, RankingResult], ranked: Asked) -> dict[str, Any]:

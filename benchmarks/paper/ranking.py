@@ -59,7 +59,7 @@ def rank_by_model(
         shown: Interactions that the model saw, for ItemKNN; None leaves the other rankers out, as where no users are
             for validation.
         name: Of the method.
-        parts: Keeps the log-probs, so that a cell that is killed goes on, or is ranked otherwise, without the model.
+        parts: Keeps the log-probs, so that a cell that is killed goes on.
     """
     datasets = users.questions()
     if shown is not None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from support import make_model
 from support.prepared import model_and_table
 
 from dmpo_trl.cli import main
@@ -96,11 +97,19 @@ def test_without_a_history_the_model_decides_alone(folders):
     items = alone.catalogue.items[:9]
     assert [one.item for one in fused.rank([], items)] == [one.item for one in alone.rank([], items)]
     assert [one.item for one in fused.rank(["3"], items)] != [one.item for one in alone.rank(["3"], items)]
+    other = Recommender(make_model(seed=1), *parts[1:])
+    assert prior_without_history(other).version != prior.version == prior_without_history(alone).version
     with pytest.raises(ValueError, match="The recommender has the prior no_history"):
         prior_without_history(fused)
     listing = Recommender(*parts[:3], alone.template.with_candidates())
     with pytest.raises(ValueError, match="no_history: the template lists the candidates"):
         prior_without_history(listing)
+
+
+def test_a_weight_that_is_no_number_is_refused_before_the_model_is_loaded(folders):
+    options = ["--data", str(folders / "data"), "--history", "1", "--prior", "no_history", "--prior_weight", "nan"]
+    with pytest.raises(SystemExit, match="The weight must be a number of at least 0, it is nan"):
+        main(["recommend", "--model", "none", *options])
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,7 @@ def test_without_a_history_the_model_decides_alone(folders):
         (["--prior_weight", "1"], "--prior and --prior_weight belong together"),
         (["--prior", "item_knn", "--prior_weight", "-1"], "--prior_weight must be at least 0, it is -1"),
         (["--prior", "item_knn", "--prior_weight", "1"], "counts what the training users had: name .* --data"),
+        (["--prior", "no_history"], "--prior and --prior_weight belong together"),
         (["--prior", "itemknn", "--prior_weight", "1"], "must be one of popularity, .* or a file of scores"),
     ],
     ids=str,

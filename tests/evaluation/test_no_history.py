@@ -60,11 +60,19 @@ def test_at_equal_weight_and_spread_the_fusion_is_pointwise_mutual_information(m
         assert np.argsort(both).tolist() == np.argsort(expected).tolist()
 
 
-def test_who_has_no_history_is_ranked_by_nothing_at_all(model):
-    dataset = questions(("", ["2", "3", "1"]))
+def test_who_has_no_history_is_ranked_by_the_model_alone(model):
+    dataset = questions(("", ["2", "3", "1"]), ("1", ["2", "3", "4"]))
     by_model = rank_with_model(model, make_tokenizer(), dataset, score="sum", name="model")
     unlikely = rank_without_history(model, make_tokenizer(), dataset, TEMPLATE)
-    np.testing.assert_allclose(fuse(by_model, unlikely, 1.0).scores[0], 0, atol=1e-4)
+    assert unlikely.scores[0].tolist() == [0, 0, 0]
+    assert unlikely.scores[1].min() > 0
+    fused = fuse(by_model, unlikely, 1.0)
+    assert np.argsort(fused.scores[0]).tolist() == np.argsort(by_model.scores[0]).tolist()
+
+
+def test_a_template_of_another_kind_than_the_prompts_is_refused(model):
+    with pytest.raises(ValueError, match=r"give the template that the prompts were made with \(`template.plain\(\)`"):
+        rank_without_history(model, make_tokenizer(), DATASET, MOVIES)
 
 
 def test_a_template_that_lists_the_candidates_is_refused(model):

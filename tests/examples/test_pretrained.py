@@ -114,17 +114,19 @@ def test_an_interrupted_extraction_is_not_taken_for_whole(pretrained, registry, 
 def test_two_processes_may_make_the_same_thing(pretrained, tmp_path, kind):
     """Two experiments started at once convert the same model, each into its own scratch folder."""
 
-    def make(path: Path) -> None:
+    def make(path: Path, text: str) -> None:
         if kind == "folder":
             path.mkdir()
             path /= "config.json"
-        path.write_text("{}")
+        path.write_text(text)
 
     target = tmp_path / "cache" / "model"
     with pretrained.whole_or_nothing(target) as first, pretrained.whole_or_nothing(target) as second:
-        make(first)
-        make(second)
-    assert (target / "config.json" if kind == "folder" else target).read_text() == "{}"
+        make(first, "first")
+        make(second, "second")
+    # The second block ends first; where a folder stands, no other takes its place
+    stays = "second" if kind == "folder" else "first"
+    assert (target / "config.json" if kind == "folder" else target).read_text() == stays
     assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 

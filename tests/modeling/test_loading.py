@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import make_model, make_tokenizer
 from support.models import save_model
@@ -12,7 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from dmpo_trl.evaluation.report import load_for_ranking
 from dmpo_trl.modeling import loading
-from dmpo_trl.modeling.loading import check_found, load_model, load_model_and_tokenizer, load_tokenizer
+from dmpo_trl.modeling.loading import (
+    cast_adapter,
+    check_found,
+    load_model,
+    load_model_and_tokenizer,
+    load_tokenizer,
+)
 from dmpo_trl.recommend import Recommender
 
 WHERE = {
@@ -156,32 +162,47 @@ def adapters_dtypes(model) -> set[torch.dtype]:
     return {weight.dtype for name, weight in model.named_parameters() if "default" in name}
 
 
+LAYERS = ["q_proj", "down_proj"]
+
+
 @pytest.mark.parametrize(
-    "adapter",
+    ("adapter", "cast"),
     [
-        LoraConfig(target_modules=["q_proj", "down_proj"], use_dora=True, task_type="CAUSAL_LM"),
-        LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"),
-        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+        (LoraConfig(target_modules=LAYERS, use_dora=True, task_type="CAUSAL_LM"), True),
+        (LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM"), True),
+        (IA3Config(target_modules=LAYERS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"), True),
+        (VeraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"), False),  # has tensors that would not be cast
     ],
-    ids=["dora", "embedding", "ia3"],
+    ids=["dora", "embedding", "ia3", "vera"],
 )
-def test_an_adapter_is_ranked_with_in_the_models_type_and_trained_in_float32(tmp_path, adapter):
+def test_an_adapter_that_ranks_has_the_models_type(tmp_path, adapter, cast):
     make_model().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter)
     for name, weight in adapted.named_parameters():
         if "default" in name and "magnitude" not in name:
             torch.nn.init.normal_(weight, std=0.1)
-    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     path = str(tmp_path / "adapter")
-    assert adapters_dtypes(load_model(path, dtype=torch.bfloat16)) == {torch.bfloat16}
-    assert adapters_dtypes(load_model(path, dtype=torch.bfloat16, is_trainable=True)) == {torch.float32}
-    assert adapters_dtypes(load_model(path)) == {torch.float32}
+    adapted.save_pretrained(path, save_embedding_layers=False)
+    kept = load_model(path, dtype=torch.bfloat16)  # as `export` and `Recommender.save_pretrained` need it
+    assert adapters_dtypes(kept) == {torch.float32}
+    ranking, _ = load_for_ranking(path, dtype=torch.bfloat16)
+    assert adapters_dtypes(ranking) == {torch.bfloat16 if cast else torch.float32}
+    assert adapters_dtypes(cast_adapter(load_model(path))) == {torch.float32}
 
     ids = torch.arange(1, 9)[None]
     exact = load_model(path)(ids).logits
-    for trainable in (False, True):
-        found = load_model(path, dtype=torch.bfloat16, is_trainable=trainable).eval()(ids).logits.float()
-        assert (found - exact).norm() < 0.02 * exact.norm()
+    for model in (kept, ranking):
+        assert (model.eval()(ids).logits.float() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_an_adapter_of_a_layer_in_eight_bits_stays_as_it_is():
+    """Whose type is a floating one, and which peft computes in another."""
+    model = get_peft_model(make_model(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for name, weight in model.named_parameters():
+        if "base_layer" in name:
+            weight.data = weight.data.to(torch.float8_e4m3fn)
+    assert adapters_dtypes(cast_adapter(model)) == {torch.float32}
 
 
 def test_an_adapter_without_all_its_weights_is_refused(tmp_path):

@@ -129,7 +129,9 @@ def run(arguments: list[str]) -> None:
 
     Under `accelerate launch` or `torchrun` the users are divided among the processes.
     """
+    from ..evaluation.fusion import check_weight
     from ..evaluation.no_history import check_lists_nothing
+    from ..modeling.loading import cast_adapter
     from ..recommend import Recommender, prior_without_history
     from ..recommend._saved import find_parts
     from ..recommend.batch import check_output
@@ -176,6 +178,7 @@ def run(arguments: list[str]) -> None:
     catalogue, template = catalogue_and_template()
     if of_model:
         check_lists_nothing(template)
+        check_weight(options.prior_weight)
     if options.history is not None:
         catalogue.rows(options.history, "--history")
     for known in (prior, candidates):  # who has no scores is named before the model is loaded
@@ -185,7 +188,7 @@ def run(arguments: list[str]) -> None:
     parts: dict[str, Any] = {"items": catalogue.frame, "template": template}
     fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
     recommender = Recommender.from_pretrained(model.model, **parts, **fusion, **model.from_pretrained())
-    recommender.model.to(state.device)
+    cast_adapter(recommender.model.to(state.device))
     if of_model:
         prior = prior_without_history(recommender)
         parts |= {"score": recommender.score, "prior": prior, "prior_weight": options.prior_weight}

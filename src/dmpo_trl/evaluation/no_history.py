@@ -13,7 +13,7 @@ from .ranking import score_candidates
 from .result import RankingResult
 
 NO_HISTORY_WEIGHTS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Weights of `fuse` to choose among: from 1 on, more is taken out than a model says of anybody."""
+"""Weights of `fuse` to choose among: at 1 what is taken out varies as much as what the model says of a user."""
 
 _TITLES_PER_ROW = 100
 
@@ -30,10 +30,12 @@ def rank_without_history(
     """Rank candidates by `-log p(title | no history)`: long and odd titles first, the same for every user.
 
     Alone that is of no use. With [`fuse`] it takes out of a model's ranking what the model would have said of anybody:
-    at equal weights `log p(title | history) - log p(title | no history)`, pointwise mutual information (Li et al.
-    2016, arXiv 1510.03055, equation 9; Holtzman et al. 2021, arXiv 2104.08315). Where titles are of very different
-    lengths that is what the sum of their log-probs mostly is; where what is popular is also what is chosen it does
-    harm. [`choose_weight`] finds out on validation users, among weights up to 1 (`NO_HISTORY_WEIGHTS`).
+    `log p(title | history) - a log p(title | no history)`, with a = 1 pointwise mutual information (Li et al. 2016,
+    arXiv 1510.03055, equation 9; Holtzman et al. 2021, arXiv 2104.08315). A weight w of `fuse` is a = w times the
+    quotient of their standard deviations over a user's candidates. Where titles are of very different lengths, what is
+    said of anybody is most of the sum of log-probs; where what is popular is also what is chosen, to take it out does
+    harm. [`choose_weight`] finds out on validation users, among `NO_HISTORY_WEIGHTS`. Users whose prompt has no
+    history have scores of 0: the model decides alone.
 
     Args:
         model: A causal language model.
@@ -48,7 +50,8 @@ def rank_without_history(
 
     Raises:
         ValueError: The template lists the candidates, so that its prompt without a history is another one for every
-            user; or the candidates cannot be ranked (see [`RankingResult`]).
+            user, or it makes messages and the prompts are text, or the other way round; or the candidates cannot be
+            ranked (see [`RankingResult`]).
 
     Example:
         >>> by_model = rank_with_model(model, tokenizer, users, score="sum", name="dmpo")  # doctest: +SKIP
@@ -57,6 +60,12 @@ def rank_without_history(
         {'ndcg@5': 0.29}
     """
     check_lists_nothing(template)
+    nothing = template.prompt([])
+    if len(dataset) and type(nothing) is not type(dataset[0]["prompt"]):
+        raise ValueError(
+            "One of prompts and template has messages, the other plain text: give the template that the prompts were "
+            "made with (`template.plain()` for text)."
+        )
     completions = {
         item: completion
         for items, candidates in zip(dataset["items"], dataset["candidates"], strict=True)
@@ -67,14 +76,17 @@ def rank_without_history(
     questions = Dataset.from_dict(
         {
             "user": [f"nobody, titles from {_TITLES_PER_ROW * number}" for number in range(len(parts))],
-            "prompt": [template.prompt([])] * len(parts),
+            "prompt": [nothing] * len(parts),
             "candidates": parts,
         }
     )
     scored = score_candidates(model, tokenizer, questions, **scoring)
     logps = (logp for scores in scored for logp in scores.logps)
     unlikely = {item: -logp for item, logp in zip(completions, logps, strict=True)}
-    scores = [np.array([unlikely[item] for item in items]) for items in dataset["items"]]
+    scores = [
+        np.zeros(len(items)) if prompt == nothing else np.array([unlikely[item] for item in items])
+        for items, prompt in zip(dataset["items"], dataset["prompt"], strict=True)
+    ]
     return RankingResult.of(name, dataset, scores)
 
 

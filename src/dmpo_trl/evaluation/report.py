@@ -9,7 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.loading import load_model_and_tokenizer
+from ..modeling.loading import cast_adapter, load_model_and_tokenizer
 from ..scoring import SCORES, check_tokens_per_batch
 from ..work import ResultParts
 from .ranking import rank_at_random, rank_by_log_prob, rank_by_popularity, score_candidates
@@ -60,7 +60,7 @@ def evaluate_model(
 
 
 def load_for_ranking(path: str, **model_options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer, to this process's device.
+    """Load a model and its tokenizer, to this process's device. An adapter has the type of its model.
 
     Args:
         path: Folder or hub id of a model or an adapter.
@@ -75,7 +75,7 @@ def load_for_ranking(path: str, **model_options: Any) -> tuple[Any, PreTrainedTo
     model, tokenizer = load_model_and_tokenizer(path, **{"dtype": dtype} | model_options)
     if "device_map" not in model_options:
         model.to(device)
-    return model, tokenizer
+    return cast_adapter(model), tokenizer
 
 
 def rank_beside_baselines(

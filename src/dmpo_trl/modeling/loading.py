@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -59,8 +59,7 @@ def load_model(path: str, **kwargs: Any) -> Any:
     Args:
         path: Folder or hub id.
         **kwargs: For transformers' or peft's `from_pretrained`, such as `dtype`, `device_map` or `is_trainable`. Where
-            there is no GPU `dtype` defaults to float32: CPUs without bf16 instructions are many times slower in it. An
-            adapter that is not trainable has it too.
+            there is no GPU `dtype` defaults to float32: CPUs without bf16 instructions are many times slower in it.
 
     Returns:
         A `PreTrainedModel`, or a `PeftModel` around one.
@@ -79,12 +78,9 @@ def _load_model(path: str, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
             try:
-                adapted = AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
+                return AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
             except UserWarning as warning:
                 raise ValueError(f"The adapter {path} lacks weights. {warning} Save or download it anew.") from warning
-        if not kwargs.get("is_trainable"):
-            _cast_adapter(adapted)
-        return adapted
     with_report: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **kwargs)
     model, loaded = with_report
     if missing := sorted(loaded["missing_keys"]):
@@ -96,19 +92,31 @@ def _load_model(path: str, **kwargs: Any) -> Any:
     return model
 
 
-def _cast_adapter(model: PeftModel) -> None:
-    """Give adapters the types of the layers that they change; peft loads them in float32, as training wants them.
+def cast_adapter(model: Any) -> Any:
+    """Give an adapter that only ranks the type of the layers that it changes, and return the model.
 
-    There each of them would cast its layer's input to float32 and compute in it: slower, and no more exact.
+    peft loads adapters in float32, as training wants them. In a model of half precision each of them then casts its
+    layer's input to float32 and computes in it: slower, and no more exact. Only LoRA and IA3 are cast: other adapters
+    have further tensors, which would stay as they are.
+
+    Args:
+        model: A model, with or without an adapter. Its adapter is rounded: do not save it.
+
+    Example:
+        >>> cast_adapter(load_model("my-adapter", dtype=torch.bfloat16))  # doctest: +SKIP
     """
+    kinds = {config.peft_type for config in model.peft_config.values()} if isinstance(model, PeftModel) else set()
+    if not kinds <= {PeftType.LORA, PeftType.IA3}:
+        return model
     for module in model.modules():
         if not isinstance(module, BaseTunerLayer):
             continue
         weight = getattr(module.get_base_layer(), "weight", None)
-        if weight is not None and weight.dtype.is_floating_point:  # that of a layer in 4 bits is not
+        if weight is not None and weight.dtype in (torch.float16, torch.bfloat16):  # and not in 4 or 8 bits
             for name in module.adapter_layer_names:
                 if isinstance(layers := getattr(module, name, None), torch.nn.Module):
                     layers.to(weight.dtype)
+    return model
 
 
 def check_found(path: str, **kwargs: Any) -> None:

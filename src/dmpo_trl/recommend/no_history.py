@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..evaluation.no_history import check_lists_nothing
+from ..modeling.fingerprint import hash_of_model
 from .prior import Prior
 from .recommender import Recommender
 
@@ -15,7 +16,8 @@ def prior_without_history(recommender: Recommender, *, name: str = "no_history")
     """Return the prior that scores items by how unlikely a model finds their titles without any history.
 
     With it a [`Recommender`] takes out what the model would have said of anybody; see [`rank_without_history`]. Each
-    item is scored when it is first a candidate. Of a user without a history the model decides alone.
+    item is scored when it is first a candidate, and its score is kept: make the prior anew when the weights change. Of
+    a user without a history the model decides alone.
 
     Args:
         recommender: The recommender whose model it is, without a prior.
@@ -42,4 +44,5 @@ def prior_without_history(recommender: Recommender, *, name: str = "no_history")
             known.update({one.item: -one.score for one in recommender.rank([], unknown)})
         return np.array([known[item] for item in candidates])
 
-    return Prior(name, score)
+    version = f"{hash_of_model(recommender.model)}, {recommender.score}, {recommender.template.to_dict()}"
+    return Prior(name, score, version)
