@@ -143,8 +143,9 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
     start = time.perf_counter()
     shown = trained.shown if cell.dataset == cell.trained_on and isinstance(ranked, Users) else None
-    parts = ResultParts(_scores(cell, places))
-    _scores(cell, places).mkdir(parents=True, exist_ok=True)
+    scores = _scores(cell, places)
+    scores.mkdir(parents=True, exist_ok=True)
+    parts = ResultParts(scores)
     results = rank_by_model(model, tokenizer, ranked, shown, cell.method, parts)
     content = _as_json(results, ranked)
     if not parts.taken:  # of a cell that was killed while it ranked the time is not known

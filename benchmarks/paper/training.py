@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from dmpo_trl import DMPOConfig, DMPOTrainer
+from dmpo_trl.modeling.loading import cast_adapter
 
 from .language_models import model_name
 from .methods import Method
@@ -34,8 +35,8 @@ def load(model: str, settings: Settings, adapter: Path | None = None, *, train: 
     loaded = AutoModelForCausalLM.from_pretrained(model, **options)
     if adapter is None:
         return loaded
-    # To be ranked in the model's own type too: in float32, which is peft's default, ranking takes 1.5 times as long
-    return PeftModel.from_pretrained(loaded, str(adapter), is_trainable=train, autocast_adapter_dtype=train)
+    adapted = PeftModel.from_pretrained(loaded, str(adapter), is_trainable=train)
+    return adapted if train else cast_adapter(adapted)
 
 
 def train_sft(

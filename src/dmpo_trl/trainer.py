@@ -41,7 +41,7 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
 
     Takes the place of [`~trl.DPOTrainer`]: constructor and datasets are the parent's, except that `rejected`
     holds a list of completions, and `chosen` may hold one too. Every distinct prefix of a batch is computed once where
-    the model allows it (`DMPOConfig.prefix_sharing`), and only the positions that score a completion meet the
+    the model allows it (`DMPOConfig.prefix_sharing`), and only the positions that score completions meet the
     vocabulary.
 
     Example:
