@@ -17,6 +17,7 @@ from dmpo_trl import DMPOConfig, DMPOTrainer
 from dmpo_trl.data import PrepareConfig, Prepared, leak_report, prepare
 from dmpo_trl.evaluation import (
     NO_HISTORY_WEIGHTS,
+    NoHistoryRanker,
     RankingResult,
     choose_weight,
     full_catalogue,
@@ -24,7 +25,6 @@ from dmpo_trl.evaluation import (
     load_for_ranking,
     markdown_table,
     rank_beside_baselines,
-    rank_without_history,
 )
 
 VALIDATION_USERS = 100
@@ -233,9 +233,8 @@ def _rank(
     ranked = {kind: rank_beside_baselines(model, tokenizer, users, popularity) for kind, users in asked.items()}
     by_sum, weight = {kind: own["sum"] for kind, own in ranked.items()}, 0.0
     if prepared.template.candidates is None:  # else no prompt says nothing of the user
-        anybody = {
-            kind: rank_without_history(model, tokenizer, users, prepared.template) for kind, users in asked.items()
-        }
+        ranker = NoHistoryRanker(model, tokenizer, prepared.template)
+        anybody = {kind: ranker.rank(users) for kind, users in asked.items()}
         weight = choose_weight(by_sum["validation"], anybody["validation"], weights=NO_HISTORY_WEIGHTS)
         by_sum = {kind: fuse(own, anybody[kind], weight) for kind, own in by_sum.items()}
     return {

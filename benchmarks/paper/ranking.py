@@ -8,6 +8,7 @@ import polars as pl
 from dmpo_trl.evaluation import (
     NO_HISTORY_WEIGHTS,
     ItemKNN,
+    NoHistoryRanker,
     RankingResult,
     ResultParts,
     choose_weight,
@@ -16,7 +17,6 @@ from dmpo_trl.evaluation import (
     rank_by_item_knn,
     rank_by_log_prob,
     rank_by_popularity,
-    rank_without_history,
     score_candidates,
 )
 from dmpo_trl.evaluation.fusion import WEIGHTS
@@ -71,11 +71,8 @@ def rank_by_model(
         for score in ("sum", "mean"):
             results[f"{kind} {score}"] = rank_by_log_prob(dataset, scored, score=score, name=name)
     if shown is not None:
-        template, knn = users.source.template, ItemKNN(shown)
-        unlikely = {
-            kind: rank_without_history(model, tokenizer, dataset, template, name="no history", parts=parts)
-            for kind, dataset in datasets.items()
-        }
+        nothing, knn = NoHistoryRanker(model, tokenizer, users.source.template, parts=parts), ItemKNN(shown)
+        unlikely = {kind: nothing.rank(dataset, name="no history") for kind, dataset in datasets.items()}
         similar = {kind: rank_by_item_knn(dataset, knn, name="item knn") for kind, dataset in datasets.items()}
         for first, other, both, weights in (
             ("sum", unlikely, "no history", NO_HISTORY_WEIGHTS),

@@ -11,12 +11,12 @@ from dmpo_trl.cli import main
 from dmpo_trl.cli._protocols import in_order
 from dmpo_trl.data import Prepared
 from dmpo_trl.evaluation import (
+    NoHistoryRanker,
     RankingResult,
     full_catalogue,
     fuse,
     load_for_ranking,
     rank_with_model,
-    rank_without_history,
 )
 
 
@@ -95,7 +95,7 @@ def test_what_the_model_says_of_anybody_is_a_ranker_of_each_protocol(folders, tm
         ("", "ranking", prepared.ranking["test"]),
         ("popularity", "ranking_popularity", popular),
     ):
-        unlikely = rank_without_history(model, tokenizer, dataset, prepared.template, special_tokens_in_text=False)
+        unlikely = NoHistoryRanker(model, tokenizer, prepared.template, special_tokens_in_text=False).rank(dataset)
         kept = RankingResult.from_parquet(tmp_path / "out" / folder / "no_history.parquet")
         for scores, own in zip(kept.scores, unlikely.scores, strict=True):
             np.testing.assert_allclose(scores, own, rtol=1e-4)

@@ -6,7 +6,7 @@ from datasets import Dataset
 from support import make_model, make_tokenizer
 
 from dmpo_trl.data import MOVIES
-from dmpo_trl.evaluation import fuse, rank_with_model, rank_without_history
+from dmpo_trl.evaluation import NoHistoryRanker, fuse, rank_with_model, score_candidates
 from dmpo_trl.scoring import score_completions
 
 TITLES = {"1": "Alien", "2": "Babe, the gallant pig of the farm", "3": "Heidi", "4": "Aliens"}
@@ -38,7 +38,7 @@ DATASET = questions(("1", ["2", "3"]), ("23", ["1", "2", "4"]))
 
 def test_the_score_is_minus_the_log_prob_after_a_prompt_without_titles(model, monkeypatch):
     monkeypatch.setattr("dmpo_trl.evaluation.no_history._TITLES_PER_ROW", 3)  # four titles: two parts
-    result = rank_without_history(model, make_tokenizer(), DATASET, TEMPLATE)
+    result = NoHistoryRanker(model, make_tokenizer(), TEMPLATE).rank(DATASET)
     prompt = TEMPLATE.prompt([])
     alone = {
         item: score_completions(model, make_tokenizer(), [prompt], [[title]], prefix_sharing=False)[0].logps[0]
@@ -53,7 +53,7 @@ def test_the_score_is_minus_the_log_prob_after_a_prompt_without_titles(model, mo
 def test_at_equal_weight_and_spread_the_fusion_is_pointwise_mutual_information(model):
     """`z(model) + w z(no history)` orders as `log p(title | history) - a log p(title)`, a = w times the spreads."""
     by_model = rank_with_model(model, make_tokenizer(), DATASET, score="sum", name="model")
-    unlikely = rank_without_history(model, make_tokenizer(), DATASET, TEMPLATE)
+    unlikely = NoHistoryRanker(model, make_tokenizer(), TEMPLATE).rank(DATASET)
     fused = fuse(by_model, unlikely, 0.5)
     for own, without, both in zip(by_model.scores, unlikely.scores, fused.scores, strict=True):
         expected = own + 0.5 * own.std() / without.std() * without
@@ -63,7 +63,7 @@ def test_at_equal_weight_and_spread_the_fusion_is_pointwise_mutual_information(m
 def test_who_has_no_history_is_ranked_by_the_model_alone(model):
     dataset = questions(("", ["2", "3", "1"]), ("1", ["2", "3", "4"]))
     by_model = rank_with_model(model, make_tokenizer(), dataset, score="sum", name="model")
-    unlikely = rank_without_history(model, make_tokenizer(), dataset, TEMPLATE)
+    unlikely = NoHistoryRanker(model, make_tokenizer(), TEMPLATE).rank(dataset)
     assert unlikely.scores[0].tolist() == [0, 0, 0]
     assert unlikely.scores[1].min() > 0
     fused = fuse(by_model, unlikely, 1.0)
@@ -72,9 +72,23 @@ def test_who_has_no_history_is_ranked_by_the_model_alone(model):
 
 def test_a_template_of_another_kind_than_the_prompts_is_refused(model):
     with pytest.raises(ValueError, match=r"give the template that the prompts were made with \(`template.plain\(\)`"):
-        rank_without_history(model, make_tokenizer(), DATASET, MOVIES)
+        NoHistoryRanker(model, make_tokenizer(), MOVIES).rank(DATASET)
 
 
 def test_a_template_that_lists_the_candidates_is_refused(model):
     with pytest.raises(ValueError, match="no_history: the template lists the candidates"):
-        rank_without_history(model, make_tokenizer(), DATASET, TEMPLATE.with_candidates())
+        NoHistoryRanker(model, make_tokenizer(), TEMPLATE.with_candidates())
+
+
+def test_a_title_is_scored_once(model, monkeypatch):
+    scored = []
+
+    def score(model, tokenizer, questions):
+        scored.extend(completion for own in questions["candidates"] for completion in own)
+        return score_candidates(model, tokenizer, questions)
+
+    monkeypatch.setattr("dmpo_trl.evaluation.no_history.score_candidates", score)
+    ranker = NoHistoryRanker(model, make_tokenizer(), TEMPLATE)
+    first, again = ranker.rank(DATASET), ranker.rank(questions(("1", ["2", "3", "4"])))
+    assert sorted(scored) == sorted(map(TEMPLATE.completion, TITLES.values()))
+    assert again.scores[0][:2].tolist() == first.scores[0].tolist()

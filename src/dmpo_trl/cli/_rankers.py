@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..data import Prepared
 from ..evaluation import (
     ItemKNN,
+    NoHistoryRanker,
     RankingResult,
     choose_weight,
     full_catalogue,
@@ -20,7 +21,6 @@ from ..evaluation import (
     rank_by_item_knn,
     rank_by_log_prob,
     rank_by_popularity,
-    rank_without_history,
     score_candidates,
 )
 from ..evaluation.fusion import WEIGHTS
@@ -63,7 +63,7 @@ def other_rankers(prepared: Prepared, files: Mapping[str, str]) -> dict[str, Ran
 
 
 def ranker_without_history(model: Any, tokenizer: Any, prepared: Prepared, ranking: Mapping[str, Any]) -> Ranker:
-    """Return the ranker `no_history` of a model, see [`rank_without_history`].
+    """Return the ranker `no_history` of a model, see [`NoHistoryRanker`].
 
     Args:
         model: The model.
@@ -76,7 +76,7 @@ def ranker_without_history(model: Any, tokenizer: Any, prepared: Prepared, ranki
         'no_history'
     """
     options = {**ranking, "progress": "ranking without a history"}
-    return lambda users: rank_without_history(model, tokenizer, users, prepared.template, **options)
+    return NoHistoryRanker(model, tokenizer, prepared.template, **options).rank
 
 
 def validation_users(prepared: Prepared, whole_catalogue: bool, titles: Mapping[str, str]) -> Dataset:

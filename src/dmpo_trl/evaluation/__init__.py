@@ -9,7 +9,7 @@ from .groups import cold_start_groups, group_intervals, history_groups, populari
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
-from .no_history import NO_HISTORY_WEIGHTS, rank_without_history
+from .no_history import NO_HISTORY_WEIGHTS, NoHistoryRanker
 from .ranking import (
     full_catalogue,
     rank_at_random,
@@ -30,6 +30,7 @@ __all__ = [
     "GenerationResult",
     "Interval",
     "ItemKNN",
+    "NoHistoryRanker",
     "RankingCallback",
     "RankingResult",
     "Ranks",
@@ -62,7 +63,6 @@ __all__ = [
     "rank_by_log_prob",
     "rank_by_popularity",
     "rank_with_model",
-    "rank_without_history",
     "reciprocal_rank",
     "recommendation_popularity",
     "score_candidates",
