@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ..recommend import UserHistory
 from ..recommend.recommendation import as_json
 from ..writing import real_path
-from ._users import users_of_file, users_of_split
+from ._users import Users, users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
+    import torch
+
     from ..data.prompts import PromptTemplate
-    from ..recommend import Recommendation, Recommender
+    from ..recommend import Prior, Recommendation, Recommender
+    from ..recommend.catalogue import Catalogue
 
 
 @dataclass
@@ -131,10 +134,7 @@ def run(arguments: list[str]) -> None:
     """
     from ..evaluation.fusion import check_weight
     from ..evaluation.no_history import check_lists_nothing
-    from ..modeling.loading import cast_adapter
-    from ..recommend import Recommender, prior_without_history
     from ..recommend._saved import find_parts
-    from ..recommend.batch import check_output
     from ..recommend.catalogue import Catalogue
     from ..training.distributed import begin_process_group
     from ._prior import candidates_of, prior_of
@@ -142,12 +142,6 @@ def run(arguments: list[str]) -> None:
 
     model, options = make_parser().parse(arguments)
     state = begin_process_group()
-    if [options.history, options.users, options.split].count(None) != 2:
-        raise ValueError(
-            "Give one of --history, for one user, --users, for a file of users, and --split, for the users of --data."
-        )
-    if options.split is not None and options.data is None:
-        raise ValueError("--split needs --data, the prepared folder whose users it means.")
 
     @functools.cache
     def catalogue_and_template() -> tuple[Catalogue, PromptTemplate]:
@@ -155,19 +149,8 @@ def run(arguments: list[str]) -> None:
         items, template, _ = find_parts(model.model, loading, data=options.data, items=None, template=None)
         return Catalogue(items), template
 
-    users = None
-    if options.history is None:  # what can be wrong with them is found before the model is loaded
-        if (options.output is None) != options.json:
-            raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
-        if options.output is not None and state.is_main_process:
-            check_output(options.output, overwrite=options.overwrite)
-        if None not in (options.output, options.users) and real_path(options.users) == real_path(options.output):
-            raise ValueError(f"--output {options.output} is the file of --users; name another.")
-        if options.split is None:
-            users = users_of_file(options.users, lambda: catalogue_and_template()[0])
-        else:
-            users = users_of_split(options.data, options.split)
-
+    # What can be wrong with users, prior and candidates is found before the model is loaded
+    users = _users(options, lambda: catalogue_and_template()[0], is_main_process=state.is_main_process)
     of_model = options.prior == NO_HISTORY
     prior = None if options.prior is None or of_model else prior_of(options.prior, options.data)
     candidates = None
@@ -178,22 +161,18 @@ def run(arguments: list[str]) -> None:
     catalogue, template = catalogue_and_template()
     if of_model:
         check_lists_nothing(template)
+    if options.prior is not None:
         check_weight(options.prior_weight)
     if options.history is not None:
         catalogue.rows(options.history, "--history")
-    for known in (prior, candidates):  # who has no scores is named before the model is loaded
+    for known in (prior, candidates):
         if known is not None:
             for user in [None] if users is None else (one.user for one in users):
                 known.check(user)
-    parts: dict[str, Any] = {"items": catalogue.frame, "template": template}
-    fusion: dict[str, Any] = {} if prior is None else {"prior": prior, "prior_weight": options.prior_weight}
-    recommender = Recommender.from_pretrained(model.model, **parts, **fusion, **model.from_pretrained())
-    cast_adapter(recommender.model.to(state.device))
-    if of_model:
-        prior = prior_without_history(recommender)
-        parts |= {"score": recommender.score, "prior": prior, "prior_weight": options.prior_weight}
-        recommender = Recommender(recommender.model, recommender.tokenizer, **parts)
-    about = {} if prior is None else {"prior": prior.name, "prior_weight": options.prior_weight}
+
+    recommender = _load(model, catalogue, template, state.device)
+    if options.prior is not None:
+        recommender = _with_prior(recommender, prior, options.prior_weight)
     search: dict[str, Any] = {
         "k": options.k,
         "num_beams": options.num_beams,
@@ -202,20 +181,11 @@ def run(arguments: list[str]) -> None:
     }
     if users is None:
         found = recommender.recommend(options.history, **search)
-        if not state.is_main_process:
-            return
-        if options.json:
-            print(as_json({"history": options.history, **about}, found, recommender.score))
-            return
-        kind = "mean log-prob per token" if recommender.score == "mean" else "log-prob"
-        for rank, one in enumerate(found, start=1):
-            scores = f"{kind} {one.score:.2f}"
-            if prior is not None:
-                scores = f"{one.score:.2f} of {kind} {one.model_score:.2f} and {prior.name} {one.prior_score:.4g}"
-            print(f"{rank:>3}. {one.title}  ({one.item}, {scores})")
+        if state.is_main_process:
+            _print_items(recommender, options.history, found, as_line=options.json)
         return
     if options.json:
-        _print_json(recommender, users, options.batch_size, search, about)
+        _print_json(recommender, users, options.batch_size, search)
         return
     count = recommender.recommend_all(
         users, options.output, **search, batch_size=options.batch_size, overwrite=options.overwrite
@@ -224,12 +194,84 @@ def run(arguments: list[str]) -> None:
         print(f"Recommendations for {count:,} users are in {options.output}.")
 
 
+def _users(options: RecommendArguments, catalogue: Callable[[], Catalogue], *, is_main_process: bool) -> Users | None:
+    """Return the users to recommend to, None where `--history` is that of one."""
+    from ..recommend.batch import check_output
+
+    if [options.history, options.users, options.split].count(None) != 2:
+        raise ValueError(
+            "Give one of --history, for one user, --users, for a file of users, and --split, for the users of --data."
+        )
+    if options.split is not None and options.data is None:
+        raise ValueError("--split needs --data, the prepared folder whose users it means.")
+    if options.users is None and options.split is None:
+        return None
+    if (options.output is None) != options.json:
+        raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")
+    if options.output is not None and is_main_process:
+        check_output(options.output, overwrite=options.overwrite)
+    if options.users is not None:
+        if options.output is not None and real_path(options.users) == real_path(options.output):
+            raise ValueError(f"--output {options.output} is the file of --users; name another.")
+        return users_of_file(options.users, catalogue)
+    assert options.data is not None
+    assert options.split is not None
+    return users_of_split(options.data, options.split)
+
+
+def _load(model: ModelArguments, catalogue: Catalogue, template: PromptTemplate, device: torch.device) -> Recommender:
+    from ..modeling.loading import cast_adapter
+    from ..recommend import Recommender
+
+    recommender = Recommender.from_pretrained(
+        model.model, items=catalogue.frame, template=template, **model.from_pretrained()
+    )
+    cast_adapter(recommender.model.to(device))
+    return recommender
+
+
+def _with_prior(recommender: Recommender, prior: Prior | None, weight: float) -> Recommender:
+    """Return the recommender with a prior, by default with what its own model says without a history."""
+    from ..recommend import Recommender, prior_without_history
+
+    return Recommender(
+        recommender.model,
+        recommender.tokenizer,
+        recommender.catalogue.frame,
+        recommender.template,
+        score=recommender.score,
+        prior=prior or prior_without_history(recommender),
+        prior_weight=weight,
+    )
+
+
+def _about(recommender: Recommender) -> dict[str, Any]:
+    """Return what a line of JSON says of the prior."""
+    fusion = recommender.fusion
+    return {} if fusion is None else {"prior": fusion.prior.name, "prior_weight": fusion.weight}
+
+
+def _print_items(
+    recommender: Recommender, history: Sequence[str], found: Sequence[Recommendation], *, as_line: bool
+) -> None:
+    """Print the items of one user: a line of JSON, or a line for each item."""
+    if as_line:
+        print(as_json({"history": history, **_about(recommender)}, found, recommender.score))
+        return
+    kind = "mean log-prob per token" if recommender.score == "mean" else "log-prob"
+    for rank, one in enumerate(found, start=1):
+        scores = f"{kind} {one.score:.2f}"
+        if recommender.fusion is not None:
+            name = recommender.fusion.prior.name
+            scores = f"{one.score:.2f} of {kind} {one.model_score:.2f} and {name} {one.prior_score:.4g}"
+        print(f"{rank:>3}. {one.title}  ({one.item}, {scores})")
+
+
 def _print_json(
     recommender: Recommender,
     users: Iterable[UserHistory],
     batch_size: int,
     search: Mapping[str, Any],
-    about: Mapping[str, Any],
 ) -> None:
     """Print a line for each user as soon as their batch is done."""
     from accelerate import PartialState
@@ -250,4 +292,4 @@ def _print_json(
         found = over_processes(find, range(len(batch)), recommender.model)
         if state.is_main_process:
             for user, items in zip(batch, found, strict=True):
-                print(as_json({"user": user.user, **about}, items, recommender.score), flush=True)
+                print(as_json({"user": user.user, **_about(recommender)}, items, recommender.score), flush=True)
