@@ -142,7 +142,7 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     folder = None if cell.method == ZERO_SHOT else cell.adapter(places.work)
     model, tokenizer = load(places.model, cell.settings, folder), AutoTokenizer.from_pretrained(places.model)
     start = time.perf_counter()
-    shown = trained.shown if cell.dataset == cell.trained_on and isinstance(ranked, Users) else None
+    shown = trained.shown if cell.dataset == cell.trained_on and isinstance(trained, Users) else None
     scores = _scores(cell, places)
     scores.mkdir(parents=True, exist_ok=True)
     parts = ResultParts(scores)

@@ -10,7 +10,7 @@ import numpy as np
 from .explaining import ORDERS, STEPS
 from .methods import STAGES
 from .records import Record
-from .tables import across, deletions, margins
+from .tables import across, deletions, margins, rankers_across
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "paper"
@@ -29,9 +29,10 @@ def pictures(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
     ):
         if svg := _drawn(draw, plain):
             yield name, title, svg
-    for method in sorted({one.method for one in records if one.dataset != one.trained_on}):
-        if svg := _drawn(lambda axes, all_of_them, method=method: _heat(axes, across(all_of_them, method)), records):
-            yield f"across-{method.replace(' ', '-')}", f"{method}: trained on one data set, ranked on another", svg
+    for ranker in rankers_across(records):
+        if svg := _drawn(lambda axes, all_of_them, ranker=ranker: _heat(axes, across(all_of_them, ranker)), records):
+            name = ranker.replace(" + ", "-").replace(" ", "-")
+            yield f"across-{name}", f"{ranker}: trained on one data set, ranked on another", svg
 
 
 def _drawn(draw: Callable[[Any, Sequence[Record]], bool], records: Sequence[Record]) -> str | None:

@@ -50,19 +50,19 @@ def rank_by_model(
 ) -> dict[str, RankingResult]:
     """Rank by the sum and by the mean of the tokens' log-probs, and by the sum together with other rankers.
 
-    These are what the model says without a history, ItemKNN, and both of them.
+    These are what the model says without a history, ItemKNN, and both of them. Pairs, of which no users are for
+    validation, are ranked by the sum and the mean alone.
 
     Args:
         model: What ranks.
         tokenizer: Its tokenizer.
         users: Who is ranked.
-        shown: Interactions that the model saw, for ItemKNN; None leaves the other rankers out, as where no users are
-            for validation.
+        shown: Interactions that the model saw, for ItemKNN; None where they are of other items than are ranked.
         name: Of the method.
         parts: Keeps the log-probs, so that a cell that is killed goes on.
     """
     datasets = users.questions()
-    if shown is not None:
+    if isinstance(users, Users):
         validation = users.ranking("validation")
         datasets["validation"] = validation.take(min(CHOOSING, len(validation)))
     results: dict[str, RankingResult] = {}
@@ -70,20 +70,22 @@ def rank_by_model(
         scored = score_candidates(model, tokenizer, dataset, parts=parts)
         for score in ("sum", "mean"):
             results[f"{kind} {score}"] = rank_by_log_prob(dataset, scored, score=score, name=name)
+    if isinstance(users, PairUsers):
+        return results
+    anybody = NoHistoryRanker(model, tokenizer, users.source.template, parts=parts)
+    unlikely = {kind: anybody.rank(dataset, name="no history") for kind, dataset in datasets.items()}
+    fusions: list[tuple[str, dict[str, RankingResult], str, tuple[float, ...]]]
+    fusions = [("sum", unlikely, "no history", NO_HISTORY_WEIGHTS)]
     if shown is not None:
-        nothing, knn = NoHistoryRanker(model, tokenizer, users.source.template, parts=parts), ItemKNN(shown)
-        unlikely = {kind: nothing.rank(dataset, name="no history") for kind, dataset in datasets.items()}
+        knn = ItemKNN(shown)
         similar = {kind: rank_by_item_knn(dataset, knn, name="item knn") for kind, dataset in datasets.items()}
-        for first, other, both, weights in (
-            ("sum", unlikely, "no history", NO_HISTORY_WEIGHTS),
-            ("sum", similar, "fused", WEIGHTS),
-            ("no history", similar, "all", WEIGHTS),
-        ):
-            weight = choose_weight(results[f"validation {first}"], other["validation"], weights=weights)
-            for kind, result in other.items():
-                own = results[f"{kind} {first}"]
-                fused = fuse(own, result, weight, name=f"{own.name} + {weight:g} {result.name}")
-                results[f"{kind} {both}"] = fused
+        fusions += [("sum", similar, "fused", WEIGHTS), ("no history", similar, "all", WEIGHTS)]
+    for first, other, both, weights in fusions:
+        weight = choose_weight(results[f"validation {first}"], other["validation"], weights=weights)
+        for kind, result in other.items():
+            own = results[f"{kind} {first}"]
+            fused = fuse(own, result, weight, name=f"{own.name} + {weight:g} {result.name}")
+            results[f"{kind} {both}"] = fused
     return results
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from dmpo_trl.evaluation import Difference, paired_difference
 
 from .explaining import ORDERS, STEPS
-from .methods import SFT_MORE, STAGES
+from .methods import SFT_MORE, STAGES, ZERO_SHOT
 from .pairs import PAIRS
 from .records import PROTOCOLS, Record, by_ranker
 
@@ -141,29 +141,39 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}" + (f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else "")
 
 
-def across(records: Sequence[Record], method: str) -> dict[tuple[str, str], float]:
-    """Return NDCG@5 by what was trained on and what was ranked, of a method, with the fewest training users."""
-    own = [one for one in records if one.ranker == method and one.protocol == "test"]
-    crossed = [one.users for one in own if one.dataset != one.trained_on]
-    if not crossed:
-        return {}
+def rankers_across(records: Sequence[Record]) -> list[str]:
+    """Return the rankers of models that rank another data set than they were trained on."""
+    crossed = {one.ranker for one in records if one.dataset != one.trained_on and one.protocol == "test"}
+    return sorted(name for name in crossed if not name.endswith(MEAN))
+
+
+def across(records: Sequence[Record], ranker: str) -> dict[tuple[str, str], float]:
+    """Return NDCG@5 by what was trained on and what was ranked, of a ranker, with the fewest training users.
+
+    What was trained on is `nothing` for the zero-shot model.
+    """
+    own = [one for one in records if one.protocol == "test"]
+    crossed = [one for one in own if one.ranker == ranker and one.dataset != one.trained_on]
+    users, untrained = min(one.users for one in crossed), ranker.replace(crossed[0].method, ZERO_SHOT, 1)
     values: dict[tuple[str, str], list[float]] = {}
     for one in own:
-        if one.users == min(crossed):
+        if one.ranker == ranker and one.users == users:
             values.setdefault((one.trained_on, one.dataset), []).append(one.figures["ndcg@5"])
+        elif one.ranker == untrained:
+            values.setdefault(("nothing", one.dataset), []).append(one.figures["ndcg@5"])
     return {pair: float(np.mean(found)) for pair, found in sorted(values.items())}
 
 
 def _across(records: Sequence[Record]) -> Iterator[Table]:
-    for method in sorted({record.method for record in records if record.dataset != record.trained_on}):
-        found = across(records, method)
+    for ranker in rankers_across(records):
+        found = across(records, ranker)
         ranked = sorted({dataset for _, dataset in found})
         rows = [
             {"trained on": source}
             | {name: f"{found[source, name]:.3f}" if (source, name) in found else "" for name in ranked}
             for source in sorted({source for source, _ in found})
         ]
-        yield Table(f"Across domains: {method}, NDCG@5 on ...", rows)
+        yield Table(f"Across domains: {ranker}, NDCG@5 on ...", rows)
 
 
 def margins(record: Record) -> tuple[list[float], list[float], list[float]]:

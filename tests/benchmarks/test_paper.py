@@ -205,7 +205,9 @@ def test_every_method_table_and_picture(paper, folders, tmp_path):
         "margins",
         "deletion",
         "across-sft",
+        "across-sft-no-history",
         "across-dmpo",
+        "across-dmpo-no-history",
     }
     text = (tmp_path / "smoke" / "report.md").read_text()
     for title in (
