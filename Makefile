@@ -128,8 +128,8 @@ clean:
 	rm -rf $(VENV) .compat build dist site
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "dmpo-trl needs Python 3.11 or newer: run 'make PYTHON=python3.11 ...'"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "dmpo-trl needs Python 3.11, 3.12 or 3.13: run 'make PYTHON=python3.11 ...'"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # Each stamp stands for an installed dependency group; pip runs again only when the requirements change.

@@ -221,10 +221,11 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
 def _rank(
     name: str, path: str, prepared: Prepared, kinds: dict[str, Dataset]
 ) -> tuple[dict[str, dict[str, RankingResult]], float]:
-    """Rank each kind of candidates with a model and its baselines; return the weight of what it says of anybody too.
+    """Rank each kind of candidates with a model and its baselines; return the weight of `no_history` too.
 
     The model ranks by the sum of the tokens' log-probs, which is what the losses train. Where titles are of very
-    different lengths, that is mostly what it says of anybody: validation users decide how much of it to take out.
+    different lengths, that is mostly what it says without knowing the user: validation users decide how much of it
+    to take out.
     """
     popularity = dict(prepared.items.select("item", "popularity").iter_rows())
     validation = prepared.ranking["validation"]

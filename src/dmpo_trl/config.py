@@ -60,8 +60,8 @@ class DMPOConfig(DPOConfig):
         train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
             Those of `transformers`, and `"group_by_prompt"`: examples whose prompts share at least half of their
             tokens (the same history) come in the same batch, so that prefix sharing computes the history once; batches
-            are in random order. In the one run that was made (`docs/cost.md`, "What grouping does to learning") the
-            held-out accuracy was 0.067 +/- 0.035 lower with it than in random order, after as many steps.
+            are in random order. Over three seeds (`docs/cost.md`, "What grouping does to learning") the held-out
+            accuracy was 0.067 +/- 0.035 lower with it than in random order, after as many steps.
         min_groups_per_step (`int`, *optional*, defaults to `4`):
             With `"group_by_prompt"`: an optimizer step has room for this many histories. The examples of one long
             history would fill batches alone, and gradients that point the same way make training unsteady. Two

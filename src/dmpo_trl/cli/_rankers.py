@@ -1,4 +1,4 @@
-"""Rankers beside the model: what others liked, and anybody's scores."""
+"""Rankers beside the model: what others liked, and other recommenders' scores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def other_rankers(prepared: Prepared, files: Mapping[str, str]) -> dict[str, Ran
 
     Args:
         prepared: The folder whose users are ranked. Of an earlier version's nothing but popularity is known.
-        files: Anybody's scores, by the names of their rankers.
+        files: Scores of other recommenders, by their names.
 
     Returns:
         `popularity` and `item_knn` count all interactions of the training users, `popularity_shown` and

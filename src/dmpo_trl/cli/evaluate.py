@@ -52,7 +52,7 @@ class EvaluateArguments:
     scores: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rankers of anybody's, as NAME=FILE: Parquet files of user, item and score (of RecBole, RecTools, "
+            "help": "Other recommenders, as NAME=FILE: Parquet files of user, item and score (of RecBole, RecTools, "
             "LensKit, a script), with the identifiers of the raw data."
         },
     )

@@ -22,11 +22,11 @@ _TITLES_PER_ROW = 100
 class NoHistoryRanker:
     """Ranks by `-log p(title | no history)`: long and odd titles first, the same for every user.
 
-    Alone that is of no use. With [`fuse`] it takes out of a model's ranking what the model would have said of anybody:
-    `log p(title | history) - a log p(title | no history)`, with a = 1 pointwise mutual information (Li et al. 2016,
-    arXiv 1510.03055, equation 9; Holtzman et al. 2021, arXiv 2104.08315). A weight w of `fuse` is a = w times the
-    quotient of their standard deviations over a user's candidates. Where titles are of very different lengths, what is
-    said of anybody is most of the sum of log-probs; where what is popular is also what is chosen, to take it out does
+    Alone that is of no use. With [`fuse`] it takes out of a model's ranking what the model would say without knowing
+    the user: `log p(title | history) - a log p(title | no history)`, with a = 1 pointwise mutual information (Li et
+    al. 2016, arXiv 1510.03055, equation 9; Holtzman et al. 2021, arXiv 2104.08315). A weight w of `fuse` is a = w
+    times the quotient of their standard deviations over a user's candidates. Where titles are of very different
+    lengths, it is most of the sum of log-probs; where what is popular is also what is chosen, to take it out does
     harm. [`choose_weight`] finds out on validation users, among `NO_HISTORY_WEIGHTS`.
 
     An item is scored once and its score is kept: make the ranker anew when the weights or a title change.

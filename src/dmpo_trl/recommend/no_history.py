@@ -15,9 +15,9 @@ from .recommender import Recommender
 def prior_without_history(recommender: Recommender, *, name: str = "no_history") -> Prior:
     """Return the prior that scores items by how unlikely a model finds their titles without any history.
 
-    With it a [`Recommender`] takes out what the model would have said of anybody; see [`NoHistoryRanker`]. Each
-    item is scored when it is first a candidate, and its score is kept: make the prior anew when the weights change. Of
-    a user without a history the model decides alone.
+    With it a [`Recommender`] takes out what the model would say without knowing the user; see [`NoHistoryRanker`].
+    Each item is scored when it is first a candidate, and its score is kept: make the prior anew when the weights
+    change. Of a user without a history the model decides alone.
 
     Args:
         recommender: The recommender whose model it is, without a prior.

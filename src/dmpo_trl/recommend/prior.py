@@ -1,4 +1,4 @@
-"""Priors: what counts, or anybody's scores, know of items, fused with the model's scores when recommending."""
+"""Priors: what counts, or another recommender, know of items, fused with the model's scores when recommending."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Prior:
 
     @classmethod
     def of_file(cls, path: str | Path, *, name: str | None = None) -> Prior:
-        """Score items by a file of anybody's scores of user and item; see [`rank_by_file`].
+        """Score items by a file of another recommender's scores of user and item; see [`rank_by_file`].
 
         Every user to recommend to needs a name and scores in the file. Candidates without a score rank last, tied;
         where no candidate has one, the model decides alone, and a warning in the log says so.
