@@ -1,6 +1,6 @@
 """The quickstart's data: films of MovieLens 100K, or of other RecBole files, with rejected films drawn at random."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -41,7 +41,9 @@ class FilmSettings:
     validation_users: int = field(default=60, metadata={"help": "Users on whom the weight of the counts is chosen."})
     tuning_users: int = 200
     test_users: int = 200
-    min_rating: float | None = field(default=4.0, metadata={"help": "Ratings from here on count as liked."})
+    min_rating: float | None = field(
+        default=4.0, metadata={"help": "Ratings from here on count as liked, where there are any."}
+    )
     history_length: int = field(default=24, metadata={"help": "Most films in a prompt to learn from."})
     ranked_history: int = field(default=12, metadata={"help": "Most films to rank after; more take longer."})
     positions: int = field(default=20, metadata={"help": "Films per training user to learn from, the latest ones."})
@@ -108,7 +110,10 @@ class Films:
 def read_films(settings: FilmSettings) -> Films:
     """Read the folder given, or MovieLens 100K."""
     folder = Path(settings.data) if settings.data else MOVIELENS_100K.fetch()[0].parent
-    return Films(read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field), settings)
+    data = read_recbole(folder, title_field=settings.title_field, year_field=settings.year_field)
+    if "rating" not in data.interactions.columns:  # then all that somebody had counts as liked
+        settings = replace(settings, min_rating=None)
+    return Films(data, settings)
 
 
 def rank_by_counts(films: Films, users: Dataset) -> dict[str, RankingResult]:

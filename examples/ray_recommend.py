@@ -80,7 +80,9 @@ def check_users(settings: Settings) -> None:
         raise SystemExit(f"{settings.users}: a row without user or history, {bad.row(0, named=True)}.")
     catalogue = Catalogue(pl.read_parquet(Path(settings.model) / "items.parquet"))
     for name in {"history", "seen"} & set(users.collect_schema()):
-        items = users.select(pl.col(name).list.explode(empty_as_null=False).cast(pl.String).unique()).collect()
+        items = users.select(
+            pl.col(name).list.explode(empty_as_null=False).cast(pl.String).drop_nulls().unique()
+        ).collect()
         catalogue.rows(items[name], name)
 
 

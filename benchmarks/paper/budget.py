@@ -47,7 +47,8 @@ def budget(cells: Iterable[Cell], places: Places, tflops: float) -> list[dict[st
         places: Folders of the model, whose config and tokenizer are read, and of raw files.
         tflops: Rate for the hours, in 10^12 FLOPs per second.
     """
-    cells = [cell for cell in cells if cell.method not in (COUNTS, *TRADITIONAL)]
+    if not (cells := [cell for cell in cells if cell.method not in (COUNTS, *TRADITIONAL)]):
+        raise SystemExit("The config has no cell of a language model: there is nothing to estimate.")
     check(cells)
     of_group: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in cells:

@@ -60,6 +60,8 @@ def check(cells: Iterable[Cell]) -> None:
             if name not in known:
                 raise SystemExit(f"The {kind} {name!r} is unknown. Choose among {', '.join(known)}.")
         check_pairs(cell)
+        if cell.method in TRADITIONAL and cell.dataset != cell.trained_on:
+            raise SystemExit(f"{cell.method} knows no item of {cell.dataset} when it is trained on {cell.trained_on}.")
         stage = STAGES.get(cell.method)
         if cell.settings.beta and stage and "beta" not in stage.options:
             raise SystemExit(f"{cell.file_name.removesuffix('.json')}: {cell.method} has no beta.")

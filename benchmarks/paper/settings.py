@@ -166,6 +166,10 @@ def _updated(settings: Settings, values: dict[str, Any], where: str) -> Settings
             raise SystemExit(f"{where}: {name} is {value!r}, where something like {default!r} is expected.")
     tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     updated = replace(settings, **values | tuples)
+    if max(updated.explained_users, updated.catalogue_users) > updated.test_users:
+        raise SystemExit(
+            f"{where}: explained_users and catalogue_users are some of the {updated.test_users} test_users."
+        )
     if updated.explained_users and "uniform" not in updated.protocols:
         raise SystemExit(f"{where}: explained_users needs the protocol uniform.")
     return updated

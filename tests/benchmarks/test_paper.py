@@ -156,6 +156,17 @@ def test_an_adapter_of_other_settings_is_not_taken_for_this_one(paper, folders, 
         ({"usres": 3}, {}, "block 1 of cells: usres is unknown"),
         ({}, {"tokens": "many"}, "tokens is 'many', where something like 50000 is expected"),
         ({"explained_users": 2}, {"protocols": ["popularity"]}, "cells: explained_users needs the protocol uniform"),
+        (
+            {"explained_users": 5},
+            {"test_users": 4},
+            "catalogue_users are some of the 4 test_users",
+        ),
+        (
+            {"catalogue_users": 5},
+            {"test_users": 4},
+            "catalogue_users are some of the 4 test_users",
+        ),
+        ({"method": "bpr", "trained_on": "lastfm"}, {}, "bpr knows no item of movielens when it is trained on lastfm"),
         ({"seed": [0, 0]}, {}, "names movielens-3-counts-0 more than once"),
     ],
 )

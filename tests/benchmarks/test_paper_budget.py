@@ -87,3 +87,11 @@ def test_hours_are_flops_by_the_rate(folder, capsys, monkeypatch):
     flops = 2e15 * (3 * trained + 4 * staged + ranked)  # forward, backward twice, the reference's forward
     assert float(row["PFLOPs"].replace(",", "")) == pytest.approx(flops / 1e15, rel=1e-6)
     assert float(row["hours at 1e+06 TFLOPs a second"]) == pytest.approx(flops / 1e18 / 3600, abs=0.06)
+
+
+def test_a_config_without_language_models_has_no_budget(folder):
+    cells = [{"dataset": "movielens", "users": 3, "seed": 0, "method": "counts"}]
+    (folder / "config.yaml").write_text(yaml.safe_dump({"settings": SETTINGS, "cells": cells}))
+    paper = importlib.import_module("paper.__main__")
+    with pytest.raises(SystemExit, match="no cell of a language model"):
+        paper.main(["budget", str(folder / "config.yaml"), "--model", str(folder / "model")])

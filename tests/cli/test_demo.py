@@ -179,3 +179,13 @@ def test_the_page_in_a_browser(address, folder):
         wait(lambda: listed(0) == listed(1) == [])
         assert all_of("#why1 .effects") == []
         assert hosts_asked(browser) == {"127.0.0.1"}
+
+
+def test_a_history_that_cannot_be_asked_with_is_said_on_the_page(folder, monkeypatch):
+    from dmpo_trl.cli._demo import demo_page
+
+    own = Recommender.from_pretrained(folder / "dmpo")
+    monkeypatch.setattr(own, "recommend", lambda *_, **__: (_ for _ in ()).throw(ValueError("<too long>")))
+    page = demo_page({"model": own})
+    (recommend,) = (one.fn for one in page.fns.values() if one.fn is not None and one.fn.__name__ == "recommend")
+    assert recommend(["i0"], 3)[1] == "&lt;too long&gt;"

@@ -1,6 +1,7 @@
 """`dmpo-trl recommend --prior` and `--candidates`: by the names of `evaluate`, or a file."""
 
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -182,3 +183,23 @@ def test_candidates_of_a_file_are_checked_before_the_model_is_loaded(folders, tm
 def test_candidates_that_cannot_be_are_refused_before_the_model_is_loaded(options, message):
     with pytest.raises(SystemExit, match=message):
         main(["recommend", "--model", "no such model", "--history", "1", *options])
+
+
+def test_with_a_prior_the_model_ranks_by_the_sum_whatever_score_is_saved(folders, tmp_path, capsys):
+    """The weight that `evaluate --fuse` chooses is one beside the sum."""
+    shutil.copytree(folders / "model", tmp_path / "model")
+    alone = Recommender.from_pretrained(str(tmp_path / "model"), data=folders / "data", score="mean")
+    alone.save_catalogue(tmp_path / "model")
+    options = ["--model", str(tmp_path / "model"), "--history", "1", "4", "--json", "--k", "3"]
+    main(["recommend", *options])
+    assert json.loads(capsys.readouterr().out)["score"] == "mean"
+    for prior in ("no_history", "popularity"):
+        main(["recommend", *options, "--data", str(folders / "data"), "--prior", prior, "--prior_weight", "0.5"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["score"] == "sum"
+        items = [one["item"] for one in found["recommendations"]]
+        by_sum = Recommender.from_pretrained(str(tmp_path / "model"), score="sum").rank(["1", "4"], items)
+        expected = {one.item: one.score for one in by_sum}
+        assert {one["item"]: one["model_score"] for one in found["recommendations"]} == pytest.approx(
+            expected, abs=1e-4
+        )

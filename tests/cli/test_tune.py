@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from support import ROOT, cpu_environment, follow, save_model
 from support.prepared import model_and_table
@@ -143,6 +144,13 @@ def test_a_trial_below_the_median_is_stopped_early(tmp_path):
         raise FloatingPointError("The loss is no number.")
 
     assert "The loss is no number." in sentence(study.run(diverges), "auc")
+
+    def is_too_large(trial, drawn):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    end = study.run(is_too_large)
+    assert sentence(end, "auc").startswith("trial 4: CUDA out of memory. (")
+    assert study.run(lambda trial, drawn: 0.2).params != end.params  # else the study would end there for ever
 
 
 def test_what_was_changed_since_is_not_replaced_and_other_settings_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 import codecs
 import os
 import threading
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -87,3 +88,10 @@ def test_a_pipe_is_read_once(tmp_path):
     writer.join()
     assert len(users) == 3
     assert [list(users) for _ in range(2)] == [[UserHistory("a", ["1"], [])] * 3] * 2
+
+
+def test_a_pipe_is_not_shared_by_several_processes(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "users")
+    monkeypatch.setattr("dmpo_trl.cli._users.PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="users is a pipe, which only one of several processes can read: write it to"):
+        users_of_file(str(tmp_path / "users"), lambda: CATALOGUE)

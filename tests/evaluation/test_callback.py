@@ -281,3 +281,15 @@ def test_trackio_gets_what_is_ranked(tmp_path):
         assert len(seen) == 2
         assert seen == pytest.approx(ranked)
     assert sum("train/rewards/margins_min" in entry for entry in found["tracked"]) == 4
+
+
+def test_a_processor_of_text_and_images_ranks_by_its_tokenizer():
+    """What a trainer of a model of text and images has as its `processing_class`."""
+    model, tokenizer = make_model(), make_tokenizer()
+    state, figures = SimpleNamespace(log_history=[{}]), []
+    for processing_class in (tokenizer, SimpleNamespace(tokenizer=tokenizer)):
+        callback = RankingCallback(USERS, score="sum")
+        args = SimpleNamespace(disable_tqdm=True)
+        callback.on_evaluate(args, state, None, metrics={}, model=model, processing_class=processing_class)
+        figures.append(callback.result.metrics())
+    assert figures[0] == figures[1]

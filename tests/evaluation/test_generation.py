@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from support import make_model, make_tokenizer
 from support.users import TITLES, make_users
 
-from dmpo_trl.evaluation.generation import generate_items
+from dmpo_trl.evaluation.generation import _generate, generate_items
 from dmpo_trl.modeling.probe import prepare_for_scoring
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
@@ -163,3 +163,8 @@ def test_an_answer_ends_where_the_chat_template_ends_a_turn():
     teach(model, tokenizer, users, says)
     result = generate_items(model, tokenizer, users, [*TITLES, "A title that is longer than all others"], name="x")
     assert result.metrics() == {"valid": 1.0, "valid_candidate": 1.0, "hr@1": 1.0}
+
+
+def test_a_process_without_users_generates_nothing():
+    model, tokenizer, users = make_model(), make_tokenizer(), make_users(2).select([])
+    assert _generate(model, tokenizer, None, users, longest=4, batch_size=2, bar=None) == []

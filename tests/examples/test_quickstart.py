@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -295,3 +296,18 @@ def test_without_matplotlib_it_says_what_to_install(quickstart, monkeypatch):
 def test_a_model_file_that_is_not_there_is_named(quickstart, tmp_path):
     with pytest.raises(SystemExit, match=r"no model file .*none\.gguf"):
         quickstart.model_folder(str(tmp_path / "none.gguf"))
+
+
+def test_data_without_ratings_count_all_as_liked(data_folder, tmp_path):
+    lines = (data_folder / "films.inter").read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    kept = "\n".join("\t".join((user, item, time)) for user, item, _, time in rows)
+    (tmp_path / "films.inter").write_text(kept)
+    (tmp_path / "films.item").write_text((data_folder / "films.item").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        with load_script("examples/_films.py") as films:
+            sizes = {"train_users": 20, "validation_users": 5, "tuning_users": 3, "test_users": 12}
+            settings = films.FilmSettings(**sizes)
+            rated, unrated = (films.read_films(replace(settings, data=str(own))) for own in (data_folder, tmp_path))
+    assert rated.examples["target"].to_list() == unrated.examples["target"].to_list()  # all ratings are 5

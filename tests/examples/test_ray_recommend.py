@@ -115,3 +115,15 @@ def test_what_is_there_is_not_overwritten(folder, name, message, monkeypatch, tm
 
 def test_the_example_is_short():
     assert len(Path(ROOT, SCRIPT).read_text().splitlines()) <= 120
+
+
+def test_who_has_seen_nothing_may_have_null(folder, tmp_path):
+    pytest.importorskip("ray")
+    rows = {"user": ["a", "b"], "history": [["1"], ["2"]], "seen": [None, ["3"]]}
+    pl.DataFrame(rows).write_parquet(tmp_path / "users.parquet")
+    with load_script(SCRIPT) as script:
+        settings = script.Settings(f"{folder}/model", f"{tmp_path}/users.parquet", tmp_path / "found")
+        script.check_users(settings)
+        pl.DataFrame(rows | {"seen": [None, ["nothing"]]}).write_parquet(tmp_path / "users.parquet")
+        with pytest.raises(ValueError, match="seen: 'nothing' is neither"):
+            script.check_users(settings)

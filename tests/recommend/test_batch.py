@@ -243,3 +243,8 @@ def test_the_leftovers_of_a_run_without_a_part_are_removed(tmp_path):
     (tmp_path / "lock").rename(tmp_path / "all.parquet.parts" / "dmpo-trl.lock")
     check_output(tmp_path / "all.parquet", overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_are_names_too(tmp_path):
+    write([(7, ["1", "2"]), ("b", ["3"])], tmp_path / "all.parquet")
+    assert pl.read_parquet(tmp_path / "all.parquet")["user"].to_list() == ["7", "7", "b"]

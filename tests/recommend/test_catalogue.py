@@ -177,3 +177,15 @@ def test_titles_that_are_tokenised_in_parts_begin_at_the_same_token(monkeypatch,
     tries = PromptTries.__new__(PromptTries)
     tries._tokenizer = SimpleNamespace(eos_token=None)
     assert tries._tokenize([1, 2, 3], [*wholes]) == ([1, 2], [[3, 4], [3, 5], [9], [3]])
+
+
+def test_a_chat_template_that_leaves_text_out_is_refused(items):
+    """One of a model of text and images that takes lists of parts, and of a text nothing."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{% for part in m['content'] %}{{ part['text'] }}{% endfor %}</s>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tries = PromptTries(tokenizer, items["title"].to_list(), MOVIES)
+    with pytest.raises(ValueError, match="All titles have the same tokens: the chat template leaves the text"):
+        tries(MOVIES.prompt(["Alien"]))

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dmpo_trl.cli import main
 from dmpo_trl.data import MOVIES
-from dmpo_trl.recommend import Recommender, TitleArrays, TitleGeneration
+from dmpo_trl.recommend import Prior, Recommender, TitleArrays, TitleGeneration
 from dmpo_trl.recommend.exporting import export
 
 HISTORY = ["Alien", "Heidi"]
@@ -141,3 +141,9 @@ def test_an_adapter_that_learns_a_prompt_is_refused(items, tmp_path):
 def test_no_such_model_is_named(tmp_path):
     with pytest.raises(SystemExit, match="no such model"):
         main(["export", "--model", str(tmp_path / "no such model"), "--output_dir", str(tmp_path / "out")])
+
+
+def test_a_prior_is_no_part_of_what_the_merge_moved(items, tmp_path):
+    prior = {"prior": Prior.popularity({items["item"][0]: 9.0}), "prior_weight": 50.0}
+    recommender = Recommender.from_pretrained(save_adapter(tmp_path, items), **prior)
+    assert 0 < export(recommender, tmp_path / "out") < 1e-4

@@ -3,6 +3,8 @@
 import json
 import re
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -216,3 +218,40 @@ def test_a_model_whose_scores_are_nan_is_an_error_of_the_service(caplog):
             status, answer = request(port, path, {"history": ["Alien"], **body})
             assert (status, answer["detail"]) == (500, "The model failed; the log of the service says why.")
     assert caplog.text.count("not finite") >= 3
+
+
+def test_who_has_gone_is_not_computed_for(recommender, monkeypatch):
+    """While one call runs, clients ask and go: their requests leave the queue."""
+    asked, begun, goes_on = [], threading.Event(), threading.Event()
+    rank = recommender.rank
+
+    def slowly(history, candidates):
+        asked.append(history)
+        begun.set()
+        goes_on.wait(60)
+        return rank(history, candidates)
+
+    monkeypatch.setattr(recommender, "rank", slowly)
+    body = json.dumps({"history": ["Babe"], "candidates": ["Alien"]}).encode()
+    head = f"POST /rank HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serving(make_app(recommender, LIMITS)) as port, ThreadPoolExecutor(1) as client:
+        first = client.submit(request, port, "/rank", {"history": ["Heidi"], "candidates": ["Alien"]})
+        assert begun.wait(60)
+        impatient = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        for connection in impatient:
+            connection.sendall(head.encode() + body)
+        wait_until(lambda: request(port, "/health")[1]["waiting"] == 3)
+        for connection in impatient:
+            connection.close()
+        wait_until(lambda: request(port, "/health")[1]["waiting"] == 0)
+        goes_on.set()
+        assert first.result()[0] == 200
+        assert request(port, "/rank", {"history": ["Aliens"], "candidates": ["Alien"]})[0] == 200
+    assert asked == [["Heidi"], ["Aliens"]]
+
+
+def wait_until(there):
+    until = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -109,7 +109,10 @@ def _connect(
     def recommend(had: Sequence[str], k: int) -> tuple[Any, str]:
         if not had:
             return no_choice, "Pick at least one title."
-        best = recommender.recommend(had, int(k), num_beams=num_beams)
+        try:
+            best = recommender.recommend(had, int(k), num_beams=num_beams)
+        except ValueError as error:
+            return no_choice, escape(str(error))
         shown = [(f"{place}. {one.title} ({one.score:.2f})", one.item) for place, one in enumerate(best, 1)]
         return gradio.Radio(choices=shown, value=None), ""
 

@@ -23,6 +23,7 @@ from ..data.preparation.folder import check_before_loading, is_prepared
 from ..evaluation import RankingCallback
 from ..losses import trained_score
 from ..modeling.loading import is_adapter, load_model, load_tokenizer, refuse_damaged_weights
+from ..preprocessing.tokenize import tokenizer_of
 from ..recommend import Recommender
 from ..trainer import DMPOTrainer
 from ..writing import new_file
@@ -217,5 +218,6 @@ def _save_catalogue(trainer: Any, data: str | None, score: Literal["sum", "mean"
     if data is None or not is_prepared(data) or not trainer.is_world_process_zero():
         return
     prepared = Prepared.load(data)
-    recommender = Recommender(trainer.model, trainer.processing_class, prepared.items, prepared.template, score=score)
+    tokenizer = tokenizer_of(trainer.processing_class)
+    recommender = Recommender(trainer.model, tokenizer, prepared.items, prepared.template, score=score)
     recommender.save_catalogue(trainer.args.output_dir)

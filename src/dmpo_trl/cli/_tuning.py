@@ -111,7 +111,8 @@ class Study:
             objective: Gives the trial's value, from the trial and what was drawn for it.
 
         Returns:
-            The trial as it ended. One whose loss is no number counts as stopped early.
+            The trial as it ended. One whose loss is no number, or for which the memory is not enough, counts as
+            stopped early.
         """
         self._study.sampler = optuna.samplers.TPESampler(
             seed=self._seed + len(self.done), n_startup_trials=self._startup
@@ -122,8 +123,8 @@ class Study:
             self._study.tell(trial, objective(trial, drawn))
         except optuna.TrialPruned:
             self._study.tell(trial, state=TrialState.PRUNED)
-        except FloatingPointError as error:
-            trial.set_user_attr(_PROBLEM, str(error))
+        except (FloatingPointError, torch.OutOfMemoryError) as error:  # again drawn it would end so again
+            trial.set_user_attr(_PROBLEM, str(error).partition("\n")[0])
             self._study.tell(trial, state=TrialState.PRUNED)
         return self.done[-1]
 

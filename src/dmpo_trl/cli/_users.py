@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..recommend import UserHistory
 from ..recommend.catalogue import Catalogue
 from ._splits import choose_split
@@ -53,7 +55,8 @@ def users_of_file(path: str, catalogue: Callable[[], Catalogue]) -> Users:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: A line is faulty or names an item that the catalogue has not; the message says which line.
+        ValueError: It is a pipe and there are several processes, a line is faulty, or a line names an item that the
+            catalogue has not; the message says which line.
 
     Example:
         >>> users_of_file("no such file", lambda: recommender.catalogue)
@@ -66,6 +69,10 @@ def users_of_file(path: str, catalogue: Callable[[], Catalogue]) -> Users:
         count = sum(1 for _ in _read_users(path))
         _check_items(_read_users(path), path, catalogue())
         return Users(lambda: (user for _, user in _read_users(path)), count)
+    if PartialState().num_processes > 1:
+        raise ValueError(
+            f"--users {path} is a pipe, which only one of several processes can read: write it to a file first."
+        )
     numbered = list(_read_users(path))
     _check_items(numbered, path, catalogue())
     users = [user for _, user in numbered]

@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> None:
     except ImportError as error:
         raise ImportError("The page needs gradio: pip install '.[demo]' in a clone of dmpo-trl.") from error
     from ..modeling.loading import check_found
-    from ..recommend import Recommender
+    from ._loading import load_recommender
     from .serve import listen
 
     listen(options.host, options.port).close()  # before the models are loaded
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
     of_each = [model.from_pretrained(), loading]
     page = demo_page(
         {
-            name: Recommender.from_pretrained(path, data=options.data, **own)
+            name: load_recommender(path, own, data=options.data)
             for name, path, own in zip(names, paths.values(), of_each, strict=False)
         },
         num_beams=options.num_beams,

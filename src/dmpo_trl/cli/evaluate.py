@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COUNTS = ("popularity", "popularity_shown", "item_knn", "item_knn_shown")
 NO_HISTORY = "no_history"
-RESERVED = (*COUNTS, NO_HISTORY, "random", "sum", "mean")
+RESERVED = (*COUNTS, NO_HISTORY, "random", "model", "sum", "mean", "baseline-sum", "baseline-mean")
 
 
 @dataclass
@@ -122,7 +122,8 @@ class EvaluateArguments:
             name, _, file = entry.partition("=")
             if not re.fullmatch(r"[\w.-]+", name) or not file or name in RESERVED:
                 raise ValueError(
-                    f"--scores takes NAME=FILE, with a name of your own of letters, digits, ., - and _, not {entry!r}."
+                    f"--scores takes NAME=FILE, with a name of your own of letters, digits, ., - and _, not {entry!r} "
+                    f"(taken are {', '.join(RESERVED)})."
                 )
             if name in files:
                 raise ValueError(f"--scores names two files {name!r}; give each a name of its own.")

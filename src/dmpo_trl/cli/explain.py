@@ -50,14 +50,14 @@ def make_parser() -> Parser:
 
 def run(arguments: list[str]) -> None:
     """Explain as the arguments say: print the explanation, and draw it where asked to."""
-    from ..recommend import Recommender
     from ..recommend.explanation import import_figure
+    from ._loading import load_recommender
 
     model, options = make_parser().parse(arguments)
     if options.picture is not None:
         import_figure()  # before the work, not after it
         check_file(options.picture, overwrite=options.overwrite)
-    recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
+    recommender = load_recommender(model.model, model.from_pretrained(), data=options.data)
     item = options.item or _best_item(recommender, options.history)
     explanation = recommender.explain(options.history, item, max_new_tokens=options.max_new_tokens)
     print(explanation)

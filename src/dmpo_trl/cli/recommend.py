@@ -15,8 +15,6 @@ from ._users import Users, users_of_file, users_of_split
 from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
-    import torch
-
     from ..data.prompts import PromptTemplate
     from ..recommend import Prior, Recommendation, Recommender
     from ..recommend.catalogue import Catalogue
@@ -88,8 +86,9 @@ class RecommendArguments:
         metadata={
             "help": "Order by the model and by what counts know: popularity, popularity_shown, item_knn or "
             "item_knn_shown (as in `evaluate`, counted in --data), a Parquet file of user, item and score, or "
-            "no_history, how unlikely the model finds a title without any history. With "
-            "--exact over the whole catalogue, else over the best items by the model, as many as there are beams."
+            "no_history, how unlikely the model finds a title without any history. The model's score is then the sum "
+            "of log-probs, for which `evaluate --fuse` chooses the weight. With --exact over the whole catalogue, "
+            "else over the best items by the model, as many as there are beams."
         },
     )
     prior_weight: float | None = field(
@@ -137,6 +136,7 @@ def run(arguments: list[str]) -> None:
     from ..recommend._saved import find_parts
     from ..recommend.catalogue import Catalogue
     from ..training.distributed import begin_process_group
+    from ._loading import load_recommender
     from ._prior import candidates_of, prior_of
     from .evaluate import NO_HISTORY
 
@@ -170,7 +170,7 @@ def run(arguments: list[str]) -> None:
             for user in [None] if users is None else (one.user for one in users):
                 known.check(user)
 
-    recommender = _load(model, catalogue, template, state.device)
+    recommender = load_recommender(model.model, model.from_pretrained(), items=catalogue.frame, template=template)
     if options.prior is not None:
         recommender = _with_prior(recommender, prior, options.prior_weight)
     search: dict[str, Any] = {
@@ -219,30 +219,16 @@ def _users(options: RecommendArguments, catalogue: Callable[[], Catalogue], *, i
     return users_of_split(options.data, options.split)
 
 
-def _load(model: ModelArguments, catalogue: Catalogue, template: PromptTemplate, device: torch.device) -> Recommender:
-    from ..modeling.loading import cast_adapter
-    from ..recommend import Recommender
-
-    recommender = Recommender.from_pretrained(
-        model.model, items=catalogue.frame, template=template, **model.from_pretrained()
-    )
-    cast_adapter(recommender.model.to(device))
-    return recommender
-
-
 def _with_prior(recommender: Recommender, prior: Prior | None, weight: float) -> Recommender:
-    """Return the recommender with a prior, by default with what its own model says without a history."""
+    """Return the recommender with a prior, by default with what its own model says without a history.
+
+    It ranks by the sum of log-probs, whatever score is saved with the model: that is what the weight was chosen for.
+    """
     from ..recommend import Recommender, prior_without_history
 
-    return Recommender(
-        recommender.model,
-        recommender.tokenizer,
-        recommender.catalogue.frame,
-        recommender.template,
-        score=recommender.score,
-        prior=prior or prior_without_history(recommender),
-        prior_weight=weight,
-    )
+    parts = recommender.model, recommender.tokenizer, recommender.catalogue.frame, recommender.template
+    alone = Recommender(*parts, score="sum")
+    return Recommender(*parts, score="sum", prior=prior or prior_without_history(alone), prior_weight=weight)
 
 
 def _about(recommender: Recommender) -> dict[str, Any]:

@@ -60,13 +60,11 @@ def run(arguments: list[str]) -> None:
         raise ImportError(
             "The service needs fastapi and uvicorn: pip install '.[serve]' in a clone of dmpo-trl."
         ) from error
-    from ..modeling.loading import cast_adapter
-    from ..recommend import Recommender
+    from ._loading import load_recommender
 
     model, options = make_parser().parse(arguments)
     with listen(options.host, options.port) as listening:  # before the model is loaded
-        recommender = Recommender.from_pretrained(model.model, data=options.data, **model.from_pretrained())
-        cast_adapter(recommender.model)
+        recommender = load_recommender(model.model, model.from_pretrained(), data=options.data)
         limits = ServiceLimits(
             history=options.max_history,
             candidates=options.max_candidates,

@@ -17,6 +17,7 @@ from transformers import (
 
 from ..modeling.attention import attention_restored
 from ..modeling.loading import base_model_of
+from ..preprocessing.tokenize import tokenizer_of
 from ..scoring import check_score, check_tokens_per_batch
 from .metrics import METRICS, check_metrics
 from .ranking import rank_by_log_prob, score_candidates
@@ -111,7 +112,7 @@ class RankingCallback(TrainerCallback):
         with attention_restored(base_model_of(model)):
             scored = score_candidates(
                 model,
-                processing_class,
+                tokenizer_of(processing_class),
                 self.dataset,
                 tokens_per_batch=self.tokens_per_batch,
                 special_tokens_in_text=in_text,

@@ -170,6 +170,8 @@ def _generate(
     for user, prompt in zip(questions["user"], prompts, strict=True):
         limits.check_tokens(f"user {user!r}", prompt)
         limits.check_length(f"user {user!r}", len(prompt), longest)
+    if not prompts:  # of several processes some may have no user
+        return []
     stops = stop_tokens(model, tokenizer, questions[0]["prompt"])
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     outputs: dict[int, str] = {}

@@ -161,7 +161,7 @@ def tokenize_completions(
             ["", *("" if may_end and text.endswith(end) else end for text in completions), ""],
             special_tokens_in_text,
         )
-        if end and without_end[-1:] == [_tokenizer(processing_class).convert_tokens_to_ids(end)]:
+        if end and without_end[-1:] == [tokenizer_of(processing_class).convert_tokens_to_ids(end)]:
             wholes = [whole[:-1] for whole in wholes]
     else:
         options = {"special_tokens_in_text": special_tokens_in_text, **template_kwargs}
@@ -182,7 +182,7 @@ def _encode(
     processing_class: Any, texts: list[str], ends: list[str], special_tokens_in_text: bool | None
 ) -> list[list[int]]:
     """Return the token ids of texts, each with its end, in one call."""
-    tokenizer = _tokenizer(processing_class)
+    tokenizer = tokenizer_of(processing_class)
     tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=False)
     texts, mark = break_up(texts, tokens, decided=special_tokens_in_text is False)
     texts = [text + end for text, end in zip(texts, ends, strict=True)]
@@ -196,7 +196,7 @@ def _render(
     processing_class: Any, conversations: list[Any], *, special_tokens_in_text: bool | None, **template_kwargs: Any
 ) -> list[list[int]]:
     """Return the token ids of conversations, in one call."""
-    tokenizer = _tokenizer(processing_class)
+    tokenizer = tokenizer_of(processing_class)
     tokens = texts_of_special_tokens(tokenizer, special_tokens_in_text, messages=True)
     conversations, mark = break_up(conversations, tokens, decided=special_tokens_in_text is False)
     is_processor = isinstance(processing_class, ProcessorMixin)
@@ -214,7 +214,12 @@ def _render(
     return encode_broken(tokenizer, texts, mark, add_special_tokens=add_special_tokens)
 
 
-def _tokenizer(processing_class: Any) -> Any:
+def tokenizer_of(processing_class: Any) -> Any:
+    """Return the tokenizer of a processor of text and images, or the tokenizer that is given.
+
+    Args:
+        processing_class: A trainer's.
+    """
     return getattr(processing_class, "tokenizer", processing_class)
 
 

@@ -194,7 +194,7 @@ def _write_manifest(folder: Path | None, run: Mapping[str, Any], size: int) -> N
 
 def _frame(users: Sequence[UserHistory], schema: pa.Schema, found: Sequence[Sequence[Recommendation]]) -> pl.DataFrame:
     rows = [
-        {"user": one.user, "rank": rank, **asdict(item)}
+        {"user": str(one.user), "rank": rank, **asdict(item)}
         for one, own in zip(users, found, strict=True)
         for rank, item in enumerate(own, start=1)
     ]

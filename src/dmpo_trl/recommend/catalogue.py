@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .._common_prefix import common_prefix_length
 from ..data.prompts import PromptTemplate
 from ..data.tidy import tidy_title, tidy_titles
-from ..preprocessing.ties import pairs_of_equal_tokens, warn_of_equal_tokens
+from ..preprocessing.ties import pairs_of_equal_tokens, text_of, warn_of_equal_tokens
 from ..preprocessing.tokenize import tokenize_completions
 
 logger = logging.getLogger(__name__)
@@ -243,6 +243,15 @@ class PromptTries:
             own_ids, sequences = self._tokenize(prompt, self._completions)
             if not own_ids:
                 raise ValueError(f"No token of the prompt {prompt!r} is left before the titles; begin it otherwise.")
+            if (
+                len(set(map(tuple, sequences)))
+                == 1
+                < len({text_of(completion).strip().casefold() for completion in self._completions})
+            ):
+                raise ValueError(
+                    "All titles have the same tokens: the chat template leaves the text of a message out, as one does "
+                    "that takes lists of parts. Use a tokenizer whose template takes text, or train on plain text."
+                )
             warn_of_equal_tokens(pairs_of_equal_tokens(self._completions, sequences))
             cut = len(prompt_ids) - len(own_ids)
             trie = TitleTrie(sequences)

@@ -86,10 +86,10 @@ def export(recommender: Recommender, folder: str | os.PathLike[str], *, overwrit
     """
     moved, merged = 0.0, recommender
     if isinstance(recommender.model, PeftModel):
-        before = _scores(recommender)
+        parts = recommender.tokenizer, recommender.catalogue.frame, recommender.template
+        before = _scores(Recommender(recommender.model, *parts, score=recommender.score))  # without a prior
         with evaluation_mode(recommender.model):
             model = recommender.model.merge_and_unload(safe_merge=True)
-        parts = recommender.tokenizer, recommender.catalogue.frame, recommender.template
         merged = Recommender(model.eval(), *parts, score=recommender.score)
         moved = float(np.abs(_scores(merged) - before).max())
     with new_folder(folder, EXPORTED, overwrite=overwrite) as new:

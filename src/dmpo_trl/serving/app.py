@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -31,6 +31,7 @@ from .messages import (
 logger = logging.getLogger(__name__)
 
 _NOT_FINITE = "not finite"  # what a ValueError about log-probs says, which is not the request's fault
+_LOOK_SECONDS = 0.5  # between looks at whether a client that waits is still there
 _K = 10  # items, where a request does not say
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "The request has too many bytes."},
@@ -91,6 +92,7 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
         return JSONResponse({"detail": places}, 422)
 
     async def answer(
+        http: Request,
         lists: Mapping[str, Sequence[str]],
         call: Callable[[Sequence[Any]], Sequence[Any]],
         argument: Any,
@@ -110,10 +112,12 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         try:
-            return await queue.ask(call, argument, kind)
+            return await _while_there(http, queue.ask(call, argument, kind))
         except QueueFullError:
             headers = {"Retry-After": "1"}
             raise HTTPException(503, "Too many requests wait; come again in a second.", headers) from None
+        except HTTPException:
+            raise
         except Exception as error:
             if isinstance(error, ValueError) and _NOT_FINITE not in str(error):
                 raise HTTPException(422, str(error)) from error
@@ -121,7 +125,7 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
             raise HTTPException(500, "The model failed; the log of the service says why.") from error
 
     @app.post("/recommend", responses=_PROBLEMS)
-    async def recommend(request: RecommendRequest) -> RecommendAnswer:
+    async def recommend(request: RecommendRequest, http: Request) -> RecommendAnswer:
         """Search the whole catalogue for the best items after a history."""
 
         k = request.k or min(_K, limits.k)
@@ -131,28 +135,28 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
             return recommender.recommend_batch(histories, k, exclude=excluded, num_beams=limits.num_beams)
 
         lists = {"history": request.history, "exclude": request.exclude}
-        found = await answer(lists, call, request, ("recommend", k), k)
+        found = await answer(http, lists, call, request, ("recommend", k), k)
         return RecommendAnswer.of(found, recommender.score)
 
     @app.post("/rank", responses=_PROBLEMS)
-    async def rank(request: RankRequest) -> RecommendAnswer:
+    async def rank(request: RankRequest, http: Request) -> RecommendAnswer:
         """Put candidates in order after a history."""
 
         def call(users: Sequence[RankRequest]) -> list[Any]:
             return [recommender.rank(one.history, one.candidates) for one in users]
 
         lists = {"history": request.history, "candidates": request.candidates}
-        return RecommendAnswer.of(await answer(lists, call, request, object()), recommender.score)
+        return RecommendAnswer.of(await answer(http, lists, call, request, object()), recommender.score)
 
     @app.post("/explain", responses=_PROBLEMS)
-    async def explain(request: ExplainRequest) -> ExplainAnswer:
+    async def explain(request: ExplainRequest, http: Request) -> ExplainAnswer:
         """Measure what each item of a history adds to the score of an item."""
 
         def call(users: Sequence[ExplainRequest]) -> list[Any]:
             return [recommender.explain(one.history, one.item) for one in users]
 
         lists = {"history": request.history, "item": [request.item]}
-        return ExplainAnswer.of(await answer(lists, call, request, object()))
+        return ExplainAnswer.of(await answer(http, lists, call, request, object()))
 
     @app.get("/health")
     async def health() -> Health:
@@ -160,3 +164,17 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
         return Health(version=version("dmpo-trl"), titles=len(catalogue.titles), waiting=len(queue))
 
     return app
+
+
+async def _while_there(http: Request, asked: Coroutine[Any, Any, Any]) -> Any:
+    """Return what was asked for; when the client goes before that, take it out of the queue.
+
+    Raises:
+        HTTPException: The client has gone, and nobody will read this.
+    """
+    answer = asyncio.ensure_future(asked)
+    while not (await asyncio.wait({answer}, timeout=_LOOK_SECONDS))[0]:
+        if await http.is_disconnected():
+            answer.cancel()
+            raise HTTPException(499, "The client has gone.")
+    return answer.result()

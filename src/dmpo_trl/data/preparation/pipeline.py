@@ -225,8 +225,6 @@ def _split(data: Interactions, held_out: Mapping[str, pl.Series], config: Prepar
         if min(train, *sizes.values()) < 1:
             raise ValueError(f"{users} users have enough items, which leaves {train} to train on beside {sizes}.")
         parts = split_users(examples, {"train": train, **sizes}, seed=config.seed)
-        for name in sizes:
-            parts[name] = parts[name].unique("user", keep="last", maintain_order=True)
     else:
         if config.split == "items":
             parts = split_items(data, held_out, **options)
@@ -237,6 +235,8 @@ def _split(data: Interactions, held_out: Mapping[str, pl.Series], config: Prepar
         for name, limit in limits.items():
             if limit is not None:
                 parts[name] = few_shot(parts[name], limit, seed=config.seed)
+    for name in limits:  # who is ranked is asked once: intervals and tests are over users
+        parts[name] = parts[name].unique("user", keep="last", maintain_order=True)
     if config.few_shot_users is not None:
         parts["train"] = few_shot(parts["train"], config.few_shot_users, seed=config.seed)
     return parts
