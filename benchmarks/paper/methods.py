@@ -26,6 +26,8 @@ class Method:
         drawn: How they are drawn: `uniform`, by `popularity`, or the hardest for the `model` of 20 drawn uniformly.
         positions: `growing`: every position of a user; `last`: the last one alone.
         start: `sft`, or the `base` model, whose one stage then has the tokens of both.
+        reference: `model`: the one that training starts from; `no history`: what it says of a title without a history,
+            so that the loss trains the pointwise mutual information of title and history.
     """
 
     options: dict[str, Any]
@@ -33,6 +35,7 @@ class Method:
     drawn: str = "uniform"
     positions: str = "growing"
     start: str = "sft"
+    reference: str = "model"
 
 
 @pairwise("pairs_without_reference", reference=False)

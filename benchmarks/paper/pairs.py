@@ -93,6 +93,8 @@ def check_pairs(cell: Cell) -> None:
         problem = f"{cell.method} cannot rank pairs"
     elif stage and (stage.negatives > MOST or stage.drawn != "uniform" or stage.positions != "growing"):
         problem = f"{cell.method}: a history has one position and at most {MOST} negatives, which are drawn already"
+    elif stage and stage.reference != "model":
+        problem = f"{cell.method}: its reference has no history, and a pair has no prompt without one"
     elif cell.settings.explained_users or cell.settings.catalogue_users:
         problem = "pairs have neither explained_users nor catalogue_users"
     if problem:

@@ -231,3 +231,27 @@ def test_every_method_table_and_picture(paper, folders, tmp_path):
     ):
         assert f"## {title}" in text
     assert "| dmpo hard negatives | 1 |" in text
+
+
+def test_the_reference_may_be_what_a_model_says_without_a_history(paper, folders):
+    from paper.methods import STAGES
+    from paper.settings import Settings
+    from paper.sources import SOURCES
+    from paper.users import Users
+
+    source = SOURCES["movielens"]
+    sizes = {name: value for name, value in SIZES.items() if name not in ("lora_rank", "batch_size")}
+    users = Users(source, source.read(folders / "films"), Settings(**sizes), 3, 0)
+    nothing, asked = source.template.prompt([]), []
+
+    def score(questions):
+        assert all(row["prompt"] == nothing for row in questions)
+        asked.extend(title[0]["content"] for row in questions for title in row["candidates"])
+        return [[-float(len(title[0]["content"])) for title in row["candidates"]] for row in questions]
+
+    rows = users.preference(STAGES["pmi softmax 3"], score)
+    assert len(asked) == len(set(asked))
+    for row in rows:
+        assert row["ref_chosen_logps"] == -len(row["chosen"][0]["content"])
+        assert row["ref_rejected_logps"] == [-len(title[0]["content"]) for title in row["rejected"]]
+    assert "ref_chosen_logps" not in users.preference(STAGES["softmax"], score).column_names
