@@ -54,6 +54,12 @@ def test_adapters_and_the_end_of_a_generation_count(model):
     assert hash_of_model(other) != hash_of_model(model)
 
 
+def test_a_model_whose_weights_are_elsewhere_is_like_no_other(model):
+    """Its parts on the disk, or in other processes, are not known, so that no result is taken for its own."""
+    elsewhere = deepcopy(model).to("meta")
+    assert len({hash_of_model(elsewhere), hash_of_model(elsewhere), hash_of_model(model)}) == 3
+
+
 def test_of_a_tokenizer_its_special_tokens_count_and_its_last_call_does_not():
     tokenizer = make_tokenizer()
     first = hash_of_tokenizer(tokenizer)

@@ -1,7 +1,8 @@
 """Fingerprints of models: what their numbers depend on, as bytes to hash, and hashed."""
 
 import json
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -31,6 +32,19 @@ def config_of(model: Any) -> dict[str, Any]:
     """
     config = base_model_of(model).config.to_dict()
     return {name: value for name, value in config.items() if name not in _NOT_IN_THE_NUMBERS}
+
+
+def all_here(weights: Iterable[torch.Tensor]) -> bool:
+    """Return whether this process has the values of weights: none is sharded (FSDP, ZeRO-3) or left on the disk.
+
+    Args:
+        weights: The parameters of a model.
+
+    Example:
+        >>> all_here([torch.ones(2)]), all_here([torch.ones(2, device="meta")])
+        (True, False)
+    """
+    return not any(hasattr(weight, "to_local") or hasattr(weight, "ds_id") or weight.is_meta for weight in weights)
 
 
 def weight_buffers(weights: Mapping[str, torch.Tensor]) -> Iterator[Any]:
@@ -66,8 +80,11 @@ def hash_of_model(model: Any) -> str:
     """Return a hash of what a model computes and generates: weights, config, adapters, and where generation ends.
 
     Args:
-        model: A transformers model, or a wrapper around one. None of its weights is sharded.
+        model: A transformers model, or a wrapper around one. Where this process has not all of its weights, the hash
+            is another one each time, so that nothing is taken for that model's.
     """
+    if not all_here(model.parameters()):
+        return f"unknown {secrets.token_hex(16)}"
     weights = {name: weight for name, weight in model.state_dict().items() if isinstance(weight, torch.Tensor)}
     adapters = {
         name: {key: value for key, value in adapter.to_dict().items() if key not in _NOT_OF_AN_ADAPTER}

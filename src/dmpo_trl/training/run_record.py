@@ -16,7 +16,7 @@ from datasets.fingerprint import Hasher
 from transformers import TrainingArguments
 from trl import DPOConfig
 
-from ..modeling.fingerprint import config_of, weight_buffers
+from ..modeling.fingerprint import all_here, config_of, weight_buffers
 from ..modeling.loading import base_model_of
 from ..preprocessing.format import REFERENCE_COLUMNS, TOKEN_COLUMNS, VALUE_COLUMNS
 from .checkpoints import FILE_LIST, has_optimizer
@@ -108,8 +108,7 @@ def _hash(buffers: Iterable[Any]) -> str:
 
 def _weights_hash(model: Any, weights: Mapping[str, Any]) -> str:
     """Hash a model's config and some of its weights."""
-    # Weights of FSDP, of DeepSpeed and of a model that is not loaded
-    if any(hasattr(weight, "to_local") or hasattr(weight, "ds_id") or weight.is_meta for weight in weights.values()):
+    if not all_here(weights.values()):
         return _UNKNOWN
 
     def parts() -> Iterator[Any]:
