@@ -59,8 +59,12 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> f
 
 
 @cache
+@cache
 def fast_dtype() -> torch.dtype:
-    """Return bfloat16 where this machine multiplies matrices faster in it than in float32, else float32."""
+    """Return bfloat16 where this machine multiplies matrices faster in it than in float32, else float32.
+
+    It is measured once: under load a second measurement could say otherwise.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rates = {dtype: matmul_rate(device, dtype, 512, 0.1) for dtype in (torch.float32, torch.bfloat16)}
     return max(rates, key=rates.__getitem__)
