@@ -15,7 +15,7 @@ from machine import describe, fast_dtype
 from transformers import AutoTokenizer
 
 from dmpo_trl.data import Interactions, PublishedSplits
-from dmpo_trl.evaluation import RankingResult, ResultParts, score_candidates
+from dmpo_trl.evaluation import RankingResult, ResultParts, reference_without_history, score_candidates
 
 from .explaining import deletion_curves
 from .language_models import model_name, takes_messages
@@ -190,6 +190,10 @@ def train(cell: Cell, users: Asked, places: Places) -> Spent:
         return [one.by("sum").tolist() for one in score_candidates(model, tokenizer, questions)]
 
     data = users.preference(method, score)
+    if method.reference == "no history":
+        assert isinstance(users, Users)
+        asked = load(places.model, own, start), AutoTokenizer.from_pretrained(places.model)
+        data = reference_without_history(data, *asked, users.source.template)
     return train_preference(places.model, data, own, cell.seed, folder, start, tokens, method)
 
 

@@ -1,7 +1,5 @@
 """The users of a cell: who is trained on what, and who is ranked."""
 
-import itertools
-import json
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,7 +29,6 @@ NAMES = {"uniform": "test", "popularity": "popular"}
 """What a protocol is called in a cell's file; the whole catalogue is `catalogue`."""
 
 _POOL = 20  # of which the hardest are taken
-_TITLES_PER_ROW = 100
 
 
 @dataclass
@@ -95,7 +92,7 @@ class Users:
 
         Args:
             method: Says which positions, how many negatives and how they are drawn.
-            scorer: Scores candidates by the model where the hardest are wanted, or its scores without a history.
+            scorer: Scores candidates by the model where the hardest are wanted.
         """
         examples = self.examples
         if method.positions == "last":
@@ -111,8 +108,7 @@ class Users:
             )
         else:
             drawn = sample_negatives(examples, self.data, method.negatives, seed=self.seed, strategy=method.drawn)
-        rows = preference_dataset(drawn, self.data, self.source.template)
-        return self._against_no_history(rows, scorer) if method.reference == "no history" else rows
+        return preference_dataset(drawn, self.data, self.source.template)
 
     def ranking(self, group: str, protocol: str = "uniform") -> Dataset:
         """Return the users of a group with their candidates, in the order drawn."""
@@ -139,18 +135,6 @@ class Users:
         ]
         wanted = zip(scored, rows["candidates"].to_list(), strict=True)
         return [[scores[item] for item in candidates] for scores, candidates in wanted]
-
-    def _against_no_history(self, rows: Dataset, scorer: Scorer) -> Dataset:
-        """Add the reference's log-probs: those of the titles after a prompt without a history."""
-        titles = {json.dumps(title): title for row in rows for title in (row["chosen"], *row["rejected"])}
-        everything, nothing = list(titles.values()), self.source.template.prompt([])
-        parts = [everything[start : start + _TITLES_PER_ROW] for start in range(0, len(everything), _TITLES_PER_ROW)]
-        questions = [{"user": str(number), "prompt": nothing, "candidates": part} for number, part in enumerate(parts)]
-        scores = itertools.chain.from_iterable(scorer(Dataset.from_list(questions)))
-        logps = dict(zip(titles, scores, strict=True))
-        chosen = [logps[json.dumps(title)] for title in rows["chosen"]]
-        rejected = [[logps[json.dumps(title)] for title in titles] for titles in rows["rejected"]]
-        return rows.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
     def catalogue(self) -> Dataset:
         """Return the first test users, with the whole catalogue as candidates."""

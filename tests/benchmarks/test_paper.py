@@ -233,25 +233,21 @@ def test_every_method_table_and_picture(paper, folders, tmp_path):
     assert "| dmpo hard negatives | 1 |" in text
 
 
-def test_the_reference_may_be_what_a_model_says_without_a_history(paper, folders):
-    from paper.methods import STAGES
-    from paper.settings import Settings
-    from paper.sources import SOURCES
-    from paper.users import Users
+def test_the_reference_may_be_what_the_sft_model_says_without_a_history(paper, folders, tmp_path, monkeypatch):
+    from paper import cells
+    from paper.settings import read_config
 
-    source = SOURCES["movielens"]
-    sizes = {name: value for name, value in SIZES.items() if name not in ("lora_rank", "batch_size")}
-    users = Users(source, source.read(folders / "films"), Settings(**sizes), 3, 0)
-    nothing, asked = source.template.prompt([]), []
+    given = []
 
-    def score(questions):
-        assert all(row["prompt"] == nothing for row in questions)
-        asked.extend(title[0]["content"] for row in questions for title in row["candidates"])
-        return [[-float(len(title[0]["content"])) for title in row["candidates"]] for row in questions]
+    def train(model, data, *rest):
+        given.append(data)
+        return {"tokens": 0}
 
-    rows = users.preference(STAGES["pmi softmax 3"], score)
-    assert len(asked) == len(set(asked))
-    for row in rows:
-        assert row["ref_chosen_logps"] == -len(row["chosen"][0]["content"])
-        assert row["ref_rejected_logps"] == [-len(title[0]["content"]) for title in row["rejected"]]
-    assert "ref_chosen_logps" not in users.preference(STAGES["softmax"], score).column_names
+    monkeypatch.setattr(cells, "train_preference", train)
+    block = {"dataset": "movielens", "users": 3, "seed": 0}
+    for cell in read_config(Path(config(tmp_path, block | {"method": ["pmi softmax 3", "softmax"]}))):
+        places = cells.Places(str(folders / "model"), {"movielens": folders / "films"}, tmp_path, tmp_path)
+        cells.train(cell, cells.users_of(cell, "movielens", places), places)
+    against_nothing, against_the_model = given
+    assert {"ref_chosen_logps", "ref_rejected_logps"} <= set(against_nothing.column_names)
+    assert "ref_chosen_logps" not in against_the_model.column_names

@@ -12,11 +12,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from support import make_model, make_tokenizer
+from support.prepared import model_and_data
 from transformers import Trainer
 
 import dmpo_trl
 from dmpo_trl import DMPOTrainer
 from dmpo_trl.cli import _training, main
+from dmpo_trl.data import Prepared
+from dmpo_trl.evaluation import reference_without_history
 from dmpo_trl.modeling.loading import is_adapter, load_model, load_tokenizer
 
 ON_A_CPU = ["--bf16", "False", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "2"]
@@ -366,3 +369,51 @@ def test_two_processes_train_from_one_command(model_folder, data_folder, tmp_pat
     log = log_of(out)
     assert len([entry for entry in log if "num_rejected" in entry]) == 2
     assert log[-1]["epoch"] == 1
+
+
+@pytest.fixture(scope="module")
+def prepared_folder(tmp_path_factory):
+    return model_and_data(tmp_path_factory.mktemp("prepared"))
+
+
+def test_train_against_what_the_model_says_without_a_history(prepared_folder, tmp_path, monkeypatch):
+    made = []
+
+    class Spy(DMPOTrainer):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(_training, "DMPOTrainer", Spy)
+    paths = ["--model_name_or_path", f"{prepared_folder}/model", "--dataset_name", f"{prepared_folder}/data"]
+    options = ["--beta", "0.2", "--reference", "no_history", "--eval_strategy", "steps", "--eval_steps", "2"]
+    main(["train", *paths, "--output_dir", str(tmp_path / "out"), *options, *ON_A_CPU, "--logging_steps", "1"])
+    (trainer,) = made
+    assert trainer.ref_model is None
+    model, tokenizer = load_model(f"{prepared_folder}/model"), load_tokenizer(f"{prepared_folder}/model")
+    prepared = Prepared.load(f"{prepared_folder}/data")
+    for split, rows in (("train", trainer.train_dataset), ("validation", trainer.eval_dataset)):
+        expected = reference_without_history(
+            prepared.preference[split], model, tokenizer, prepared.template, special_tokens_in_text=False
+        )
+        assert rows["ref_chosen_logps"][:] == pytest.approx(expected["ref_chosen_logps"][:], abs=1e-4)
+        for own, others in zip(rows["ref_rejected_logps"], expected["ref_rejected_logps"], strict=True):
+            assert own == pytest.approx(others, abs=1e-4)
+    assert abs(trainer.state.log_history[0]["rewards/margins"]) > 1e-3  # 0 with a reference that knows the history
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--loss_type", "sampled_softmax"], "loss_type=.'sampled_softmax'. has no reference"),
+        (["--dataset_streaming"], "scores all titles before the training: do not stream"),
+        (["--dataset_name", "{data}"], "needs the template of a folder of `dmpo-trl prepare`"),
+    ],
+)
+def test_what_has_no_reference_without_a_history_is_refused(prepared_folder, data_folder, tmp_path, options, said):
+    paths = ["--model_name_or_path", "no such model", "--dataset_name", f"{prepared_folder}/data"]
+    options = [option.format(data=data_folder) for option in options]
+    with pytest.raises(SystemExit, match=said):
+        main(
+            ["train", *paths, "--output_dir", str(tmp_path / "out"), "--reference", "no_history", *options, *ON_A_CPU]
+        )

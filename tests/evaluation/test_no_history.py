@@ -6,7 +6,7 @@ from datasets import Dataset
 from support import make_model, make_tokenizer
 
 from dmpo_trl.data import MOVIES
-from dmpo_trl.evaluation import NoHistoryRanker, fuse, rank_with_model, score_candidates
+from dmpo_trl.evaluation import NoHistoryRanker, fuse, rank_with_model, reference_without_history, score_candidates
 from dmpo_trl.scoring import score_completions
 
 TITLES = {"1": "Alien", "2": "Babe, the gallant pig of the farm", "3": "Heidi", "4": "Aliens"}
@@ -92,3 +92,40 @@ def test_a_title_is_scored_once(model, monkeypatch):
     first, again = ranker.rank(DATASET), ranker.rank(questions(("1", ["2", "3", "4"])))
     assert sorted(scored) == sorted(map(TEMPLATE.completion, TITLES.values()))
     assert again.scores[0][:2].tolist() == first.scores[0].tolist()
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one chosen", "several chosen"])
+@pytest.mark.parametrize("template", [TEMPLATE, MOVIES], ids=["text", "messages"])
+def test_the_reference_is_what_the_model_says_of_each_title_without_a_history(model, template, several):
+    def title(item):
+        return template.completion(TITLES[item])
+
+    rows = [(["1"], ["2", "4"], ["3"]), (["3"], ["1", "2"], ["4", "2", "3"][: 2 - several])]
+    dataset = Dataset.from_list(
+        [
+            {
+                "prompt": template.prompt([TITLES[item] for item in history]),
+                "chosen": [title(item) for item in chosen] if several else title(chosen[0]),
+                "rejected": [title(item) for item in rejected if item not in chosen],
+            }
+            for history, chosen, rejected in rows
+        ]
+    )
+    found = reference_without_history(dataset, model, make_tokenizer(), template)
+
+    def alone(item):
+        nothing = [template.prompt([])]
+        return score_completions(model, make_tokenizer(), nothing, [[title(item)]], prefix_sharing=False)[0].logps[0]
+
+    for row, (_, chosen, rejected) in zip(found, rows, strict=True):
+        expected = [alone(item) for item in chosen]
+        assert row["ref_chosen_logps"] == pytest.approx(expected if several else expected[0], rel=1e-5)
+        assert row["ref_rejected_logps"] == pytest.approx([alone(i) for i in rejected if i not in chosen], rel=1e-5)
+    with pytest.raises(ValueError, match="has the column ref_chosen_logps already"):
+        reference_without_history(found, model, make_tokenizer(), template)
+
+
+def test_a_faulty_row_is_named(model):
+    dataset = Dataset.from_list([{"prompt": "Seen:", "chosen": "Alien", "rejected": ["Alien"]}])
+    with pytest.raises(ValueError, match="Row 0 of the preference dataset, column `rejected`: "):
+        reference_without_history(dataset, model, make_tokenizer(), TEMPLATE)

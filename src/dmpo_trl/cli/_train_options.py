@@ -44,12 +44,20 @@ class RankingArguments:
 
 
 @dataclass
-class NegativesArguments:
-    """Which of a row's rejected completions are trained on."""
+class PreferenceArguments:
+    """Which of a row's rejected completions are trained on, and against which reference."""
 
     max_negatives: int | None = field(
         default=None,
         metadata={"help": "Train on the first N rejected completions of each row. Default: all of them."},
+    )
+    reference: Literal["model", "no_history"] = field(
+        default="model",
+        metadata={
+            "help": "What a loss compares with: what the model says at the beginning, or what it says then of a "
+            "title without any history, so that what is trained is what `evaluate --fuse no_history` ranks by. The "
+            "latter is for titles of very different lengths, and for data of `dmpo-trl prepare`."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -114,7 +122,7 @@ def argument_types() -> tuple[Any, ...]:
     from ..config import DMPOConfig
 
     of_trl = (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig)
-    return *of_trl, RankingArguments, NegativesArguments, ResumeArguments, ReportArguments
+    return *of_trl, RankingArguments, PreferenceArguments, ResumeArguments, ReportArguments
 
 
 def adapter_options(path: str, is_adapter: bool, model: ModelConfig) -> PeftConfig | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from trl import (
     DatasetMixtureConfig,
@@ -28,9 +29,10 @@ from ..recommend import Recommender
 from ..trainer import DMPOTrainer
 from ..writing import new_file
 from ._curves import about_run, check_page, page
+from ._reference import with_reference_without_history
 from ._run_folder import begin_run, check_run_folder, end_run
 from ._splits import choose_split, first_negatives
-from ._train_options import NegativesArguments, RankingArguments, adapter_options
+from ._train_options import PreferenceArguments, RankingArguments, adapter_options
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def train(
     model: ModelConfig,
     mixture: DatasetMixtureConfig,
     ranking: RankingArguments,
-    negatives: NegativesArguments,
+    preference: PreferenceArguments,
     report: str | None,
 ) -> None:
     """Train, save, and push to the hub where asked to.
@@ -52,13 +54,13 @@ def train(
         model: Model, adapter and quantisation.
         mixture: Data sets to train on instead of the one of `script`.
         ranking: Users to rank at each evaluation.
-        negatives: Which rejected completions are trained on.
+        preference: Which rejected completions are trained on, and the reference.
         report: File for a page of the run's curves.
     """
     check_run_folder(str(config.output_dir), resumes=_resumes_there(config))
     if report is not None and config.process_index == 0:
         check_page(report)
-    trainer = trainer_of(script, config, model, mixture, ranking, negatives)
+    trainer = trainer_of(script, config, model, mixture, ranking, preference)
     with _noted(trainer):
         _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, _score(ranking, config))
         _train_and_save(trainer, config, script)
@@ -77,7 +79,7 @@ def trainer_of(
     model: ModelConfig,
     mixture: DatasetMixtureConfig,
     ranking: RankingArguments,
-    negatives: NegativesArguments,
+    preference: PreferenceArguments,
 ) -> DMPOTrainer:
     """Return the trainer of a run, which ranks users at each evaluation where it was asked to; see [`train`]."""
     paths: list[str | None] = [one.path for one in mixture.datasets] or [script.dataset_name]
@@ -85,10 +87,17 @@ def trainer_of(
         config.special_tokens_in_text = False
     data = _load_data(script, mixture)
     train_data = choose_split(data, script.dataset_train_split, "--dataset_train_split")
-    train_data = first_negatives(train_data, negatives.max_negatives)
+    train_data = first_negatives(train_data, preference.max_negatives)
     eval_data = None
     if config.eval_strategy != "no":
         eval_data = choose_split(data, _evaluation_split(data, script.dataset_test_split), "--dataset_test_split")
+    if preference.reference == "no_history":
+        path, loading = _model_of(config, model)
+        if (quantization := get_quantization_config(model)) is not None:
+            loading |= {"quantization_config": quantization, "device_map": {"": PartialState().device}}
+        train_data, eval_data = with_reference_without_history(
+            (train_data, eval_data), script.dataset_name, config, path, loading
+        )
     if script.ignore_bias_buffers:
         config.ddp_broadcast_buffers = False  # boolean masks cannot be broadcast
     trainer = _make_trainer(config, model, train_data, eval_data)
@@ -167,18 +176,8 @@ def _evaluation_split(data: Any, name: str) -> str:
 
 def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_data: Any) -> DMPOTrainer:
     """Make the trainer, started from a model or, as after `trl sft --use_peft`, from an adapter."""
-    path = model.model_name_or_path
-    if path is None:
-        raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
+    path, model_options = _model_of(config, model)
     quantization_config = get_quantization_config(model)
-    more: Any = config.model_init_kwargs or {}
-    model_options = {
-        "revision": model.model_revision,
-        "trust_remote_code": config.trust_remote_code,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **more,
-    }
     goes_on = is_adapter(path, revision=model_options["revision"])
     peft_config = adapter_options(path, goes_on, model)
     if not goes_on:
@@ -202,6 +201,20 @@ def _make_trainer(config: DMPOConfig, model: ModelConfig, train_data: Any, eval_
             path, revision=model_options["revision"], trust_remote_code=model_options["trust_remote_code"]
         ),
     )
+
+
+def _model_of(config: DMPOConfig, model: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Return folder or hub id of the model that training begins with, and options for its `from_pretrained`."""
+    if model.model_name_or_path is None:
+        raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
+    more: Any = config.model_init_kwargs or {}
+    return model.model_name_or_path, {
+        "revision": model.model_revision,
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **more,
+    }
 
 
 def _ranking_callback(

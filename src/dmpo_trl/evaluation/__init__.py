@@ -9,7 +9,7 @@ from .groups import cold_start_groups, group_intervals, history_groups, populari
 from .intervals import Difference, Interval, bootstrap_mean, paired_difference
 from .item_knn import ItemKNN, rank_by_item_knn
 from .metrics import METRICS, Ranks, auc, hit_rate, ndcg, pooled_auc, reciprocal_rank
-from .no_history import NO_HISTORY_WEIGHTS, NoHistoryRanker
+from .no_history import NO_HISTORY_WEIGHTS, NoHistoryRanker, reference_without_history
 from .ranking import (
     full_catalogue,
     rank_at_random,
@@ -65,6 +65,7 @@ __all__ = [
     "rank_with_model",
     "reciprocal_rank",
     "recommendation_popularity",
+    "reference_without_history",
     "score_candidates",
     "text_table",
     "verdict",

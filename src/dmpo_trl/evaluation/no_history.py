@@ -1,8 +1,10 @@
-"""Ranking without a history: how unlikely a model finds each title before it knows anything of the user."""
+"""What a model says of titles without a history: as a ranker, and as the reference of a preference stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.prompts import PromptTemplate
+from ..preprocessing.format import REFERENCE_COLUMNS, RowError, holds_several, read_row
 from .ranking import score_candidates
 from .result import RankingResult
 
@@ -73,11 +76,7 @@ class NoHistoryRanker:
             ValueError: The template makes messages and the prompts are text, or the other way round; or the candidates
                 cannot be ranked (see [`RankingResult`]).
         """
-        if len(dataset) and type(self._prompt) is not type(dataset[0]["prompt"]):
-            raise ValueError(
-                "One of prompts and template has messages, the other plain text: give the template that the prompts "
-                "were made with (`template.plain()` for text)."
-            )
+        _check_kind(dataset, self._prompt)
         candidates = zip(dataset["items"], dataset["candidates"], strict=True)
         self._learn({item: title for own in candidates for item, title in zip(*own, strict=True)})
         scores = [
@@ -90,17 +89,77 @@ class NoHistoryRanker:
         """Score those items that have no score yet."""
         if not (unknown := [item for item in completions if item not in self._known]):
             return
-        parts = [unknown[start : start + _TITLES_PER_ROW] for start in range(0, len(unknown), _TITLES_PER_ROW)]
-        questions = Dataset.from_dict(
-            {
-                "user": [f"nobody, titles from {_TITLES_PER_ROW * number}" for number in range(len(parts))],
-                "prompt": [self._prompt] * len(parts),
-                "candidates": [[completions[item] for item in own] for own in parts],
-            }
+        found = _log_probs(
+            self._model, self._tokenizer, self._prompt, [completions[item] for item in unknown], **self._scoring
         )
-        found = score_candidates(self._model, self._tokenizer, questions, **self._scoring)
-        for own, scored in zip(parts, found, strict=True):
-            self._known.update(zip(own, (-scored.logps).tolist(), strict=True))
+        self._known.update((item, -logp) for item, logp in zip(unknown, found, strict=True))
+
+
+def reference_without_history(
+    dataset: Dataset,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    **scoring: Any,
+) -> Dataset:
+    """Add reference log-probs to preference data: what a model says of each title without any history.
+
+    A loss with a reference then compares `log pi(title | history) - log p(title | no history)` of the chosen and the
+    rejected titles, pointwise mutual information: that by which [`NoHistoryRanker`] and [`fuse`] rank, and not the
+    log-prob of a title, most of which is its length. Train the model that `model` is, with
+    `precompute_ref_log_probs=True`, so that no reference is loaded, and a `beta` below that of a reference with the
+    history: the differences do not begin at 0.
+
+    Args:
+        dataset: Columns `prompt`, `chosen` (a completion or a list of them) and `rejected`.
+        model: A causal language model, above all the one that training begins with.
+        tokenizer: Its tokenizer.
+        template: The one that the prompts were made with.
+        **scoring: Further options of [`score_candidates`].
+
+    Returns:
+        The dataset with the columns `ref_chosen_logps` and `ref_rejected_logps`.
+
+    Raises:
+        ValueError: The template lists the candidates, or its prompts are of another kind than those of the rows; a row
+            is faulty; or the dataset has the columns already.
+
+    Example:
+        >>> rows = reference_without_history(preference, model, tokenizer, MOVIES)  # doctest: +SKIP
+        >>> args = DMPOConfig("out", loss_type=["softmax"], beta=0.2, precompute_ref_log_probs=True)  # doctest: +SKIP
+        >>> DMPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer).train()  # doctest: +SKIP
+    """
+    check_lists_nothing(template)
+    if has := set(REFERENCE_COLUMNS) & set(dataset.column_names):
+        raise ValueError(f"The dataset has the column {min(has)} already: remove it, or train with it as it is.")
+    nothing = template.prompt([])
+    _check_kind(dataset, nothing)
+    rows = [read_row(row, partial(RowError, "preference", number))[1:] for number, row in enumerate(dataset)]
+    titles = {json.dumps(one): one for chosen, rejected in rows for one in (*chosen, *rejected)}
+    found = _log_probs(model, tokenizer, nothing, list(titles.values()), **scoring)
+    logps = dict(zip(titles, found, strict=True))
+    chosen, rejected = ([[logps[json.dumps(one)] for one in row[side]] for row in rows] for side in (0, 1))
+    several = len(dataset) > 0 and holds_several(dataset[0]["chosen"])
+    of_chosen, of_rejected = REFERENCE_COLUMNS
+    dataset = dataset.add_column(of_chosen, chosen if several else [logp for (logp,) in chosen])
+    return dataset.add_column(of_rejected, rejected)
+
+
+def _log_probs(model: Any, tokenizer: Any, prompt: Any, completions: Sequence[Any], **scoring: Any) -> list[float]:
+    """Return the log-prob of each completion after one prompt."""
+    rows = range(0, len(completions), _TITLES_PER_ROW)
+    parts = [completions[start : start + _TITLES_PER_ROW] for start in rows]
+    users = [f"nobody, titles from {start}" for start in rows]
+    questions = Dataset.from_dict({"user": users, "prompt": [prompt] * len(parts), "candidates": parts})
+    return [float(logp) for one in score_candidates(model, tokenizer, questions, **scoring) for logp in one.logps]
+
+
+def _check_kind(dataset: Dataset, nothing: Any) -> None:
+    if len(dataset) and type(nothing) is not type(dataset[0]["prompt"]):
+        raise ValueError(
+            "One of prompts and template has messages, the other plain text: give the template that the prompts were "
+            "made with (`template.plain()` for text)."
+        )
 
 
 def check_lists_nothing(template: PromptTemplate) -> None:
