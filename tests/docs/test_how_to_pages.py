@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from support import ROOT, blocks, follow, make_rows, make_trainer, make_users, save_model
+from support.prepared import model_and_data
 
 from dmpo_trl import DMPOConfig
 from dmpo_trl.data import MOVIES, Prepared
@@ -168,6 +169,19 @@ def test_the_losses_are_added_up_as_it_says(folder):
         trainer = make_trainer(folder, batch, **chosen)
         losses.append(trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset))).item())
     assert losses[0] == pytest.approx(losses[1] + 0.2 * losses[2], abs=1e-5)
+
+
+def test_the_reference_without_a_history_is_made_as_it_says(folder, monkeypatch):
+    made = model_and_data(folder)
+    (folder / "outputs").mkdir()
+    for name in ("model", "data"):
+        shutil.move(made / name, folder / "outputs" / {"model": "sft"}.get(name, name))
+    given = {"use_cpu": True, "bf16": False, "report_to": "none", "special_tokens_in_text": False}
+    monkeypatch.setattr("dmpo_trl.DMPOConfig", lambda *out, **options: DMPOConfig(*out, **given | options))
+    names: dict = {}
+    exec(python_of(DOCS / "losses.md", "from dmpo_trl import DMPOConfig"), names)
+    assert {"ref_chosen_logps", "ref_rejected_logps"} <= set(names["trainer"].train_dataset.column_names)
+    assert names["trainer"].ref_model is None
 
 
 def test_the_config_of_s_dpo_is_taken():
