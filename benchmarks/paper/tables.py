@@ -1,9 +1,10 @@
 """Tables of a report: what each method ranks, and what it adds to SFT that goes on for as many tokens.
 
 Metrics are means over users and, in brackets, the standard deviation over seeds. Models are compared with SFT that
-goes on, both of them with or both without what they say when there is no history; models and counts together with the
-counts. Differences are paired by user (each user's mean over the seeds that both have), with bootstrap intervals and a
-permutation test; the p-values of one table and control are corrected for how many there are (Holm).
+goes on, and with SFT as it was, both of them with or both without what they say when there is no history; models and
+counts together with the counts. Differences are paired by user (each user's mean over the seeds that both have), with
+bootstrap intervals and a permutation test; the p-values of one table and control are corrected for how many there are
+(Holm).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from dmpo_trl.evaluation import Difference, paired_difference
 
 from .explaining import ORDERS, STEPS
-from .methods import SFT_MORE, STAGES, ZERO_SHOT
+from .methods import SFT, SFT_MORE, STAGES, ZERO_SHOT
 from .pairs import PAIRS
 from .records import PROTOCOLS, Record, by_ranker
 
@@ -68,11 +69,15 @@ def comparison(rankers: dict[str, dict[int, Record]]) -> tuple[list[Row], list[s
     for control, compared in ((SFT_MORE, plain), (f"{SFT_MORE}{NO_HISTORY}", informed), (COUNTS, fused)):
         compared = [name for name in compared if name != control]
         notes += compare(rows, rankers, control, compared, "ndcg@5 minus", _per_user)
+    # SFT that goes on may have had too much of it: then SFT as it was is the better opponent
+    for suffix, compared in (("", plain), (NO_HISTORY, informed)):
+        compared = [name for name in compared if name not in (f"{SFT}{suffix}", f"{SFT_MORE}{suffix}")]
+        notes += compare(None, rankers, f"{SFT}{suffix}", compared, "ndcg@5 minus", _per_user)
     return sorted(rows.values(), key=lambda row: row["ndcg@5"], reverse=True), notes
 
 
 def compare(
-    rows: dict[str, Row],
+    rows: dict[str, Row] | None,
     rankers: dict[str, dict[int, Record]],
     control: str,
     compared: Sequence[str],
@@ -82,7 +87,7 @@ def compare(
     """Write differences from a control into the rows, and return a verdict on each.
 
     Args:
-        rows: By ranker.
+        rows: By ranker; None for the verdicts alone.
         rankers: Their records, by seed.
         control: A ranker.
         compared: Others.
@@ -91,8 +96,9 @@ def compare(
     """
     notes = []
     for name, p, difference in _differences(rankers, control, compared, values):
-        rows[name][column] = f"{control}: {difference}"
-        rows[name]["p"] = f"{p:.2g}"
+        if rows is not None:
+            rows[name][column] = f"{control}: {difference}"
+            rows[name]["p"] = f"{p:.2g}"
         beyond = (
             "cannot be told apart from"
             if p >= _LEVEL
