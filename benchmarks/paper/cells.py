@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from machine import describe, fast_dtype
+from machine import describe, fast_dtype, return_freed_memory
 from transformers import AutoTokenizer
 
 from dmpo_trl.data import Interactions, PublishedSplits
@@ -108,6 +108,7 @@ def run(cells: Iterable[Cell], places: Places) -> None:
     for number, cell in enumerate(left, start=1):
         start = time.perf_counter()
         content = compute(cell, places)
+        return_freed_memory()  # else some cells later two runs side by side do not fit
         seconds = time.perf_counter() - start
         about = describe("trl", "peft") | {"model": model_name(places.model), "seconds": seconds}
         file = places.output / cell.file_name
