@@ -97,6 +97,10 @@ def test_recommenders_goes_from_raw_files_to_recommendations(folder, capsys):
     connection.executemany("insert into orders values (?, ?, ?)", orders)
     connection.executemany("insert into products values (?, ?)", [(f"P{i}", f"Product {i}") for i in range(40)])
     alone = {
+        # What is downloaded lies there already, with fewer users
+        "--version 1m --download": "--path ml-1m.zip",
+        " --train_users 300 --validation_users 100": "",
+        "--test_users 150 ": "",
         # Several processes: tests/recommend/test_processes.py; the script: tests/examples/test_ray_recommend.py
         "accelerate launch --num_processes 4 -m dmpo_trl.cli": "dmpo-trl",
         "python examples/ray_recommend.py": "# ",
