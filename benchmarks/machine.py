@@ -59,7 +59,6 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int, seconds: float) -> f
 
 
 @cache
-@cache
 def fast_dtype() -> torch.dtype:
     """Return bfloat16 where this machine multiplies matrices faster in it than in float32, else float32.
 

@@ -108,8 +108,8 @@ def run(cells: Iterable[Cell], places: Places) -> None:
     for number, cell in enumerate(left, start=1):
         start = time.perf_counter()
         content = compute(cell, places)
-        return_freed_memory()  # else some cells later two runs side by side do not fit
         seconds = time.perf_counter() - start
+        return_freed_memory()  # else some cells later two runs side by side do not fit
         about = describe("trl", "peft") | {"model": model_name(places.model), "seconds": seconds}
         file = places.output / cell.file_name
         unfinished = file.with_suffix(".unfinished")
@@ -186,15 +186,16 @@ def train(cell: Cell, users: Asked, places: Places) -> Spent:
     assert method is not None
     start, tokens = (sft, own.tokens) if method.start == "sft" else (None, own.tokens + of_sft["tokens"])
 
+    def asked() -> tuple[Any, Any]:
+        return load(places.model, own, start), AutoTokenizer.from_pretrained(places.model)
+
     def score(questions: Any) -> list[list[float]]:
-        model, tokenizer = load(places.model, own, start), AutoTokenizer.from_pretrained(places.model)
-        return [one.by("sum").tolist() for one in score_candidates(model, tokenizer, questions)]
+        return [one.by("sum").tolist() for one in score_candidates(*asked(), questions)]
 
     data = users.preference(method, score)
     if method.reference == "no history":
         assert isinstance(users, Users)
-        asked = load(places.model, own, start), AutoTokenizer.from_pretrained(places.model)
-        data = reference_without_history(data, *asked, users.source.template)
+        data = reference_without_history(data, *asked(), users.source.template)
     return train_preference(places.model, data, own, cell.seed, folder, start, tokens, method)
 
 

@@ -17,7 +17,7 @@ def load_recommender(path: str, loading: Mapping[str, Any], **parts: Any) -> Rec
     Args:
         path: Folder or hub id of its model.
         loading: For the model's `from_pretrained`.
-        **parts: For `Recommender.from_pretrained`: `data`, or `items` and `template`.
+        **parts: For `Recommender.from_pretrained`: `data`, or `items` and `template`; `score`, `prior`, ...
 
     Raises:
         ValueError: As in `Recommender.from_pretrained`.

@@ -16,7 +16,7 @@ from .options import ModelArguments, Parser, check_at_least
 
 if TYPE_CHECKING:
     from ..data.prompts import PromptTemplate
-    from ..recommend import Prior, Recommendation, Recommender
+    from ..recommend import Recommendation, Recommender
     from ..recommend.catalogue import Catalogue
 
 
@@ -170,9 +170,14 @@ def run(arguments: list[str]) -> None:
             for user in [None] if users is None else (one.user for one in users):
                 known.check(user)
 
-    recommender = load_recommender(model.model, model.from_pretrained(), items=catalogue.frame, template=template)
-    if options.prior is not None:
-        recommender = _with_prior(recommender, prior, options.prior_weight)
+    parts: dict[str, Any] = {"items": catalogue.frame, "template": template}
+    if options.prior is not None:  # whatever score is saved with the model: the weight was chosen for the sum
+        parts["score"] = "sum"
+    if prior is not None:
+        parts |= {"prior": prior, "prior_weight": options.prior_weight}
+    recommender = load_recommender(model.model, model.from_pretrained(), **parts)
+    if of_model:
+        recommender = _with_own_prior(recommender, options.prior_weight)
     search: dict[str, Any] = {
         "k": options.k,
         "num_beams": options.num_beams,
@@ -219,16 +224,19 @@ def _users(options: RecommendArguments, catalogue: Callable[[], Catalogue], *, i
     return users_of_split(options.data, options.split)
 
 
-def _with_prior(recommender: Recommender, prior: Prior | None, weight: float) -> Recommender:
-    """Return the recommender with a prior, by default with what its own model says without a history.
-
-    It ranks by the sum of log-probs, whatever score is saved with the model: that is what the weight was chosen for.
-    """
+def _with_own_prior(recommender: Recommender, weight: float) -> Recommender:
+    """Return the recommender with the prior of what its model says without a history."""
     from ..recommend import Recommender, prior_without_history
 
-    parts = recommender.model, recommender.tokenizer, recommender.catalogue.frame, recommender.template
-    alone = Recommender(*parts, score="sum")
-    return Recommender(*parts, score="sum", prior=prior or prior_without_history(alone), prior_weight=weight)
+    return Recommender(
+        recommender.model,
+        recommender.tokenizer,
+        recommender.catalogue.frame,
+        recommender.template,
+        score=recommender.score,
+        prior=prior_without_history(recommender),
+        prior_weight=weight,
+    )
 
 
 def _about(recommender: Recommender) -> dict[str, Any]:

@@ -243,8 +243,8 @@ class PromptTries:
             own_ids, sequences = self._tokenize(prompt, self._completions)
             if not own_ids:
                 raise ValueError(f"No token of the prompt {prompt!r} is left before the titles; begin it otherwise.")
-            texts = {text_of(completion).strip().casefold() for completion in self._completions}
-            if not isinstance(prompt, str) and len(set(map(tuple, sequences))) == 1 < len(texts):
+            all_equal = not isinstance(prompt, str) and len(set(map(tuple, sequences))) == 1
+            if all_equal and len({text_of(completion).strip().casefold() for completion in self._completions}) > 1:
                 raise ValueError(
                     "All titles have the same tokens: the chat template leaves the text of a message out, as one does "
                     "that takes lists of parts. Use a tokenizer whose template takes text, or train on plain text."
