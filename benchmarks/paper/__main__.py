@@ -1,8 +1,9 @@
-"""Run the cells of a config, search for settings, or make the report of the cells that are there.
+"""Run the cells of a config, search for settings, make the report of the cells that are there, or a case study.
 
 PYTHONPATH=benchmarks python -m paper run benchmarks/paper/learning.yaml --data office=FOLDER
 PYTHONPATH=benchmarks python -m paper tune benchmarks/paper/tuning.yaml
 PYTHONPATH=benchmarks python -m paper report benchmarks/results/learning
+PYTHONPATH=benchmarks python -m paper cases benchmarks/paper/laptop.yaml --cell movielens-16-dmpo-0
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from machine import ROOT
 
+from .case_study import write_case_study
 from .cells import Places, run, waiting
 from .language_models import NAMED, folder_of
 from .page import markdown, write_report
@@ -22,7 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     running = commands.add_parser("run", help="compute the cells of a config that are not there yet")
     tuning = commands.add_parser("tune", help="search for settings on validation users; needs the extra `tune`")
     costing = commands.add_parser("budget", help="say what the cells of a config cost: tokens, FLOPs, hours at a rate")
-    for command in (running, tuning, costing):
+    studying = commands.add_parser("cases", help="show what a cell's model does for a few users, and why")
+    for command in (running, tuning, costing, studying):
         command.add_argument("config", type=Path)
         command.add_argument("--data", nargs="*", default=[], metavar="NAME=FOLDER", help="raw files of a data set")
         command.add_argument(
@@ -38,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     tuning.add_argument("--output", type=Path, help="file for what was found (default: CONFIG-found.yaml beside it)")
     costing.set_defaults(output=None)
     costing.add_argument("--tflops", type=float, default=100.0, help="rate for the hours, in 10^12 FLOPs per second")
+    studying.add_argument("--cell", required=True, help="name of a cell's file, without .json")
+    studying.add_argument("--users", type=int, default=10, help="the first test users (default: 10)")
+    studying.add_argument("--output", type=Path, help="Markdown file (default: WORK/cases/CELL.md)")
     reporting = commands.add_parser("report", help="write report.md, pictures and report.html beside the cells")
     reporting.add_argument("cells", type=Path)
     reporting.add_argument("--output", type=Path, help="folder of the report (default: that of the cells)")
@@ -62,6 +68,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         places = Places(folder_of(options.model), folders, work, output)
         print(*markdown(budget(read_config(options.config), places, options.tflops)), sep="\n")
+        return
+    if options.command == "cases":
+        named = {cell.file_name.removesuffix(".json"): cell for cell in read_config(options.config)}
+        if options.cell not in named:
+            raise SystemExit(f"{options.config} has no cell {options.cell}. Choose among {', '.join(named)}.")
+        places = Places(folder_of(options.model), folders, work, output)
+        file = options.output or work / "cases" / f"{options.cell}.md"
+        write_case_study(named[options.cell], places, options.users, file)
         return
     cells = [cell for cell in read_config(options.config) if not options.only or cell.method in options.only]
     if options.list:

@@ -15,7 +15,13 @@ from machine import describe, fast_dtype, return_freed_memory
 from transformers import AutoTokenizer
 
 from dmpo_trl.data import Interactions, PublishedSplits
-from dmpo_trl.evaluation import RankingResult, ResultParts, reference_without_history, score_candidates
+from dmpo_trl.evaluation import (
+    RankingResult,
+    ResultParts,
+    cold_start_groups,
+    reference_without_history,
+    score_candidates,
+)
 
 from .explaining import deletion_curves
 from .language_models import model_name, takes_messages
@@ -138,7 +144,7 @@ def compute(cell: Cell, places: Places) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     ranked, trained = users_of(cell, cell.dataset, places), users_of(cell, cell.trained_on, places)
     if cell.method == COUNTS:
-        return _as_json(rank_by_counts(ranked, trained), ranked)
+        return _as_json(rank_by_counts(ranked, trained), ranked) | _cold_start(ranked, trained)
     if cell.method in TRADITIONAL:
         return _traditional(cell, ranked, trained, places)
     spent = None if cell.method == ZERO_SHOT else train(cell, trained, places)
@@ -166,6 +172,14 @@ def _scores(cell: Cell, places: Places) -> Path:
 
 def _as_json(results: dict[str, RankingResult], ranked: Asked) -> dict[str, Any]:
     return pair_figures(results, ranked.repeats) if isinstance(ranked, PairUsers) else as_json(results)
+
+
+def _cold_start(ranked: Asked, trained: Asked) -> dict[str, list[int]]:
+    """Return which test users have a target that no training user had, by their places."""
+    if not (isinstance(ranked, Users) and isinstance(trained, Users)) or ranked.source is not trained.source:
+        return {}
+    groups = cold_start_groups(ranked.ranking("test"), trained.shown["item"].unique().to_list())
+    return {"cold start": groups["cold"].tolist() if "cold" in groups else []}
 
 
 def train(cell: Cell, users: Asked, places: Places) -> Spent:

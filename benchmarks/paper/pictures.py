@@ -10,7 +10,7 @@ import numpy as np
 from .explaining import ORDERS, STEPS
 from .methods import STAGES
 from .records import Record
-from .tables import across, deletions, margins, rankers_across
+from .tables import across, deletions, margins, ndcg, rankers_across
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "paper"
@@ -30,7 +30,8 @@ def pictures(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
         if svg := _drawn(draw, plain):
             yield name, title, svg
     for ranker in rankers_across(records):
-        if svg := _drawn(lambda axes, all_of_them, ranker=ranker: _heat(axes, across(all_of_them, ranker)), records):
+        figures = {pair: ndcg(seeds) for pair, seeds in across(records, ranker).items()}
+        if svg := _drawn(lambda axes, _, figures=figures: _heat(axes, figures), records):
             name = ranker.replace(" + ", "-").replace(" ", "-")
             yield f"across-{name}", f"{ranker}: trained on one data set, ranked on another", svg
 

@@ -39,6 +39,7 @@ class Record:
         figures: Metrics, and `ndcg@5 per user`; of pairs those of `pairs.pair_figures`.
         training: Tokens, seconds and what was logged; empty where nothing was trained.
         deletion: Deletion curves by the order of removal; empty where none were measured.
+        cold: Places of the test users whose target no training user had, which cells of counts say; else None.
     """
 
     dataset: str
@@ -51,6 +52,7 @@ class Record:
     figures: dict[str, Any]
     training: dict[str, Any]
     deletion: dict[str, list[list[float]]]
+    cold: list[int] | None
 
     @property
     def is_model(self) -> bool:
@@ -97,6 +99,7 @@ def records_of(cell: dict[str, Any]) -> Iterator[Record]:
             figures=own,
             training=cell.get("training") or {},
             deletion=cell.get("deletion") or {} if rest == "sum" and protocol == "test" else {},
+            cold=cell.get("cold start"),
         )
 
 

@@ -1,13 +1,14 @@
 """Tables of a report: what each method ranks, and what it adds to SFT that goes on for as many tokens.
 
-Metrics are means over users and, in brackets, the standard deviation over seeds. Models are compared with SFT that
-goes on, and with SFT as it was, both of them with or both without what they say when there is no history; models and
-counts together with the counts. Differences are paired by user (each user's mean over the seeds that both have), with
-bootstrap intervals and a permutation test; the p-values of one table and control are corrected for how many there are
-(Holm).
+Metrics are means over users and, in brackets, the standard deviation over seeds; `cold start` is NDCG@5 of the test
+users whose target no training user had. Models are compared with SFT that goes on, and with SFT as it was, both of
+them with or both without what they say when there is no history; models and counts together with the counts; models of
+another domain with that of the ranked one, and with the model that was not trained. Differences are paired by user
+(each user's mean over the seeds that both have), with bootstrap intervals and a permutation test; the p-values of one
+table and control are corrected for how many there are (Holm).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -26,6 +27,7 @@ Values = Callable[[dict[int, Record], list[int]], np.ndarray]
 COUNTS = "item knn"
 MEAN = "mean per token"
 NO_HISTORY = " + no history"
+NOTHING = "nothing"
 _LEVEL = 0.05
 
 
@@ -53,13 +55,20 @@ def _comparisons(records: Sequence[Record]) -> Iterator[Table]:
 
     for (dataset, users, _), group in groupby(sorted(own, key=key), key=key):
         members = list(group)
-        table = comparison(by_ranker(members))
+        table = comparison(by_ranker(members), {one.seed: one.cold for one in members if one.cold is not None})
         yield Table(f"{dataset}, {users} training users, {PROTOCOLS[members[0].protocol]}", *table)
 
 
-def comparison(rankers: dict[str, dict[int, Record]]) -> tuple[list[Row], list[str]]:
-    """Return one row per ranker, and a verdict on each that was compared with a control."""
-    rows = {name: _row(name, seeds) for name, seeds in rankers.items()}
+def comparison(
+    rankers: dict[str, dict[int, Record]], cold: Mapping[int, Sequence[int]]
+) -> tuple[list[Row], list[str]]:
+    """Return one row per ranker, and a verdict on each that was compared with a control.
+
+    Args:
+        rankers: Their records, by seed.
+        cold: Places of the test users whose target no training user had, by seed.
+    """
+    rows = {name: _row(name, seeds, cold) for name, seeds in rankers.items()}
     notes = []
     fused = [name for name in rankers if name.endswith(f" + {COUNTS}")]
     counts = [name for name, seeds in rankers.items() if not next(iter(seeds.values())).is_model]
@@ -73,6 +82,9 @@ def comparison(rankers: dict[str, dict[int, Record]]) -> tuple[list[Row], list[s
     for suffix, compared in (("", plain), (NO_HISTORY, informed)):
         compared = [name for name in compared if name not in (f"{SFT}{suffix}", f"{SFT_MORE}{suffix}")]
         notes += compare(None, rankers, f"{SFT}{suffix}", compared, "ndcg@5 minus", _per_user)
+    if cold:
+        number = np.mean([len(places) for places in cold.values()])
+        notes.append(f"Of the test users {number:.0f} (mean over seeds) have a target that no training user had.")
     return sorted(rows.values(), key=lambda row: row["ndcg@5"], reverse=True), notes
 
 
@@ -94,26 +106,30 @@ def compare(
         column: For the difference; the p-value's is `p`.
         values: Gives a ranker's value of each user, the mean over some seeds, (users,).
     """
+    theirs = rankers.get(control, {})
     notes = []
-    for name, p, difference in _differences(rankers, control, compared, values):
+    for name, p, difference in _differences({name: (rankers[name], theirs) for name in compared}, values):
         if rows is not None:
             rows[name][column] = f"{control}: {difference}"
             rows[name]["p"] = f"{p:.2g}"
-        beyond = (
-            "cannot be told apart from"
-            if p >= _LEVEL
-            else "is better than"
-            if difference.mean > 0
-            else "is worse than"
-        )
-        notes.append(f"{name} {beyond} {control}: {difference}, p = {p:.2g}.")
+        notes.append(_verdict(name, control, p, difference))
     return notes
 
 
-def _row(name: str, seeds: dict[int, Record]) -> Row:
+def _verdict(name: str, control: str, p: float, difference: Difference) -> str:
+    better_or_worse = "is better than" if difference.mean > 0 else "is worse than"
+    beyond = "cannot be told apart from" if p >= _LEVEL else better_or_worse
+    return f"{name} {beyond} {control}: {difference}, p = {p:.2g}."
+
+
+def _row(name: str, seeds: dict[int, Record], cold: Mapping[int, Sequence[int]]) -> Row:
     row = {"ranker": name, "seeds": str(len(seeds))}
     for metric in ("hr@1", "ndcg@5", "auc"):
         row[metric] = spread([record.figures[metric] for record in seeds.values()])
+    own = {seed: np.array(record.figures["ndcg@5 per user"]) for seed, record in seeds.items()}
+    there = {seed: [place for place in cold.get(seed, ()) if place < len(values)] for seed, values in own.items()}
+    of_cold = [float(own[seed][places].mean()) for seed, places in there.items() if places]
+    row["cold start"] = spread(of_cold) if of_cold else ""
     gaps = [record.figures["mean gap to the hardest"] for record in seeds.values()]
     row["gap to the hardest"] = f"{np.mean(gaps):.2f}"
     row["tokens"] = next((f"{one.training['tokens']:,}" for one in seeds.values() if one.training), "")
@@ -121,14 +137,18 @@ def _row(name: str, seeds: dict[int, Record]) -> Row:
 
 
 def _differences(
-    rankers: dict[str, dict[int, Record]], control: str, compared: Sequence[str], values: Values
+    pairs: Mapping[str, tuple[dict[int, Record], dict[int, Record]]], values: Values
 ) -> list[tuple[str, float, Difference]]:
-    """Return the values of rankers minus those of a control, with p-values corrected for how many there are (Holm)."""
-    theirs = rankers.get(control, {})
+    """Return the values of the first minus those of the second, with p-values corrected for how many there are (Holm).
+
+    Args:
+        pairs: Records of a ranker and of its control, each by seed, by the pair's name.
+        values: As in `compare`.
+    """
     found = []
-    for name in compared:
-        if shared := sorted(rankers[name].keys() & theirs.keys()):
-            found.append((name, paired_difference(values(rankers[name], shared), values(theirs, shared))))
+    for name, (own, theirs) in pairs.items():
+        if shared := sorted(own.keys() & theirs.keys()):
+            found.append((name, paired_difference(values(own, shared), values(theirs, shared))))
     found.sort(key=lambda pair: pair[1].p_value)
     corrected, result = 0.0, []
     for place, (name, difference) in enumerate(found):
@@ -153,21 +173,28 @@ def rankers_across(records: Sequence[Record]) -> list[str]:
     return sorted(name for name in crossed if not name.endswith(MEAN))
 
 
-def across(records: Sequence[Record], ranker: str) -> dict[tuple[str, str], float]:
-    """Return NDCG@5 by what was trained on and what was ranked, of a ranker, with the fewest training users.
+def across(records: Sequence[Record], ranker: str) -> dict[tuple[str, str], dict[int, Record]]:
+    """Return records by what was trained on and what was ranked, then by seed, of a ranker.
 
-    What was trained on is `nothing` for the zero-shot model.
+    They are those of the fewest training users with which another data set was ranked, of the seeds with which it was.
+    What was trained on is `nothing` for the zero-shot model, whose seed makes no difference.
     """
     own = [one for one in records if one.protocol == "test"]
     crossed = [one for one in own if one.ranker == ranker and one.dataset != one.trained_on]
     users, untrained = min(one.users for one in crossed), ranker.replace(crossed[0].method, ZERO_SHOT, 1)
-    values: dict[tuple[str, str], list[float]] = {}
+    seeds = {one.seed for one in crossed if one.users == users}
+    found: dict[tuple[str, str], dict[int, Record]] = {}
     for one in own:
-        if one.ranker == ranker and one.users == users:
-            values.setdefault((one.trained_on, one.dataset), []).append(one.figures["ndcg@5"])
+        if one.ranker == ranker and one.users == users and one.seed in seeds:
+            found.setdefault((one.trained_on, one.dataset), {})[one.seed] = one
         elif one.ranker == untrained:
-            values.setdefault(("nothing", one.dataset), []).append(one.figures["ndcg@5"])
-    return {pair: float(np.mean(found)) for pair, found in sorted(values.items())}
+            found[NOTHING, one.dataset] = dict.fromkeys(seeds, one)
+    return dict(sorted(found.items()))
+
+
+def ndcg(seeds: Mapping[int, Record]) -> float:
+    """Return NDCG@5, the mean over seeds."""
+    return float(np.mean([one.figures["ndcg@5"] for one in seeds.values()]))
 
 
 def _across(records: Sequence[Record]) -> Iterator[Table]:
@@ -176,10 +203,18 @@ def _across(records: Sequence[Record]) -> Iterator[Table]:
         ranked = sorted({dataset for _, dataset in found})
         rows = [
             {"trained on": source}
-            | {name: f"{found[source, name]:.3f}" if (source, name) in found else "" for name in ranked}
+            | {name: f"{ndcg(found[source, name]):.3f}" if (source, name) in found else "" for name in ranked}
             for source in sorted({source for source, _ in found})
         ]
-        yield Table(f"Across domains: {ranker}, NDCG@5 on ...", rows)
+        notes = []
+        for control in ("in-domain", NOTHING):
+            pairs = {
+                f"{source} to {dataset}": (seeds, found.get((dataset if control != NOTHING else NOTHING, dataset), {}))
+                for (source, dataset), seeds in found.items()
+                if source not in (dataset, NOTHING)
+            }
+            notes += [_verdict(name, control, p, own) for name, p, own in _differences(pairs, _per_user)]
+        yield Table(f"Across domains: {ranker}, NDCG@5 on ...", rows, notes)
 
 
 def margins(record: Record) -> tuple[list[float], list[float], list[float]]:

@@ -129,6 +129,57 @@ def test_removing_what_an_explanation_puts_first_lowers_the_score_most(paper, fo
     assert (first["explained"] > first["random"]).any()
 
 
+def test_a_case_study_shows_rankings_before_and_after_and_explanations(paper, folders, tmp_path):
+    file = config(tmp_path, {"dataset": "movielens", "users": 3, "seed": 0, "method": ["sft", "dmpo", "counts"]})
+    places, study = options(folders, tmp_path / "out"), tmp_path / "study.md"
+    paper.main(["cases", file, *places, "--cell", "movielens-3-dmpo-0", "--users", "2", "--output", str(study)])
+    text = study.read_text()
+    assert "Ranked by sft (before) and by dmpo (after)" in text
+    cases = text.split("\n## User ")[1:]
+    assert len(cases) == 2
+    for case in cases:
+        history = re.search(r"^History: (.+)$", case, re.M)[1].split("; ")
+        rows = re.findall(r"^\| (\d) \| (.+) \| (.+) \|$", case, re.M)
+        assert [int(place) for place, *_ in rows] == [1, 2, 3, 4, 5]
+        before, after = ([row[column] for row in rows] for column in (1, 2))
+        assert sorted(before) == sorted(after)  # all five candidates
+        places_of_target = re.search(r"^\| place of the target among 5 \| (\d) \| (\d) \|$", case, re.M)
+        assert [
+            next(place for place, name in enumerate(order, 1) if name.endswith(" *")) for order in (before, after)
+        ] == [int(place) for place in places_of_target.groups()]
+        explained = re.search(r"^(.+) \(score .+What each item of the history adds", case, re.M)[1]
+        assert explained == after[0].removesuffix(" *")
+        assert all(re.search(rf"^  {re.escape(title)} +[+-]", case, re.M) for title in history)
+    for cell, more, says in (
+        ("movielens-3-counts-0", [], "a language model that was trained"),
+        ("movielens-3-mppo-0", [], r"has no cell movielens-3-mppo-0\. Choose among"),
+        ("movielens-3-sft-0", ["--users", "7"], "ranks 6 test users"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            paper.main(["cases", file, *places, "--cell", cell, *more])
+
+
+def test_cold_starts_are_targets_that_no_training_user_had(paper, folders, tmp_path):
+    file = config(tmp_path, {"dataset": "movielens", "users": 3, "seed": [0, 1], "method": "counts"})
+    output = tmp_path / "out"
+    paper.main(["run", file, *options(folders, output)])
+    paper.main(["report", str(output)])
+    cells = [json.loads((output / f"movielens-3-counts-{seed}.json").read_text()) for seed in (0, 1)]
+    assert all(0 < len(cell["cold start"]) < 6 for cell in cells)
+    for cell in cells:  # counts give nobody's item no score at all: all such items are tied or below others
+        gains = np.array(cell["popularity"]["ndcg@5 per user"])
+        cold = np.zeros(6, bool)
+        cold[cell["cold start"]] = True
+        assert gains[cold].mean() < gains[~cold].mean()
+    text = (output / "report.md").read_text()
+    mean = np.mean([np.mean(np.array(cell["popularity"]["ndcg@5 per user"])[cell["cold start"]]) for cell in cells])
+    (line,) = [line for line in text.splitlines() if line.startswith("| popularity | 2 |")]
+    header = next(line for line in text.splitlines() if line.startswith("| ranker |"))
+    column = header.split(" | ").index("cold start")
+    assert line.split(" | ")[column].startswith(f"{mean:.3f} (")
+    assert "have a target that no training user had" in text
+
+
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(paper, folders, tmp_path):
     block = {"dataset": "movielens", "users": 3, "seed": 0, "method": "counts"}
     paper.main(["run", config(tmp_path, block), *options(folders, tmp_path / "out")])
