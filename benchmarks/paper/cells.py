@@ -107,9 +107,25 @@ def waiting(cells: Iterable[Cell], output: Path, model: str | None = None) -> li
     return left
 
 
+def check_users(cells: Iterable[Cell], places: Places) -> None:
+    """Check that the data of cells have as many users as they want.
+
+    Raises:
+        SystemExit: They have fewer.
+    """
+    asked = {(name, cell.settings, cell.users): cell for cell in cells for name in (cell.dataset, cell.trained_on)}
+    for (name, *_), cell in asked.items():
+        users = users_of(cell, name, places)
+        try:
+            _ = users.groups if isinstance(users, Users) else None
+        except ValueError as error:
+            raise SystemExit(f"{cell.file_name.removesuffix('.json')}, users of {name}: {error}") from error
+
+
 def run(cells: Iterable[Cell], places: Places) -> None:
     """Compute the cells that are not there yet, in their order, and say how long the rest will take."""
     left = waiting(cells, places.output, places.model)
+    check_users(left, places)
     places.output.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(left, start=1):
         start = time.perf_counter()

@@ -1,7 +1,9 @@
 """The experiments on the paper's claims: cells are computed once, and the report is made of them alone."""
 
 import json
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +227,34 @@ def test_a_config_is_checked_before_the_work(paper, folders, tmp_path, block, se
     whole = {"dataset": "movielens", "users": 3, "seed": 0, "method": "counts"} | block
     with pytest.raises(SystemExit, match=re.escape(says)):
         paper.main(["run", config(tmp_path, whole, **settings), *options(folders, tmp_path / "out")])
+
+
+def test_too_few_users_are_said_before_the_first_cell_is_computed(paper, folders, tmp_path):
+    blocks = [
+        {"dataset": "movielens", "users": 3, "seed": 0, "method": "counts"},
+        {"dataset": "lastfm", "users": 31, "seed": 0, "method": "counts"},  # with 6 and 4 others of 40
+    ]
+    with pytest.raises(SystemExit, match=r"lastfm-31-counts-0, users of lastfm: .*31.*30"):
+        paper.main(["run", config(tmp_path, *blocks), *options(folders, tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["full", "laptop", "learning", "beta", "second", "tuning"])
+def test_the_real_data_have_as_many_users_as_the_configs_want(paper, file):
+    if not (root := os.environ.get("DMPO_TRL_SHARED_DATA")):
+        pytest.skip("DMPO_TRL_SHARED_DATA does not point to the folder with real data")
+    from paper.cells import Places, check_users
+    from paper.settings import read_config
+
+    names = {
+        "movielens": "ml-100k-recbole",
+        "lastfm": "lastfm-hetrec2011",
+        "office": "amazon-msl/Office",
+        "gift-cards": "amazon2018-gift-cards",
+    }
+    data = {name: Path(root) / folder for name, folder in names.items()}
+    cells = [replace(cell, method="counts", seed=0) for cell in read_config(PAPER / f"{file}.yaml")]
+    check_users(cells, Places("none", data, Path(), Path()))
 
 
 def test_a_data_set_without_a_folder_is_named(paper, folders, tmp_path):
