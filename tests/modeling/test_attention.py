@@ -11,6 +11,7 @@ from dmpo_trl.batching.collator import lay_out
 from dmpo_trl.modeling import attention
 from dmpo_trl.modeling.attention import use_trie_attention
 from dmpo_trl.modeling.scoring_head import add_scoring_head
+from dmpo_trl.recommend.decoding.prefixes import cache_argument
 
 SDPA = ["llama", "qwen2_windows", "qwen3", "gemma3", "mistral_window", "phi3_window", "gpt2", "gpt_neox", "mixtral"]
 SDPA += ["granite", "cohere"]
@@ -147,13 +148,13 @@ def test_branches_are_a_layout_of_the_same_registry():
     before = model.config._attn_implementation
     with torch.no_grad(), attention.branch_attention(model):
         assert model.config._attn_implementation == f"trie_{before}"
-        cache = DynamicCache()
-        model(torch.tensor([prompt]), past_key_values=cache)
+        cache = {cache_argument(model): DynamicCache()}
+        model(torch.tensor([prompt]), **cache)
         depth = torch.tensor([[*range(len(prompt)), len(prompt), len(prompt)]])
         path = torch.ones(1, 2, len(prompt) + 2, dtype=torch.bool)
         path[0, :, len(prompt) :] = torch.eye(2, dtype=torch.bool)
         with attention.branch_layout(depth, path):
-            found = model(torch.tensor([branches]), position_ids=depth[:, -2:], past_key_values=cache).logits[0]
+            found = model(torch.tensor([branches]), position_ids=depth[:, -2:], **cache).logits[0]
     assert model.config._attn_implementation == before
     for logits, token in zip(found, branches, strict=True):
         expected = model(torch.tensor([[*prompt, token]])).logits[0, -1]
