@@ -1,5 +1,7 @@
 """Blocks from `subtree_end` alone, against torch's from the whole mask."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -106,7 +108,8 @@ def test_windows_of_4096_tokens_are_masked_without_a_tensor_of_the_square_of_32k
     options = {"prefix_sharing": True, "pad_token_id": 0, "attention_balance": float("inf")}
     batch = lay_out(prompts, completions, **options, packed_length=2**31, pad_to_multiple_of=128)
     depth, ends = batch["position_ids"], batch["subtree_end"]
-    inputs = {"attention_mask": None, "past_key_values": None, "position_ids": depth}
+    renamed = "cache" in inspect.signature(create_sliding_window_causal_mask).parameters  # transformers 5.24
+    inputs = {"attention_mask": None, "cache" if renamed else "past_key_values": None, "position_ids": depth}
     with Largest() as largest, trie_layout(depth, ends):
         mask = create_sliding_window_causal_mask(model.config, torch.empty(*ends.shape, 1), **inputs)
     assert ends.shape[0] == 1
