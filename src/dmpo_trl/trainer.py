@@ -31,7 +31,7 @@ from .training.guards import GuardedTrainer
 from .training.layout import choose_layout
 from .training.metrics import Totals, example_metrics, token_metrics, totals_over_processes
 from .training.model_card import PAPER, TrainingSummary, complete_card, hub_dataset, may_write_card
-from .training.reference import cache_key, initial_policy, needs_reference, options_of_parent
+from .training.reference import cache_key, initial_policy, needs_reference, options_of_parent, reference_is_given
 from .training.resuming import ResumableTrainer
 from .training.run_record import describe_models
 
@@ -103,12 +103,12 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
         warn_of_uneven_columns(named_datasets(train_dataset, eval_dataset))
         check_sampling(args, train_dataset)
         self._has_reference = needs_reference(args, ref_model)
+        given_columns = getattr(train_dataset, "column_names", None) or ()
+        self._reference_is_given = self._has_reference and reference_is_given(args, ref_model, given_columns)
         if not self._has_reference:
             ref_model = None
         elif ref_model is None:
             ref_model = initial_policy(model, args, kwargs.get("peft_config"))
-        given_columns = getattr(train_dataset, "column_names", None) or ()
-        self._reference_is_given = self._has_reference and set(REFERENCE_COLUMNS) <= set(given_columns)
         self._given_collator = data_collator
         # While reference log-probs are precomputed, the largest numbers of chosen and of rejected completions of a row
         self._ref_table_widths: tuple[int | None, int | None] = (None, None)

@@ -107,3 +107,10 @@ def test_reference_log_probs_stay_with_their_completions():
     batch = DataCollatorForMultiPreference(0)(examples)
     assert batch["ref_chosen_logps"].tolist() == [0.0, 1.0]
     assert batch["ref_rejected_logps"].tolist() == [0.0, 10.0, 11.0]
+
+
+def test_a_way_to_cut_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="got 'nonsense'"):
+        DataCollatorForMultiPreference(pad_token_id=0, max_length=4, truncation_mode="nonsense")
+    with pytest.raises(ValueError, match="at least 1"):
+        DataCollatorForMultiPreference(pad_token_id=0, max_length=0)

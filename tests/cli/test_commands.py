@@ -226,6 +226,17 @@ def test_evaluate_refuses_rankers_that_there_are_not_before_it_loads_the_model(p
         main(["evaluate", "--model", "no such model", "--data", str(prepared), *options])
 
 
+def test_scores_without_validation_users_are_refused_before_the_model_is_loaded(prepared, tmp_path):
+    write_scores(prepared, tmp_path / "all.parquet")
+    others = Prepared.load(prepared).ranking["test"]["user"]
+    pl.read_parquet(tmp_path / "all.parquet").filter(pl.col("user").is_in(others)).write_parquet(
+        tmp_path / "s.parquet"
+    )
+    options = ["--scores", f"mine={tmp_path / 's.parquet'}", "--fuse", "mine"]
+    with pytest.raises(SystemExit, match=r"--fuse mine chooses its weight on the validation users\. .*s\.parquet"):
+        main(["evaluate", "--model", "no such model", "--data", str(prepared), *options])
+
+
 def test_evaluate_refuses_a_metric_that_is_none_before_it_reads_anything():
     with pytest.raises(SystemExit, match=r"Unknown metric 'map@5'; there are hr@k, recall@k"):
         main(["evaluate", "--model", "no such model", "--data", "none", "--metrics", "map@5"])

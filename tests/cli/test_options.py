@@ -17,6 +17,8 @@ class Options:
     score: Literal["sum", "mean"] = field(default="mean", metadata={"help": "A score."})
     history: list[str] | None = field(default=None, metadata={"help": "Items."})
     num_beams: int | None = field(default=None, metadata={"help": "Beams."})
+    weight: float = field(default=1.0, metadata={"help": "A weight."})
+    data: str | None = field(default=None, metadata={"help": "A folder."})
 
 
 def make_parser():
@@ -49,10 +51,17 @@ def test_items_in_the_file_are_texts_as_on_the_command_line(config):
     assert parse(config("model: m\nhistory: Toy Story\n")).history == ["Toy Story"]
 
 
+@pytest.mark.parametrize("text", ["1", "1e-3", "'0.5'", "-2", "1_000"])
+def test_numbers_in_the_file_are_those_of_the_command_line(config, text):
+    """YAML 1.1 reads 1e-3 as text."""
+    assert parse(config(f"model: m\nweight: {text}\n")).weight == float(text.strip("'"))
+
+
 def test_texts_in_the_file_are_what_is_written_there(config):
     """YAML 1.1 reads Yes and On as true, 1:20 as 80, and 007 as 7."""
     read = parse(config("model: 1.10\nhistory: [311, Yes, On, 007, 1e3, 1:20, 2001-01-01, null, '5', ~]\n"))
     assert read.model == "1.10"
+    assert parse(config("model: m\ndata: 2024\n")).data == "2024"
     assert read.history == ["311", "Yes", "On", "007", "1e3", "1:20", "2001-01-01", "null", "5", "~"]
     assert parse(config("model: m\nhistory: null\n")).history is None
 
@@ -129,6 +138,22 @@ def test_what_is_wrong_on_the_command_line_is_named_with_the_closest(arguments, 
             "split in the file of --config must be one of validation, test, it is 'tset'; did you mean test?",
         ),
         ("model: m\nscore: median\n", "score in the file of --config must be one of sum, mean, it is 'median'"),
+        *(
+            (
+                f"model: m\nnum_beams: {value}\n",
+                f"num_beams in the file of --config must be a whole number, it is {read}",
+            )
+            for value, read in (
+                ("2.5", "2.5"),
+                ("2.0", "2.0"),
+                ("true", "True"),
+                ("[3]", "[3]"),
+                ("{a: 1}", "{'a': 1}"),
+                ("many", "'many'"),
+            )
+        ),
+        ("model: m\nweight: false\n", "weight in the file of --config must be a number, it is False"),
+        ("model: m\nweight: [0.5]\n", "weight in the file of --config must be a number, it is [0.5]"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named_with_the_closest(text, message, config, capsys):

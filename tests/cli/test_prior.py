@@ -122,6 +122,9 @@ def test_a_weight_that_is_no_number_is_refused_before_the_model_is_loaded(folder
         (["--prior", "item_knn", "--prior_weight", "1"], "counts what the training users had: name .* --data"),
         (["--prior", "no_history"], "--prior and --prior_weight belong together"),
         (["--prior", "itemknn", "--prior_weight", "1"], "must be one of popularity, .* or a file of scores"),
+        (["--output", "found.parquet"], "--output is for many users: .* the one of --history is printed"),
+        (["--overwrite"], "--output is for many users"),
+        (["--candidates_per_user", "20"], "how many of --candidates are scored: give those too"),
     ],
     ids=str,
 )

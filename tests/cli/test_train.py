@@ -21,6 +21,7 @@ from dmpo_trl.cli import _training, main
 from dmpo_trl.data import Prepared
 from dmpo_trl.evaluation import reference_without_history
 from dmpo_trl.modeling.loading import is_adapter, load_model, load_tokenizer
+from dmpo_trl.training.run_record import describe_rows
 
 ON_A_CPU = ["--bf16", "False", "--report_to", "none", "--max_steps", "2", "--per_device_train_batch_size", "2"]
 
@@ -58,6 +59,28 @@ def test_train_trains_lists_of_rejected_with_trls_options(model_folder, data_fol
         name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
     ]
     assert changed
+
+
+@pytest.mark.parametrize("choice", ["flag", "file"])
+def test_train_resumes_where_true_says_so(model_folder, data_folder, tmp_path, choice):
+    paths = ["--model_name_or_path", str(model_folder), "--dataset_name", str(data_folder), "--output_dir"]
+    out = str(tmp_path / "out")
+
+    def resuming(value):
+        (tmp_path / "resume.yaml").write_text(f"resume_from_checkpoint: {value}\n")
+        flags = ["--resume_from_checkpoint", value.title()]
+        return flags if choice == "flag" else ["--config", str(tmp_path / "resume.yaml")]
+
+    with pytest.raises(
+        SystemExit, match=r"is true, and .*out has no whole checkpoint: leave it out, or pass --resume"
+    ):
+        main(["train", *paths, out, *ON_A_CPU, *resuming("true")])
+    main(["train", *paths, out, *ON_A_CPU, "--logging_steps", "1", *resuming("false")])
+    before = Path(out, "checkpoint-2", "trainer_state.json").read_text()
+    main(["train", *paths, out, *ON_A_CPU, "--logging_steps", "1", "--max_steps", "3", *resuming("true")])
+    after = json.loads(Path(out, "checkpoint-3", "trainer_state.json").read_text())
+    assert after["log_history"][:2] == json.loads(before)["log_history"][:2]
+    assert Path(out, "checkpoint-2", "trainer_state.json").read_text() == before
 
 
 def test_train_goes_on_with_an_adapter_which_stays_the_reference(model_folder, data_folder, tmp_path):
@@ -400,6 +423,11 @@ def test_train_against_what_the_model_says_without_a_history(prepared_folder, tm
         for own, others in zip(rows["ref_rejected_logps"], expected["ref_rejected_logps"], strict=True):
             assert own == pytest.approx(others, abs=1e-4)
     assert abs(trainer.state.log_history[0]["rewards/margins"]) > 1e-3  # 0 with a reference that knows the history
+    # Another start of the run scores the titles in other batches, and may round in another way
+    moved = trainer.train_dataset.map(lambda row: {"ref_chosen_logps": row["ref_chosen_logps"] + 1e-6})
+    known = trainer._reference_is_given
+    assert describe_rows(moved, has_reference=known) == describe_rows(trainer.train_dataset, has_reference=known)
+    assert describe_rows(moved, has_reference=known) != describe_rows(moved)
 
 
 @pytest.mark.parametrize(

@@ -47,3 +47,32 @@ def test_a_model_whose_layers_are_spread_over_gpus_is_not_refused():
     model = make_model()
     model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     check_devices(2, model)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"truncation_mode": "keep_completions"},
+            "'keep_start', 'keep_completion' or 'keep_end', got 'keep_completions'",
+        ),
+        ({"max_length": 0}, "`max_length` must be at least 1, or None for no limit, got 0"),
+        ({"max_length": -1, "truncation_mode": "keep_completion"}, "`max_length` must be at least 1"),
+        ({"loss_type": []}, "`loss_type` names no loss"),
+        ({"train_sampling_strategy": "group_by_prompts"}, "'batch_rebalance', got 'group_by_prompts'"),
+        ({"train_sampling_strategy": "group_by_length"}, "the column `length`, which the training dataset does not"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "choose 'group_by_prompt' or `max_tokens_per_batch`"),
+    ],
+    ids=str,
+)
+def test_what_is_no_option_is_refused_before_the_model_is_loaded(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        make_trainer(tmp_path, make_rows((1, 2)), model=str(tmp_path / "none"), **options)
+
+
+def test_rows_are_grouped_by_a_column_of_lengths(tmp_path):
+    rows = make_rows((1, 2, 3, 1)).map(lambda row, index: {"length": index}, with_indices=True)
+    trainer = make_trainer(tmp_path, rows, train_sampling_strategy="group_by_length")
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == [0, 1, 2, 3]
+    assert order[0] == 3  # the longest comes first

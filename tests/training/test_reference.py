@@ -131,3 +131,19 @@ def test_the_cache_knows_the_config(tmp_path, change):
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     after = reference()
     assert max(abs(a - b) for a, b in zip(after, before, strict=True)) > 0.01
+
+
+def test_log_probs_in_the_rows_take_the_place_of_every_model(tmp_path, caplog):
+    rows = make_rows((2, 1)).map(
+        lambda row: {"ref_chosen_logps": -5.0, "ref_rejected_logps": [-6.0] * len(row["rejected"])}
+    )
+    with pytest.raises(
+        ValueError, match=r"`sync_ref_model=True`, but the training rows bring .*leave one of them out"
+    ):
+        make_trainer(tmp_path, rows, sync_ref_model=True)
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, rows, ref_model=make_model())
+    assert "`ref_model` has no effect in training: the training rows bring" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, rows, eval_dataset=make_rows((2, 1)))
+    assert "`ref_chosen_logps` is in the train dataset and not in the eval dataset" in caplog.text

@@ -115,6 +115,29 @@ def _tensor(values: Iterable[int]) -> torch.Tensor:
     return torch.frombuffer(numbers, dtype=torch.long) if numbers else torch.empty(0, dtype=torch.long)
 
 
+def check_truncation(max_length: int, truncation_mode: str) -> None:
+    """Check how sequences that are too long are to be cut.
+
+    Args:
+        max_length: Longest sequence, in tokens.
+        truncation_mode: See `DMPOConfig`.
+
+    Raises:
+        ValueError: There is no such mode, or no token is left.
+
+    Example:
+        >>> check_truncation(512, "keep_completions")
+        Traceback (most recent call last):
+        ValueError: `truncation_mode` must be 'keep_start', 'keep_completion' or 'keep_end', got 'keep_completions'.
+    """
+    if truncation_mode not in ("keep_start", "keep_completion", "keep_end"):
+        raise ValueError(
+            f"`truncation_mode` must be 'keep_start', 'keep_completion' or 'keep_end', got {truncation_mode!r}."
+        )
+    if max_length < 1:
+        raise ValueError(f"`max_length` must be at least 1, or None for no limit, got {max_length}.")
+
+
 def truncate(
     prompts: list[TokenIds], completions: list[list[TokenIds]], max_length: int, truncation_mode: str
 ) -> tuple[list[TokenIds], list[list[TokenIds]]]:
@@ -170,7 +193,8 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     Args:
         pad_token_id: Token that fills rows up to the longest.
         max_length: Longest sequence (prompt and completion), in tokens; None for no limit.
-        truncation_mode: Which end of a longer sequence to keep: `"keep_start"` or `"keep_end"`.
+        truncation_mode: Which end of a longer sequence to keep: `"keep_start"` or `"keep_end"`; with
+            `"keep_completion"` rows come shortened already, and one that is not is cut as with `"keep_start"`.
         pad_to_multiple_of: Round the row length up to a multiple of this.
         prefix_sharing: Trie layout, or one copy of the prompt for every completion.
         attention_balance: Length at which attention costs as much as the rest of the model; see `plan_trees`.
@@ -193,6 +217,10 @@ class DataCollatorForMultiPreference(DataCollatorMixin):
     attention_balance: float = 4096.0
     packed_length: int | None = None
     return_tensors: str = "pt"
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None:
+            check_truncation(self.max_length, self.truncation_mode)
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate `examples`; see the class."""

@@ -159,6 +159,8 @@ class ShuffledOrder(Sampler[int]):
 
 # The trainer's side
 
+_BY_LENGTH = ("group_by_length", "batch_rebalance")  # transformers' own
+
 
 def _asks_for_ours(args: DPOConfig) -> bool:
     return args.train_sampling_strategy == "group_by_prompt" or getattr(args, "max_tokens_per_batch", None) is not None
@@ -168,8 +170,21 @@ def check_sampling(args: DPOConfig, dataset: Any) -> None:
     """Refuse what `make_train_sampler` and `make_batches` cannot do.
 
     Raises:
-        ValueError: The dataset is a stream or holds images, or each batch is shared out between processes.
+        ValueError: There is no such strategy, or it wants lengths that the dataset does not have; the dataset is a
+            stream or holds images, or each batch is shared out between processes.
     """
+    strategy = args.train_sampling_strategy
+    if strategy not in ("random", "sequential", "group_by_prompt", *_BY_LENGTH):
+        raise ValueError(
+            "`train_sampling_strategy` must be 'random', 'sequential', 'group_by_prompt', 'group_by_length' or "
+            f"'batch_rebalance', got {strategy!r}."
+        )
+    if strategy in _BY_LENGTH and isinstance(dataset, Dataset) and args.length_column_name not in dataset.column_names:
+        raise ValueError(
+            f"`train_sampling_strategy={strategy!r}` goes by the numbers in the column `{args.length_column_name}`, "
+            "which the training dataset does not have: add it (`length_column_name` gives its name), or choose "
+            "'group_by_prompt' or `max_tokens_per_batch`, which count tokens themselves."
+        )
     if not _asks_for_ours(args) or dataset is None:
         return
     option = "train_sampling_strategy='group_by_prompt'"

@@ -94,11 +94,31 @@ def validation_users(prepared: Prepared, whole_catalogue: bool, titles: Mapping[
     return full_catalogue(users, titles, prepared.template) if whole_catalogue else users
 
 
+def ranked_to_choose(name: str, ranker: Ranker, validation: Dataset) -> RankingResult:
+    """Rank the validation users, on whom the weight of a ranker is chosen.
+
+    Args:
+        name: What `--fuse` calls it.
+        ranker: The ranker.
+        validation: Those users.
+
+    Raises:
+        ValueError: It cannot rank them.
+
+    Example:
+        >>> ranked_to_choose("item_knn", rankers["item_knn"], validation)  # doctest: +SKIP
+    """
+    try:
+        return ranker(validation)
+    except ValueError as error:
+        raise ValueError(f"--fuse {name} chooses its weight on the validation users. {error}") from error
+
+
 def fusion_weight(
     model: Any,
     tokenizer: Any,
     validation: Dataset,
-    ranker: Ranker,
+    other: RankingResult,
     ranking: Mapping[str, Any],
     weights: Sequence[float] = WEIGHTS,
 ) -> float:
@@ -108,15 +128,14 @@ def fusion_weight(
         model: The model.
         tokenizer: Its tokenizer.
         validation: The users on whom it is chosen.
-        ranker: The other one.
+        other: How the other one ranks them.
         ranking: Further options of `score_candidates`.
         weights: To choose among.
 
     Example:
-        >>> fusion_weight(model, tokenizer, validation, rankers["item_knn"], {})  # doctest: +SKIP
+        >>> fusion_weight(model, tokenizer, validation, rankers["item_knn"](validation), {})  # doctest: +SKIP
         2.0
     """
-    other = ranker(validation)  # may refuse: before the work
     scored = score_candidates(model, tokenizer, validation, progress="ranking the validation users", **ranking)
     return choose_weight(rank_by_log_prob(validation, scored, score="sum", name="sum"), other, weights=weights)
 

@@ -101,6 +101,8 @@ def trainer_of(
     if script.ignore_bias_buffers:
         config.ddp_broadcast_buffers = False  # boolean masks cannot be broadcast
     trainer = _make_trainer(config, model, train_data, eval_data)
+    if preference.reference == "no_history":
+        trainer._reference_is_given = "what the initial model says without a history"
     if ranking.ranking_data is not None:
         trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, _score(ranking, config), trainer))
     return trainer

@@ -176,7 +176,14 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     from ._groups import GroupTable, divide
     from ._page import page, user_lists
     from ._protocols import ProtocolTable, further_protocols, in_words, main_protocol
-    from ._rankers import fusion_weight, other_rankers, rank_fused, ranker_without_history, validation_users
+    from ._rankers import (
+        fusion_weight,
+        other_rankers,
+        rank_fused,
+        ranked_to_choose,
+        ranker_without_history,
+        validation_users,
+    )
 
     prepared = Prepared.load(options.data)
     if options.fuse == NO_HISTORY:
@@ -202,6 +209,12 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         {name: rank(asked) for name, rank in rankers.items() if name != "popularity"}
         for asked in (users, *further.values())
     )  # before the model is loaded
+    held_out = None if options.fuse is None else validation_users(prepared, options.whole_catalogue, titles)
+    choosing = (
+        ranked_to_choose(options.fuse, rankers[options.fuse], held_out)
+        if options.fuse in rankers and held_out is not None
+        else None
+    )
 
     loading = replace(model, revision=None).from_pretrained()  # of the baseline: the revision is that of --model
     if options.baseline is not None:
@@ -218,10 +231,11 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
         rankers[NO_HISTORY] = ranker_without_history(loaded, tokenizer, prepared, ranking)
         for own, asked in zip((results, *of_further.values()), (users, *further.values()), strict=True):
             own[NO_HISTORY] = rankers[NO_HISTORY](asked)
+        choosing = rankers[NO_HISTORY](held_out)
     if options.fuse is not None:
-        held_out = validation_users(prepared, options.whole_catalogue, titles)
         weights = NO_HISTORY_WEIGHTS if options.fuse == NO_HISTORY else WEIGHTS
-        weight = fusion_weight(loaded, tokenizer, held_out, rankers[options.fuse], ranking, weights)
+        assert choosing is not None
+        weight = fusion_weight(loaded, tokenizer, held_out, choosing, ranking, weights)
         for own in (results, *of_further.values()):
             own |= rank_fused(own, options.fuse, weight)
     generated = (

@@ -125,6 +125,10 @@ class Parser(TrlParser):
                 known = ", ".join(map(str, option.choices))
                 closest = suggestion(str(value), list(map(str, option.choices)))
                 self.error(f"{option.dest} in the file of --config must be one of {known}, it is {value!r}{closest}")
+            kind = _NUMBERS.get(_type_name(option))
+            alone = option.nargs == "+" or not isinstance(value, list)
+            if kind is not None and not (alone and all(_is_number(one, option.type) for one in listed)):
+                self.error(f"{option.dest} in the file of --config must be {kind}, it is {value!r}")
         return super().set_defaults_with_config(**values)
 
     def error(self, message: str) -> NoReturn:
@@ -175,7 +179,7 @@ class Parser(TrlParser):
                 "config holds options only. Take `env` out, and set in the shell what you want: export NAME=value."
             )
         for option in self.options:
-            if option.dest in config and option.type is str:
+            if option.dest in config and _type_name(option) == "str":
                 config[option.dest] = self._as_written(option, config[option.dest], written.get(option.dest))
         return config
 
@@ -196,6 +200,27 @@ class Parser(TrlParser):
         name = unknown.split("=")[0].replace("-", "_").strip("_")
         known = {option.dest for option in self.options} | {other.strip("-").replace("-", "_") for other in others}
         return suggestion(name, known, "--")
+
+
+_NUMBERS = {"int": "a whole number", "float": "a number"}
+
+
+def _type_name(option: argparse.Action) -> str:
+    """Return the name of an option's type: TRL wraps that of one that may be None, and keeps its name."""
+    return getattr(option.type, "__name__", "")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    """Return whether a value of a file is what the command line takes for a number, where all is text."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    try:
+        kind(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def check_at_least(options: Any, **minimums: int) -> None:

@@ -108,6 +108,8 @@ class RecommendArguments:
             )
         if self.candidates is not None and self.exact:
             raise ValueError("--exact proves what is best of the whole catalogue: leave out it or --candidates.")
+        if self.candidates is None and self.candidates_per_user != 200:
+            raise ValueError("--candidates_per_user says how many of --candidates are scored: give those too.")
         if self.candidates is not None and self.k > self.candidates_per_user:
             raise ValueError(
                 f"--k {self.k} needs at least as many --candidates_per_user, not {self.candidates_per_user}."
@@ -210,6 +212,10 @@ def _users(options: RecommendArguments, catalogue: Callable[[], Catalogue], *, i
     if options.split is not None and options.data is None:
         raise ValueError("--split needs --data, the prepared folder whose users it means.")
     if options.users is None and options.split is None:
+        if options.output is not None or options.overwrite:
+            raise ValueError(
+                "--output is for many users: what is found for the one of --history is printed, with --json as JSON."
+            )
         return None
     if (options.output is None) != options.json:
         raise ValueError("Many users need one of --output, the Parquet file to write, and --json, to print them.")

@@ -40,4 +40,11 @@ def run(arguments: list[str]) -> None:
                 "names: pass one of the two."
             )
         config.resume_from_checkpoint = last_whole_checkpoint(config.output_dir)
+    elif (choice := str(config.resume_from_checkpoint).lower()) in ("true", "false"):  # as `Trainer.train` takes it
+        config.resume_from_checkpoint = last_whole_checkpoint(config.output_dir) if choice == "true" else None
+        if choice == "true" and config.resume_from_checkpoint is None:
+            raise ValueError(
+                f"`resume_from_checkpoint` is true, and {config.output_dir} has no whole checkpoint: leave it out, or "
+                "pass --resume, which begins anew where there is none."
+            )
     train(script, config, model, mixture, ranking, negatives, report.report)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .format import TOKEN_COLUMNS, numbered_columns
 from .tokenize import tokenize_row
-from .truncate import drop_and_report
+from .truncate import drop_and_report, exceeds, warn_of_shorter_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ def tokenize_dataset(
     """Tokenise the rows of a dataset, and drop those that truncation leaves without a completion.
 
     Args:
-        dataset: Rows (see `preprocessing.format`). One that was prepared before is returned as it is.
+        dataset: Rows (see `preprocessing.format`). Of one that was tokenised before, here or by another trainer, only
+            what has become too long is cut or dropped.
         name: Its name, for messages.
         processing_class: Tokenizer or processor.
         eos_token: Appended to text completions that do not end with it; None for none.
@@ -43,7 +44,9 @@ def tokenize_dataset(
     dataset = dataset.with_format(None)  # rows are read as Python objects
     columns = set(next(iter(dataset), {}))
     if columns.issuperset((*TOKEN_COLUMNS, "prompt_tokens_cut")):
-        return dataset
+        warn_of_shorter_prompts(dataset, name, max_length)
+        if truncation_mode != "keep_completion" or not exceeds(dataset, max_length):
+            return drop_and_report(dataset, name, max_length, truncation_mode)
     if folded := numbered_columns(columns):
         logger.info("The columns %s of the %s dataset are folded into `rejected`", folded, name)
     options: dict[str, Any] = {}

@@ -87,6 +87,7 @@ def tokenize_row(
     _check_tokens(example, [*chosen_ids, *rejected_ids], len(chosen_ids), error)
     check_values(example, error)
 
+    already_cut = int(example.get("prompt_tokens_cut") or 0)  # by another trainer
     prompt_tokens_cut = 0
     if max_length is not None and truncation_mode == "keep_completion":
         room = max_length - max(map(len, (*chosen_ids, *rejected_ids)))
@@ -102,7 +103,7 @@ def tokenize_row(
         "prompt_ids": prompt_ids,
         "chosen_ids": chosen_ids if several else chosen_ids[0],
         "rejected_ids": rejected_ids,
-        "prompt_tokens_cut": prompt_tokens_cut,
+        "prompt_tokens_cut": already_cut + prompt_tokens_cut,
     }
 
 

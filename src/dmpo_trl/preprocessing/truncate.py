@@ -41,6 +41,37 @@ class Lengths:
         return np.bincount(self.rows[self.num_chosen :], minlength=len(self.prompts))
 
 
+def exceeds(dataset: Dataset | IterableDataset, max_length: int | None) -> bool:
+    """Return whether a sequence of tokenised examples is longer than `max_length`; of a stream it is not known: True.
+
+    Example:
+        >>> exceeds(Dataset.from_list([{"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [[4]]}]), 2)
+        True
+    """
+    if max_length is None:
+        return False
+    return not isinstance(dataset, Dataset) or bool((_longest(dataset) > max_length).any())
+
+
+def warn_of_shorter_prompts(dataset: Dataset | IterableDataset, dataset_name: str, max_length: int | None) -> None:
+    """Name prompts that another `max_length` has shortened more than this one would, when they were tokenised.
+
+    Args:
+        dataset: Tokenised examples. Of a stream nothing is said.
+        dataset_name: Its name, for messages.
+        max_length: Longest sequence, in tokens; None for no limit.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    was_cut = np.asarray(dataset["prompt_tokens_cut"]) > 0
+    if shorter := np.count_nonzero(was_cut & (_longest(dataset) < (np.inf if max_length is None else max_length))):
+        logger.warning(
+            "%d of the %d prompts of the %s dataset were shortened for a smaller `max_length` when it was tokenised, "
+            "and stay so with max_length=%s. Pass the rows that it was made of.",
+            *(shorter, len(dataset), dataset_name, max_length),
+        )
+
+
 def drop_and_report(
     dataset: Dataset | IterableDataset, dataset_name: str, max_length: int | None, truncation_mode: str
 ) -> Dataset | IterableDataset:
@@ -186,6 +217,14 @@ def _measure(dataset: Dataset) -> Lengths:
         return Lengths(empty, empty, empty, 0)
     completions, rows = np.concatenate([*chosen, *rejected], axis=1)
     return Lengths(np.concatenate(prompts), completions, rows, sum(part.shape[1] for part in chosen))
+
+
+def _longest(dataset: Dataset) -> np.ndarray:
+    """Return the tokens of each row's longest sequence, (rows,)."""
+    lengths = token_lengths(dataset)
+    longest = np.zeros(len(lengths.prompts), dtype=int)
+    np.maximum.at(longest, lengths.rows, lengths.completions)
+    return longest + lengths.prompts
 
 
 def max_num_rejected(dataset: Dataset) -> int:

@@ -53,7 +53,7 @@ def warn_of_uneven_columns(datasets: Mapping[str, Any]) -> None:
         datasets: As [`named_datasets`] returns them. Of a stream without known columns nothing is said.
     """
     columns = {name: set(getattr(dataset, "column_names", None) or ()) for name, dataset in datasets.items()}
-    for column in (*CHOSEN_COLUMNS, *PAIR_COLUMNS):
+    for column in (*CHOSEN_COLUMNS, *PAIR_COLUMNS, *REFERENCE_COLUMNS):
         having = [name for name, own in columns.items() if column in own]
         without = [name for name, own in columns.items() if own and column not in own]
         if having and without:

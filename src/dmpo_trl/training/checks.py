@@ -16,6 +16,7 @@ from transformers.utils import logging
 from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from ..batching.collator import check_truncation
 from ..modeling.limits import Limits
 from ..preprocessing.format import TOKEN_COLUMNS, RowError, chosen_entries, rejected_entries
 from ..preprocessing.truncate import token_lengths
@@ -39,8 +40,13 @@ def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: 
 
     Raises:
         TypeError: The collator takes pairs only.
-        ValueError: `activation_offloading` without an accelerator, or several GPUs in one process.
+        ValueError: `truncation_mode`, `max_length` or `loss_type` is nothing that there is; `activation_offloading`
+            without an accelerator; or several GPUs in one process.
     """
+    if args.max_length is not None:
+        check_truncation(args.max_length, args.truncation_mode)
+    if not args.loss_type:
+        raise ValueError("`loss_type` names no loss: give it one, such as 'dmpo', or leave it out.")
     if isinstance(data_collator, DataCollatorForPreference):
         raise TypeError(
             "TRL's `DataCollatorForPreference` takes one rejected completion per example, and examples here have a "

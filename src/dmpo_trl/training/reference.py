@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from trl import DPOConfig
 from ..losses import registered
 from ..modeling.fingerprint import config_of
 from ..modeling.loading import base_model_of
+from ..preprocessing.format import REFERENCE_COLUMNS
 from .layout import remove_fused_lm_head
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,28 @@ def needs_reference(args: DPOConfig, ref_model: Any) -> bool:
     if ref_model is not None:
         logger.warning("`ref_model` has no effect: %s.", without)
     return False
+
+
+def reference_is_given(args: DPOConfig, ref_model: Any, columns: Collection[str]) -> bool:
+    """Return whether the training rows bring the log-probs of a reference, which take the place of any model's.
+
+    Args:
+        args: The training arguments.
+        ref_model: The reference that the trainer was given. A warning says that it is not used.
+        columns: Of the training dataset.
+
+    Raises:
+        ValueError: `sync_ref_model` has nothing to synchronise.
+    """
+    if not set(REFERENCE_COLUMNS) <= set(columns):
+        return False
+    chosen, rejected = REFERENCE_COLUMNS
+    brought = f"the training rows bring the reference's log-probs (`{chosen}` and `{rejected}`)"
+    if args.sync_ref_model:
+        raise ValueError(f"`sync_ref_model=True`, but {brought}, which stay as they are: leave one of them out.")
+    if ref_model is not None:
+        logger.warning("`ref_model` has no effect in training: %s.", brought)
+    return True
 
 
 @contextmanager

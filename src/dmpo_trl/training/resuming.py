@@ -18,13 +18,14 @@ class ResumableTrainer(DPOTrainer):
     """`DPOTrainer` that resumes from whole checkpoints of the same run.
 
     A subclass sets `_models`, where `args.should_save`, to what [`describe_models`] returns for the initial models,
-    and `_reference_is_given` to whether the reference's log-probs came with the training dataset, and are used.
+    and `_reference_is_given` to whether the reference's log-probs came with the training dataset, and are used; or to
+    a text that says what they are of, where they are computed anew for each start of a run.
     """
 
     args: Any
     state: Any
     _models: dict[str, dict[str, Any]]
-    _reference_is_given: bool
+    _reference_is_given: bool | str
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as [`~transformers.Trainer.train`] does; `True` resumes from the last whole checkpoint."""

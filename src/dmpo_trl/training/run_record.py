@@ -163,7 +163,7 @@ def _order(args: DPOConfig, examples_per_step: int) -> dict[str, Any]:
     return found
 
 
-def describe_rows(dataset: Any, *, has_reference: bool = False) -> dict[str, Any]:
+def describe_rows(dataset: Any, *, has_reference: bool | str = False) -> dict[str, Any]:
     """Describe the training dataset: the number of its rows, and a hash of their tokens, in their order.
 
     datasets' own fingerprint is random for a dataset in memory, and that of a file changes with its path. Of rows
@@ -172,7 +172,7 @@ def describe_rows(dataset: Any, *, has_reference: bool = False) -> dict[str, Any
     Args:
         dataset: Tokenised examples.
         has_reference: Whether the reference's log-probs came with the dataset. Those that the trainer computed are not
-            hashed: another device rounds in another way.
+            hashed: another device rounds in another way. Nor are those of which a text says here what they are of.
 
     Returns:
         Entries of a record's part "data", the same in every process and wherever the rows are stored.
@@ -194,7 +194,7 @@ def describe_rows(dataset: Any, *, has_reference: bool = False) -> dict[str, Any
         for table in dataset.select_columns(sorted(columns)).with_format("arrow").iter(batch_size=_BATCH):
             yield from (batch.serialize() for batch in table.combine_chunks().to_batches())
 
-    reference = _hash(parts(REFERENCE_COLUMNS)) if has_reference else None
+    reference = _hash(parts(REFERENCE_COLUMNS)) if has_reference is True else has_reference or None
     return {
         "rows": len(dataset),
         "contents of the rows": _hash(parts(names)),

@@ -297,6 +297,11 @@ def test_rejected_in_other_columns_is_the_same():
     whole = {"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected": [["x", "y"], ["x"]]}
     numbered = {"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected1": ["x", "x"], "rejected2": ["y", None]}
     assert comparable(Dataset.from_dict(whole)).equals(comparable(Dataset.from_dict(numbered)))
+    for first in (["x", "x"], [["x"], ["x"]]):  # as the trainer takes them: one beside the other
+        both = {"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected": first, "rejected1": ["y", None]}
+        assert comparable(Dataset.from_dict(whole)).equals(comparable(Dataset.from_dict(both)))
+    empty = both | {"rejected1": [None, None]}
+    assert comparable(Dataset.from_dict(empty))["negatives"].to_list() == [["x"], ["x"]]
     single = comparable(Dataset.from_dict({"prompt": ["p"], "chosen": ["a"], "rejected": ["x"]}))
     assert single["negatives"].to_list() == [["x"]]
 

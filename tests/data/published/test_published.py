@@ -9,8 +9,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dmpo_trl.data.published import read_dmpo, read_llara, read_sdpo
+from dmpo_trl.data.published.sdpo import sdpo_examples
 
 NAMES = ["Morcheeba", "Enigma", "Café :: Del Mar", "Moby", ":wumpscut:", "Air"]
 
@@ -174,6 +177,13 @@ def test_sdpo_keeps_the_order_of_the_candidates(tmp_path):
     assert set(data.items["item"]) == {"Moby", "Air", "Enigma", ":wumpscut:", "Abba", "Zappa"}
     only_test = read_sdpo(tmp_path / "lastfm-test.json")
     assert only_test.examples["test"].equals(examples["test"])
+
+
+@given(st.lists(st.sampled_from(["Moby", ":wumpscut:", ":of the wand & the moon:", "Death::Life"]), min_size=1))
+def test_sdpo_tells_any_neighbours_apart_that_the_candidates_name(history):
+    titles = [":wumpscut:", ":of the wand & the moon:", "Death::Life", "Enigma"]
+    rows = pl.DataFrame([sdpo_row(history, titles, "Enigma")])
+    assert sdpo_examples(rows, pl.Series(titles))["history"].to_list() == [history]
 
 
 def test_sdpo_warns_of_titles_it_cannot_tell_apart(tmp_path, caplog):

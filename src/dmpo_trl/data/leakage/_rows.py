@@ -184,12 +184,16 @@ def _joined(messages: pl.Expr) -> pl.Expr:
 
 
 def _rejected(frame: pl.DataFrame) -> pl.Expr:
-    if numbered := numbered_columns(frame.columns):
-        return pl.concat_list(_text(frame, column) for column in numbered).list.drop_nulls()
-    if "rejected" not in frame.columns:
+    """Return the rejected completions of each row, of `rejected` and of the numbered columns, as lists of text."""
+    named = [*({"rejected"} & set(frame.columns)), *numbered_columns(frame.columns)]
+    columns = [column for column in named if frame.schema[column] != pl.Null]
+    if not columns:
         return pl.lit([], pl.List(pl.String))
-    several = _holds_lists(frame, "rejected")
-    return _texts(frame, "rejected") if several else pl.concat_list(_text(frame, "rejected"))
+    lists = [
+        _texts(frame, column).fill_null([]) if _holds_lists(frame, column) else pl.concat_list(_text(frame, column))
+        for column in columns
+    ]
+    return pl.concat_list(lists).list.drop_nulls()
 
 
 def _holds_lists(frame: pl.DataFrame, column: str) -> bool:

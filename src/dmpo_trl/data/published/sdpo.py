@@ -109,8 +109,10 @@ def sdpo_examples(rows: pl.DataFrame, titles: pl.Series) -> pl.DataFrame:
     # One private character stands for each awkward title while the history is split
     marks = pl.Series("mark", [chr(0xE000 + number) for number in range(len(awkward))], dtype=pl.String)
     framed = pl.format("::{}::", "historyList")
-    marked = framed.str.replace_many(("::" + awkward + "::").implode(), ("::" + marks + "::").implode(), leftmost=True)
-    split = marked.str.strip_prefix("::").str.strip_suffix("::").str.split("::")
+    named, marked = ("::" + awkward + "::").implode(), ("::" + marks + "::").implode()
+    found = framed.str.replace_many(named, marked, leftmost=True)
+    found = found.str.replace_many(named, marked, leftmost=True)  # of two neighbours the first took the `::` between
+    split = found.str.strip_prefix("::").str.strip_suffix("::").str.split("::")
     numbered = rows.with_row_index("row")
     others = numbered.explode("itemList").filter(pl.col("itemList") != pl.col("trueSelection"))
     negatives = others.group_by("row").agg(negatives="itemList")  # set_difference would not keep the order
