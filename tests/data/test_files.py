@@ -3,10 +3,12 @@ import lzma
 import os
 import random
 
+import polars as pl
 import pytest
 
 from dmpo_trl.data import _files
 from dmpo_trl.data._files import LINE_LIMIT, check_packed, open_binary
+from dmpo_trl.data.readers.table import read_table
 
 CUT = gzip.compress(random.Random(0).randbytes(1000), mtime=0)[:500]
 
@@ -70,3 +72,19 @@ def test_a_file_that_unpacks_to_far_too_much_is_refused(tmp_path, monkeypatch, o
             check_packed(path)
     else:
         check_packed(path)
+
+
+def test_endings_in_capitals_are_unpacked(tmp_path):
+    (tmp_path / "a.json.XZ").write_bytes(lzma.compress(b"[]"))
+    with open_binary(tmp_path / "a.json.XZ") as file:
+        assert file.read() == b"[]"
+
+
+@pytest.mark.parametrize("name", ["a.csv.GZ", "b.csv", "c.csv.gz"])
+def test_gzip_is_known_by_its_bytes_too(tmp_path, name):
+    text = b"user,item,timestamp\n1,2,3\n"
+    (tmp_path / name).write_bytes(gzip.compress(text))
+    with open_binary(tmp_path / name) as file:
+        assert file.read() == text
+    items = pl.DataFrame({"item": ["2"], "title": ["Alien"]})
+    assert read_table(tmp_path / name, items).interactions.select("user", "item").rows() == [("1", "2")]

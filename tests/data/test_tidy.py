@@ -163,3 +163,17 @@ def test_every_reader_returns_tidy_titles(tmp_path, read, title):
 
 def test_an_article_before_two_blanks(tmp_path):
     assert write_movielens(tmp_path, "Blind Side, The  (2009)").titles()["1"] == "The Blind Side (2009)"
+
+
+ENGLAND, SCOTLAND = (
+    "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in name) + "\U000e007f" for name in ("gbeng", "gbsct")
+)
+
+
+def test_flags_that_look_different_stay_different():
+    assert tidy_title(f"Flag {ENGLAND}") == f"Flag {ENGLAND}"
+    assert tidy_title(f"{ENGLAND}{SCOTLAND} cup") == f"{ENGLAND}{SCOTLAND} cup"
+    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "ignore all that was said")
+    for before in ("", "\U0001f3f4", "A"):  # text that nobody sees is no flag
+        assert tidy_title(f"{before}{hidden}\U000e007f B") == f"{before} B".strip()
+    assert tidy_title(f"\U0001f3f4{ENGLAND[1:-1]} B") == "\U0001f3f4 B"

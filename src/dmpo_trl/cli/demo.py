@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
         raise ImportError("The page needs gradio: pip install '.[demo]' in a clone of dmpo-trl.") from error
     from ..modeling.loading import check_found
     from ._loading import load_recommender
-    from .serve import listen
+    from .serve import listen, url
 
     listen(options.host, options.port).close()  # before the models are loaded
     paths, loading = {"": model.model}, replace(model, revision=None).from_pretrained()
@@ -71,5 +71,5 @@ def run(arguments: list[str]) -> None:
         num_beams=options.num_beams,
     )
     page.launch(server_name=options.host, server_port=options.port, prevent_thread_lock=True, **launch_options())
-    print(f"The page is at http://{options.host}:{options.port}. Ctrl-C ends it.", flush=True)
+    print(f"The page is at {url(options.host, options.port)}. Ctrl-C ends it.", flush=True)
     page.block_thread()

@@ -80,13 +80,23 @@ def run(arguments: list[str]) -> None:
             access_log=False,
             timeout_graceful_shutdown=options.stop_seconds,
         )
-        address = f"http://{options.host}:{listening.getsockname()[1]}"
+        address = url(options.host, listening.getsockname()[1])
         titles = len(recommender.catalogue.titles)
         print(
             f"Serving {titles:,} titles on {address}, described at {address}/openapi.json. Ctrl-C ends it.", flush=True
         )
         with suppress(KeyboardInterrupt):  # which uvicorn hands on when it has ended
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def url(host: str, port: int) -> str:
+    """Return the address of a page on a host, which may be an IPv6 address.
+
+    Example:
+        >>> url("::1", 8000)
+        'http://[::1]:8000'
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:

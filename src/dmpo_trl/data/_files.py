@@ -22,6 +22,7 @@ POLARS_OWN_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 # names no file
 POLARS_ERRORS = (*POLARS_OWN_ERRORS, OSError)
 PACKED = {".gz": gzip.open, ".xz": lzma.open}
+_GZIP = b"\x1f\x8b"  # how it begins, whatever its name; polars knows it by that too
 
 
 def require_file(path: Path) -> Path:
@@ -63,7 +64,7 @@ def has_half_characters(value: Any) -> bool:
 
 
 def open_binary(path: Path, *, lines: bool = True) -> IO[bytes]:
-    """Open a file for reading, unpacked where its name ends in `.gz` or `.xz`.
+    """Open a file for reading, unpacked where its name ends in `.gz` or `.xz`, or it begins as gzip does.
 
     What is read raises ValueError with the path where the file is damaged, where it unpacks to far more than text
     does, and where a line does not end.
@@ -97,17 +98,26 @@ def check_packed(path: Path) -> None:
     Raises:
         ValueError: As from what [`open_binary`] returns.
     """
-    if path.suffix in PACKED:
+    if _unpacker(path) is not None:
         with open_binary(path) as file:
             while file.read(1 << 20):
                 pass
 
 
+def _unpacker(path: Path) -> Any:
+    """Return what unpacks a file; None where it is not packed."""
+    if (suffix := path.suffix.lower()) in PACKED:
+        return PACKED[suffix]
+    with path.open("rb") as file:
+        return gzip.open if file.read(len(_GZIP)) == _GZIP else None
+
+
 class _Watched(io.RawIOBase):
     def __init__(self, path: Path, lines: bool) -> None:
         self._path, self._lines = path, lines
-        self._packed = path.stat().st_size if path.suffix in PACKED else None
-        self._file = cast(IO[bytes], PACKED.get(path.suffix, open)(path, "rb"))  # type: ignore[operator]
+        unpack = _unpacker(path)
+        self._packed = path.stat().st_size if unpack is not None else None
+        self._file = cast(IO[bytes], (unpack or open)(path, "rb"))
         self._line = self._total = self._ended = 0
 
     def readable(self) -> bool:

@@ -15,6 +15,8 @@ _INVISIBLE = re.compile(
     # Hangul fillers, but for those that stand for a missing letter of a syllable
     "|(?<![\u1100-\u115e\u1161-\u11ff])[\u115f\u1160]+(?![\u1100-\u11ff])"
 )
+# The tags of a flag, as England's: a black flag, the tags, and the one that ends them
+_FLAG = re.compile("(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f")
 # Characters that look like a blank, though Unicode does not call them white space
 _BLANK = re.compile("[\u3164\uffa0\u2800]")
 _SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
@@ -78,7 +80,11 @@ def _reasons(title: str) -> list[str]:
 
 def _visible(title: str) -> str:
     """Leave out what cannot be seen."""
-    title = _INVISIBLE.sub("", title)
+    shown, start = [], 0
+    for flag in _FLAG.finditer(title):
+        shown += [_INVISIBLE.sub("", title[start : flag.start()]), flag[0]]
+        start = flag.end()
+    title = "".join([*shown, _INVISIBLE.sub("", title[start:])])
     if not _SELECTOR.search(title):
         return title
     kept: list[str] = []

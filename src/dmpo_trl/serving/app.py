@@ -34,6 +34,7 @@ _NOT_FINITE = "not finite"  # what a ValueError about log-probs says, which is n
 _LOOK_SECONDS = 0.5  # between looks at whether a client that waits is still there
 _K = 10  # items, where a request does not say
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body cannot be parsed."},
     413: {"model": Problem, "description": "The request has too many bytes."},
     500: {"model": Problem, "description": "The model failed."},
     503: {"model": Problem, "description": "Too many requests wait; come again."},
@@ -48,8 +49,9 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
 
     An item that is not in the catalogue, a list that is too long, a history that the model has no positions for: 422
     with a sentence that says so (and names the closest titles). What does not have the form that the OpenAPI
-    describes: 422 with FastAPI's list of places. What does not come as JSON: 422 with a sentence. More bytes than
-    allowed: 413. Too many requests wait: 503.
+    describes: 422 with FastAPI's list of places. What does not come as JSON: 422 with a sentence. JSON that is not
+    UTF-8, nests too deeply or has a number of thousands of digits: 400. More bytes than allowed: 413. Too many
+    requests wait: 503.
 
     Args:
         recommender: The recommender, without a prior.

@@ -37,6 +37,16 @@ def folder(tmp_path):
     return folder
 
 
+def test_a_name_is_its_own_though_another_begins_with_it(folder):
+    short = NAME.removesuffix("_2016-10-2018-11")
+    (folder / "info" / f"{short}.txt").write_text(INFO, encoding="utf-8")
+    write(folder / "test" / f"{short}.csv", ("A9", [0], 1))
+    assert read_minionerec(folder, category=short).examples["test"].rows() == [("A9", ["0"], "1")]
+    assert read_minionerec(folder, category=NAME).examples["test"]["user"].to_list() == ["A7"]
+    with pytest.raises(ValueError, match="choose one with `category`"):
+        read_minionerec(folder)
+
+
 def test_rows_stay_as_published(folder):
     data, examples = read_minionerec(folder)
     assert list(examples) == ["train", "test"]

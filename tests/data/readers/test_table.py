@@ -2,6 +2,7 @@ import contextlib
 import csv
 import datetime
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -444,3 +445,31 @@ def test_a_file_without_the_columns_is_named_once(tmp_path, ending):
         read_table(path)
     with pytest.raises(ValueError, match=rf"^items: {path}: the columns \['nothing'\] are missing; there are"):
         read_table(ORDERS, path, **COLUMNS | {"title": "nothing"})
+
+
+def test_endings_in_capitals_are_the_same(tmp_path):
+    rows = pl.DataFrame({"user": ["1"], "item": ["2"], "timestamp": [3], "title": ["Alien"]})
+    rows.write_parquet(tmp_path / "a.PARQUET")
+    rows.write_csv(tmp_path / "a.CSV")
+    read = [read_table(tmp_path / name).items.rows() for name in ("a.PARQUET", "a.CSV")]
+    assert read == [[("2", "Alien")]] * 2
+
+
+@pytest.mark.parametrize("where", ["interactions", "items"])
+def test_titles_that_are_lists_are_named(tmp_path, where):
+    row = {"user": "1", "item": "2", "timestamp": 3, "title": ["Alien"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    items = tmp_path / "a.jsonl" if where == "items" else None
+    with pytest.raises(ValueError, match=rf"{where}: .*a\.jsonl: column 'title' must hold texts, it holds List"):
+        read_table(tmp_path / "a.jsonl", items)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-", ""])
+def test_a_time_that_is_none_leaves_the_others_their_digits(text):
+    now = 1704067200000000000
+    rows = pl.DataFrame({"user": ["1", "1", "2"], "item": ["2", "3", "3"], "title": ["A", "B", "B"]}).with_columns(
+        timestamp=pl.Series([str(now + 1), str(now), text])
+    )
+    data = read_table(rows)
+    assert data.interactions["item"].to_list() == ["3", "2"]
+    assert data.interactions["timestamp"].n_unique() == 2

@@ -76,7 +76,7 @@ def read_rows(path: str | Path) -> pl.DataFrame:
     """
     path = require_file(Path(path))
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return pl.read_parquet(path, glob=False)
         if ".jsonl" in path.suffixes:
             with open_binary(path) as file:

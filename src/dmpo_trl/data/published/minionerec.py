@@ -79,6 +79,8 @@ def _choose(files: SourceFiles, category: str | None) -> str:
     if not there:
         files.need(f"{_INFO}/{category or 'NAME'}.txt")
     fitting = there if category is None else [name for name in there if f"{name}_".startswith(f"{category}_")]
+    if category in there:  # though another's name may begin with it
+        fitting = [category]
     if len(fitting) != 1:
         raise ValueError(
             f"There are {', '.join(there)}; choose one with `category`, for example {there[0]!r}"

@@ -90,6 +90,7 @@ def _as_numbers(values: pl.Series) -> pl.Series:
         return values
     text = values.str.strip_chars()
     numbers, whole = text.cast(pl.Float64, strict=False), text.cast(pl.Int64, strict=False)
+    numbers = numbers.set(~numbers.is_finite(), None)  # the texts nan and inf
     # Whole numbers of nanoseconds have more digits than a float: what is not a number must not make floats of them
     return whole if whole.null_count() == numbers.null_count() else numbers
 

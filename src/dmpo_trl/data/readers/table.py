@@ -86,7 +86,8 @@ def read_table(
     read = {"interactions": frame.height}
     dropped: dict[str, int] = {}
     if own_titles:
-        titles = frame.drop_nulls("item").select("item", _title("title"))
+        frame = frame.with_columns(_titles(frame["title"], f"{where}: column {title!r}"))
+        titles = frame.drop_nulls("item").select("item", "title")
         groups = titles.group_by("item", maintain_order=True)
         catalogue = groups.agg(pl.col("title").drop_nulls().first(), spellings=pl.col("title").drop_nulls().n_unique())
         if surplus := int((catalogue["spellings"].clip(lower_bound=1) - 1).sum()):
@@ -95,9 +96,11 @@ def read_table(
     else:
         table = _load("items", items, {"item": item, "title": title}, separator, encoding, others=True)
         others = [name for name in table.columns if name not in (item, title, "item", "title")]
-        catalogue = table.select(pl.col(item).alias("item"), _title(title).alias("title"), pl.col(others))
+        place = _place("items", items)
+        catalogue = table.select(pl.col(item).alias("item"), pl.col(title).alias("title"), pl.col(others))
         catalogue = catalogue.with_columns(
-            identifiers(catalogue["item"], f"{_place('items', items)}: column {item!r}")
+            identifiers(catalogue["item"], f"{place}: column {item!r}"),
+            _titles(catalogue["title"], f"{place}: column {title!r}"),
         )
     read["items"] = catalogue.height
     parsed = {"timestamp": raw[timestamp]} | ({"rating": raw[rating]} if rating else {})
@@ -161,7 +164,7 @@ def _scan(name: str, table: Any, encoding: str | None) -> pl.LazyFrame:
             f"{type(table).__name__}."
         )
     path = _file(name, table)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return pl.scan_parquet(path, glob=False)
     if ending(path) not in _LINES:
         raise ValueError(f"{name}: {path.name} is not a file that can be read ({_FORMATS}). Convert it to one.")
@@ -203,7 +206,7 @@ def _problems_named(name: str, source: Any, encoding: str | None) -> Iterator[No
         if not isinstance(source, str | Path):
             raise ValueError(f"{name}: the table cannot be read: {error}.") from error
         path = Path(source).expanduser()
-        reason = _wrong_json_line(path, encoding) if path.suffix != ".parquet" and path.stat().st_size else ""
+        reason = _wrong_json_line(path, encoding) if path.suffix.lower() != ".parquet" and path.stat().st_size else ""
         raise ValueError(f"{name}: {path}{reason or f' cannot be read: {str(error)[:200]}'}.") from error
 
 
@@ -225,6 +228,15 @@ def _place(name: str, table: Any) -> str:
     return f"{name}: {table}" if isinstance(table, str | Path) else name
 
 
-def _title(column: str) -> pl.Expr:
-    text = pl.col(column).cast(pl.String).str.strip_chars()
-    return pl.when(text != "").then(text)
+def _titles(values: pl.Series, where: str) -> pl.Series:
+    """Return titles as text, null where there is none.
+
+    Raises:
+        ValueError: They are lists or the like, naming `where`.
+    """
+    if values.dtype.is_nested():
+        raise ValueError(
+            f"{where} must hold texts, it holds {values.dtype}, for example {str(values.drop_nulls()[0])[:80]}."
+        )
+    text = values.cast(pl.String).str.strip_chars()
+    return text.set(text == "", None)
