@@ -2,29 +2,31 @@
 
 Metrics are means over users and, in brackets, the standard deviation over seeds; `cold start` is NDCG@5 of the test
 users whose target no training user had. Models are compared with SFT that goes on, and with SFT as it was, both of
-them with or both without what they say when there is no history; models and counts together with the counts; models of
-another domain with that of the ranked one, and with the model that was not trained. Differences are paired by user
-(each user's mean over the seeds that both have), with bootstrap intervals and a permutation test; the p-values of one
-table and control are corrected for how many there are (Holm).
+them with or both without what they say when there is no history; models and counts together with the counts; SFT alone
+with counts and traditional recommenders on the same interactions; models of another domain with that of the ranked
+one, and with the model that was not trained. Differences are paired by user (each user's mean over the seeds that both
+have), with bootstrap intervals and a permutation test; the p-values of one table and control are corrected for how
+many there are (Holm).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dmpo_trl.evaluation import Difference, paired_difference
 
 from .explaining import ORDERS, STEPS
-from .methods import SFT, SFT_MORE, STAGES, ZERO_SHOT
+from .methods import SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
 from .pairs import PAIRS
 from .records import PROTOCOLS, Record, by_ranker
 
 Row = dict[str, str]
 Values = Callable[[dict[int, Record], list[int]], np.ndarray]
-COUNTS = "item knn"
+Name = TypeVar("Name")
+POPULARITY, COUNTS = "popularity", "item knn"
 MEAN = "mean per token"
 NO_HISTORY = " + no history"
 NOTHING = "nothing"
@@ -82,6 +84,10 @@ def comparison(
     for suffix, compared in (("", plain), (NO_HISTORY, informed)):
         compared = [name for name in compared if name not in (f"{SFT}{suffix}", f"{SFT_MORE}{suffix}")]
         notes += compare(None, rankers, f"{SFT}{suffix}", compared, "ndcg@5 minus", _per_user)
+    opponents = [name for name in (POPULARITY, COUNTS, *TRADITIONAL) if name in rankers]
+    alone = [name for name in (SFT, f"{SFT}{NO_HISTORY}") if name in rankers]
+    pairs = {(name, other): (rankers[name], rankers[other]) for name in alone for other in opponents}
+    notes += [_verdict(name, other, p, own) for (name, other), p, own in _differences(pairs, _per_user)]
     if cold:
         number = np.mean([len(places) for places in cold.values()])
         notes.append(f"Of the test users {number:.0f} (mean over seeds) have a target that no training user had.")
@@ -137,8 +143,8 @@ def _row(name: str, seeds: dict[int, Record], cold: Mapping[int, Sequence[int]])
 
 
 def _differences(
-    pairs: Mapping[str, tuple[dict[int, Record], dict[int, Record]]], values: Values
-) -> list[tuple[str, float, Difference]]:
+    pairs: Mapping[Name, tuple[dict[int, Record], dict[int, Record]]], values: Values
+) -> list[tuple[Name, float, Difference]]:
     """Return the values of the first minus those of the second, with p-values corrected for how many there are (Holm).
 
     Args:
