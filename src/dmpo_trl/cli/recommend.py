@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..recommend import Recommendation, Recommender
     from ..recommend.catalogue import Catalogue
 
+_CANDIDATES = 200  # per user, where no number is asked for
+
 
 @dataclass
 class RecommendArguments:
@@ -80,7 +82,7 @@ class RecommendArguments:
             "scored."
         },
     )
-    candidates_per_user: int = field(default=200, metadata={"help": "How many of --candidates to score."})
+    candidates_per_user: int = field(default=_CANDIDATES, metadata={"help": "How many of --candidates to score."})
     prior: str | None = field(
         default=None,
         metadata={
@@ -108,7 +110,7 @@ class RecommendArguments:
             )
         if self.candidates is not None and self.exact:
             raise ValueError("--exact proves what is best of the whole catalogue: leave out it or --candidates.")
-        if self.candidates is None and self.candidates_per_user != 200:
+        if self.candidates is None and self.candidates_per_user != _CANDIDATES:
             raise ValueError("--candidates_per_user says how many of --candidates are scored: give those too.")
         if self.candidates is not None and self.k > self.candidates_per_user:
             raise ValueError(
