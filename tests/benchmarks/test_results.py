@@ -32,7 +32,10 @@ def test_cells_of_learning_name_their_machine_and_what_they_are_of():
     assert files
     for file in files:
         cell = json.loads(file.read_text(encoding="utf-8"))
-        name = f"{cell['settings']['dataset']}-{cell['settings']['users']}-{cell['method'].replace(' ', '-')}"
+        own = cell["settings"]
+        trained_on = own.get("trained_on", own["dataset"])
+        across = "" if trained_on == own["dataset"] else f"-from-{trained_on}"
+        name = f"{own['dataset']}{across}-{own['users']}-{cell['method'].replace(' ', '-')}"
         assert file.name == f"{name}-{cell['seed']}.json"
         assert cell["machine"]
         assert "uncommitted" not in cell["commit"], file.name
