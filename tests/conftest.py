@@ -6,7 +6,6 @@ import pytest
 import torch
 import trl.trainer.utils
 from hypothesis import HealthCheck, settings
-from transformers.utils.logging import warning_once
 
 from dmpo_trl.modeling.logprobs import KERNEL_NEEDS_TRITON
 
@@ -45,10 +44,9 @@ if KERNEL_NEEDS_TRITON and not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True)
-def _logs():
-    """What a test sets or uses up of the logs is no other test's: a command's level, and what is said only once."""
+def _log_level():
+    """A command that a test runs in its own process sets the package's log level: it is no other test's."""
     ours = logging.getLogger("dmpo_trl")
     level = ours.level
-    warning_once.cache_clear()
     yield
     ours.setLevel(level)

@@ -5,6 +5,7 @@ from transformers import HfArgumentParser
 from trl import TrlParser
 
 from dmpo_trl import DMPOConfig
+from dmpo_trl.config import logger as config_logger
 
 ON_A_CPU = {"output_dir": "out", "use_cpu": True, "bf16": False}
 
@@ -44,6 +45,7 @@ def has_bf16(monkeypatch):
         for module in ("dmpo_trl.config", "transformers.training_args"):
             monkeypatch.setattr(f"{module}.is_torch_bf16_gpu_available", lambda: value)
 
+    config_logger.warning_once.cache_clear()
     return set_to
 
 

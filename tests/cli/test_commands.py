@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from support import make_model, make_tokenizer
 from tokenizers.normalizers import Lowercase
+from transformers.utils import logging
 
 from dmpo_trl.cli import COMMANDS, main
 from dmpo_trl.cli.options import ModelArguments, Parser
@@ -76,6 +77,7 @@ def test_prepare_names_titles_that_are_the_same_tokens(two_aliens, ignores_case,
         tokenizer.backend_tokenizer.normalizer = Lowercase()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     options = ["--tokenizer", str(tmp_path / "tokenizer"), "--conversational", conversational]
+    logging.warning_once.cache_clear()
     main([*two_aliens, "--output_dir", str(tmp_path / "data"), *options])
     assert ("have the same tokens" in caplog.text) == ignores_case
     assert ("'ALIEN' and 'Alien'" in caplog.text) == ignores_case

@@ -39,6 +39,7 @@ def test_as_if_tokenised_anew(caplog, before, now, stream):
 
 def test_nothing_is_done_to_what_fits(caplog):
     first, whole = tokenized(ROWS, LONG, "keep_completion")
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         _, rows = tokenized(first, LONG, "keep_completion")
     assert rows == whole
