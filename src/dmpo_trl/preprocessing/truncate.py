@@ -40,6 +40,13 @@ class Lengths:
         """Number of rejected completions of each row, (rows,)."""
         return np.bincount(self.rows[self.num_chosen :], minlength=len(self.prompts))
 
+    @property
+    def longest_per_row(self) -> np.ndarray:
+        """Tokens of each row's longest sequence, a prompt and a completion, (rows,)."""
+        longest = self.prompts.copy()
+        np.maximum.at(longest, self.rows, self.prompts[self.rows] + self.completions)
+        return longest
+
 
 def exceeds(dataset: Dataset | IterableDataset, max_length: int | None) -> bool:
     """Return whether a sequence of tokenised examples is longer than `max_length`; of a stream it is not known: True.
@@ -50,7 +57,7 @@ def exceeds(dataset: Dataset | IterableDataset, max_length: int | None) -> bool:
     """
     if max_length is None:
         return False
-    return not isinstance(dataset, Dataset) or bool((_longest(dataset) > max_length).any())
+    return not isinstance(dataset, Dataset) or bool((token_lengths(dataset).longest_per_row > max_length).any())
 
 
 def warn_of_shorter_prompts(dataset: Dataset | IterableDataset, dataset_name: str, max_length: int | None) -> None:
@@ -64,7 +71,9 @@ def warn_of_shorter_prompts(dataset: Dataset | IterableDataset, dataset_name: st
     if not isinstance(dataset, Dataset):
         return
     was_cut = np.asarray(dataset["prompt_tokens_cut"]) > 0
-    if shorter := np.count_nonzero(was_cut & (_longest(dataset) < (np.inf if max_length is None else max_length))):
+    if shorter := np.count_nonzero(
+        was_cut & (token_lengths(dataset).longest_per_row < (np.inf if max_length is None else max_length))
+    ):
         logger.warning(
             "%d of the %d prompts of the %s dataset were shortened for a smaller `max_length` when it was tokenised, "
             "and stay so with max_length=%s. Pass the rows that it was made of.",
@@ -217,14 +226,6 @@ def _measure(dataset: Dataset) -> Lengths:
         return Lengths(empty, empty, empty, 0)
     completions, rows = np.concatenate([*chosen, *rejected], axis=1)
     return Lengths(np.concatenate(prompts), completions, rows, sum(part.shape[1] for part in chosen))
-
-
-def _longest(dataset: Dataset) -> np.ndarray:
-    """Return the tokens of each row's longest sequence, (rows,)."""
-    lengths = token_lengths(dataset)
-    longest = np.zeros(len(lengths.prompts), dtype=int)
-    np.maximum.at(longest, lengths.rows, lengths.completions)
-    return longest + lengths.prompts
 
 
 def max_num_rejected(dataset: Dataset) -> int:

@@ -180,9 +180,7 @@ def check_limits(
         offset += len(table)
     tightest = min(limits, key=lambda one: one.own.positions)
     if tightest.exceeded_by(math.inf):
-        lengths = token_lengths(dataset)
-        longest = lengths.prompts.copy()
-        np.maximum.at(longest, lengths.rows, lengths.prompts[lengths.rows] + lengths.completions)
+        longest = token_lengths(dataset).longest_per_row
         exceeded = tightest.exceeded_by(longest)
         if exceeded.any():
             row = int(np.argmax(exceeded))

@@ -74,11 +74,16 @@ def needs_reference(args: DPOConfig, ref_model: Any) -> bool:
     if any(loss.reference for loss in registered(args.loss_type)):
         return True
     without = f"loss_type={args.loss_type} has no reference"
-    if args.sync_ref_model:
-        raise ValueError(f"`sync_ref_model=True`, but {without}: leave it out, or choose a loss such as 'dmpo'.")
-    if ref_model is not None:
-        logger.warning("`ref_model` has no effect: %s.", without)
+    _check_unused(args, ref_model, without, ": leave it out, or choose a loss such as 'dmpo'", "")
     return False
+
+
+def _check_unused(args: DPOConfig, ref_model: Any, why: str, remedy: str, where: str) -> None:
+    """Refuse to synchronise a reference model that is not used, and warn of one that was given."""
+    if args.sync_ref_model:
+        raise ValueError(f"`sync_ref_model=True`, but {why}{remedy}.")
+    if ref_model is not None:
+        logger.warning("`ref_model` has no effect%s: %s.", where, why)
 
 
 def reference_is_given(args: DPOConfig, ref_model: Any, columns: Collection[str]) -> bool:
@@ -96,10 +101,7 @@ def reference_is_given(args: DPOConfig, ref_model: Any, columns: Collection[str]
         return False
     chosen, rejected = REFERENCE_COLUMNS
     brought = f"the training rows bring the reference's log-probs (`{chosen}` and `{rejected}`)"
-    if args.sync_ref_model:
-        raise ValueError(f"`sync_ref_model=True`, but {brought}, which stay as they are: leave one of them out.")
-    if ref_model is not None:
-        logger.warning("`ref_model` has no effect in training: %s.", brought)
+    _check_unused(args, ref_model, brought, ", which stay as they are: leave one of them out", " in training")
     return True
 
 
