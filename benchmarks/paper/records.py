@@ -9,11 +9,13 @@ from typing import Any
 from .methods import COUNTS, TRADITIONAL
 from .pairs import PAIRS
 
+VALIDATION = "validation"
 PROTOCOLS = {
     "test": "uniform candidates",
     "popular": "candidates drawn by popularity",
     "catalogue": "the whole catalogue",
     PAIRS: "pairs of DMPO's authors",
+    VALIDATION: "validation users, of whom there are no figures per user",
 }
 _KINDS = {
     "sum": "{}",
@@ -76,7 +78,7 @@ def records_of(cell: dict[str, Any]) -> Iterator[Record]:
     """Yield what a cell says of each ranker."""
     settings, method = cell["settings"], cell["method"]
     for name, own in cell.items():
-        if not (isinstance(own, dict) and "ranks" in own):
+        if not (isinstance(own, dict) and "ranker" in own):
             continue
         protocol, _, rest = name.partition(" ")
         if protocol not in PROTOCOLS:  # counts of the plain protocol are called by their names alone

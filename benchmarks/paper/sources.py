@@ -33,12 +33,14 @@ class Source:
         files: What the folder holds, and who publishes it; for the message where it is not given.
         template: Makes the prompts.
         min_rating: Ratings from here on count as liked; None: all interactions do.
+        reworded: The data set that this one is, with other prompts; None: it is its own.
     """
 
     read: Callable[[Path], Interactions]
     files: str
     template: PromptTemplate
     min_rating: float | None = None
+    reworded: str | None = None
 
     def plain(self) -> Self:
         """Return the source with prompts of plain text."""
@@ -54,13 +56,17 @@ def _read_office(folder: Path) -> Interactions:
     return Interactions(rows, published.interactions.items, order="position")
 
 
+_MOVIELENS = Source(
+    lambda folder: read_recbole(folder, title_field="movie_title"),
+    "MovieLens 100K as RecBole's atomic files (by default those of the recbole wheel)",
+    MOVIES,
+    min_rating=4.0,
+)
+_QUESTION_LAST = replace(MOVIES, instruction="A viewer liked these films:", question="Which film will they like next?")
+
 SOURCES: dict[str, Source | PairSource] = {
-    "movielens": Source(
-        lambda folder: read_recbole(folder, title_field="movie_title"),
-        "MovieLens 100K as RecBole's atomic files (by default those of the recbole wheel)",
-        MOVIES,
-        min_rating=4.0,
-    ),
+    "movielens": _MOVIELENS,
+    "movielens-question-last": replace(_MOVIELENS, template=_QUESTION_LAST, reworded="movielens"),
     "office": Source(_read_office, "the Office files of MSL (arXiv 2504.04178): train.csv, id2name.json", PRODUCTS),
     "gift-cards": Source(
         lambda folder: read_amazon(folder, category="Gift_Cards"),
@@ -79,8 +85,9 @@ def read_source(name: str, folders: dict[str, Path]) -> Interactions | Published
     Raises:
         SystemExit: The folder is not among `folders`.
     """
-    called = FOLDER if name in PAIR_SOURCES else name
-    folder = folders.get(called) or (movielens_folder() if name == "movielens" else None)
+    source = SOURCES[name]
+    called = FOLDER if isinstance(source, PairSource) else source.reworded or name
+    folder = folders.get(called) or (movielens_folder() if called == "movielens" else None)
     if folder is None:
-        raise SystemExit(f"Give the folder of {name} with --data {called}=FOLDER: {SOURCES[name].files}.")
-    return SOURCES[name].read(folder)
+        raise SystemExit(f"Give the folder of {name} with --data {called}=FOLDER: {source.files}.")
+    return source.read(folder)

@@ -21,7 +21,8 @@ from dmpo_trl.evaluation import Difference, paired_difference
 from .explaining import ORDERS, STEPS
 from .methods import SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
 from .pairs import PAIRS
-from .records import PROTOCOLS, Record, by_ranker
+from .records import PROTOCOLS, VALIDATION, Record, by_ranker
+from .sources import SOURCES
 
 Row = dict[str, str]
 Values = Callable[[dict[int, Record], list[int]], np.ndarray]
@@ -30,6 +31,7 @@ POPULARITY, COUNTS = "popularity", "item knn"
 MEAN = "mean per token"
 NO_HISTORY = " + no history"
 NOTHING = "nothing"
+BETA = " beta "
 _LEVEL = 0.05
 
 
@@ -44,12 +46,19 @@ class Table:
 
 def tables(records: Sequence[Record]) -> list[Table]:
     """Return all tables that the records have something for."""
-    found = [*_comparisons(records), *_across(records), *_collapse(records), *_deletions(records)]
+    found = [
+        *_comparisons(records),
+        *_wordings(records),
+        *_across(records),
+        *_chosen(records),
+        *_collapse(records),
+        *_deletions(records),
+    ]
     return [table for table in found if table.rows]
 
 
 def _comparisons(records: Sequence[Record]) -> Iterator[Table]:
-    own = [one for one in records if one.dataset == one.trained_on and one.protocol != PAIRS]
+    own = [one for one in records if one.dataset == one.trained_on and one.protocol not in (PAIRS, VALIDATION)]
     order = {name: place for place, name in enumerate(("catalogue", "test", "popular"))}
 
     def key(record: Record) -> tuple[str, int, int]:
@@ -171,6 +180,51 @@ def _per_user(seeds: dict[int, Record], shared: list[int]) -> np.ndarray:
 def spread(values: Sequence[float]) -> str:
     """Return the mean and, of several values, their standard deviation."""
     return f"{np.mean(values):.3f}" + (f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else "")
+
+
+def _wordings(records: Sequence[Record]) -> Iterator[Table]:
+    """Yield for each data set with other prompts what they change, on the same users."""
+    own = [one for one in records if one.dataset == one.trained_on and one.protocol == "test" and one.is_model]
+    for name, source in SOURCES.items():
+        original = getattr(source, "reworded", None)
+        found: dict[tuple[int, str], dict[str, dict[int, Record]]] = {}
+        for one in own:
+            if one.dataset in (name, original):
+                found.setdefault((one.users, one.ranker), {}).setdefault(one.dataset, {})[one.seed] = one
+        both = {
+            key: (kinds[name], kinds[original]) for key, kinds in found.items() if {name, original} <= kinds.keys()
+        }
+        rows = [
+            {
+                "ranker": ranker,
+                "training users": str(users),
+                name: f"{ndcg(ours):.3f}",
+                original: f"{ndcg(theirs):.3f}",
+            }
+            for (users, ranker), (ours, theirs) in both.items()
+        ]
+        notes = [
+            _verdict(f"{ranker} ({users} users) of {name}", f"that of {original}", p, difference)
+            for (users, ranker), p, difference in _differences(both, _per_user)
+        ]
+        yield Table(f"Other words: {name}, NDCG@5", rows, notes)
+
+
+def _chosen(records: Sequence[Record]) -> Iterator[Table]:
+    """Yield a table of the validation users where methods that differ in beta alone were tried on them."""
+    found: dict[tuple[str, int, int], Row] = {}
+    for one in records:
+        if one.protocol == VALIDATION and one.ranker == one.method and one.dataset == one.trained_on:
+            key = one.dataset, one.users, one.seed
+            found.setdefault(key, {})[one.method] = f"{one.figures['ndcg@5']:.3f}"
+    tried = sorted({method for row in found.values() for method in row if BETA in method})
+    columns = sorted({method.partition(BETA)[0] for method in tried}) + tried
+    rows = [
+        {"cells": f"{dataset}, {users} users, seed {seed}"} | {name: row.get(name, "") for name in columns}
+        for (dataset, users, seed), row in sorted(found.items())
+        if set(tried) & row.keys()
+    ]
+    yield Table("Beta: NDCG@5 of validation users, each row the same users", rows)
 
 
 def rankers_across(records: Sequence[Record]) -> list[str]:

@@ -182,6 +182,48 @@ def test_cold_starts_are_targets_that_no_training_user_had(paper, folders, tmp_p
     assert "have a target that no training user had" in text
 
 
+def cell_of(dataset: str, method: str, ndcg: list[float], validation: float) -> dict:
+    """Return what the tables of a report want of a cell."""
+    users = {"ranker": method, "ranks": [1.0] * len(ndcg), "ndcg@5 per user": ndcg, "ndcg@5": float(np.mean(ndcg))}
+    figures = users | {"hr@1": 0.5, "auc": 0.5, "mean gap to the hardest": 0.0}
+    there = {"dataset": dataset, "trained_on": dataset, "users": 3}
+    chosen = {"ranker": method, "ndcg@5": validation}
+    return {"settings": there, "method": method, "seed": 0, "test sum": figures, "validation sum": chosen}
+
+
+def test_other_words_are_compared_on_the_same_users(paper):
+    from paper.records import records_of
+    from paper.tables import tables
+
+    cells = [
+        cell_of("movielens", "sft", [0.0, 1.0, 0.0, 1.0], 0.4),
+        cell_of("movielens-question-last", "sft", [0.5, 1.0, 0.5, 1.0], 0.4),
+        cell_of("movielens-question-last", "dmpo", [0.0, 0.0, 0.0, 0.0], 0.4),
+    ]
+    found = {table.title: table for table in tables([one for cell in cells for one in records_of(cell)])}
+    table = found["Other words: movielens-question-last, NDCG@5"]
+    row = {"ranker": "sft", "training users": "3", "movielens-question-last": "0.750", "movielens": "0.500"}
+    assert table.rows == [row]
+    assert table.notes[0].startswith("sft (3 users) of movielens-question-last cannot be told apart from that of")
+    assert "of movielens: 0.250 [" in table.notes[0]
+
+
+def test_beta_is_chosen_by_validation_users_alone(paper):
+    from paper.records import records_of
+    from paper.tables import tables
+
+    cells = [
+        cell_of("movielens", "dmpo", [1.0, 1.0], 0.41),
+        cell_of("movielens", "sft", [1.0, 1.0], 0.4),
+        cell_of("lastfm", "dmpo", [1.0, 1.0], 0.6),
+    ]
+    tried = cell_of("movielens", "dmpo beta 0.1", [1.0, 1.0], 0.43)
+    del tried["test sum"]  # what `protocols: []` leaves out
+    found = {table.title: table for table in tables([one for cell in [*cells, tried] for one in records_of(cell)])}
+    table = found["Beta: NDCG@5 of validation users, each row the same users"]
+    assert table.rows == [{"cells": "movielens, 3 users, seed 0", "dmpo": "0.410", "dmpo beta 0.1": "0.430"}]
+
+
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(paper, folders, tmp_path):
     block = {"dataset": "movielens", "users": 3, "seed": 0, "method": "counts"}
     paper.main(["run", config(tmp_path, block), *options(folders, tmp_path / "out")])
@@ -307,6 +349,8 @@ def test_every_method_table_and_picture(paper, folders, tmp_path):
         "movielens, 6 training users, candidates drawn by popularity",
         "lastfm, 3 training users, uniform candidates",
         "Across domains: dmpo, NDCG@5 on ...",
+        "Other words: movielens-question-last, NDCG@5",
+        "Beta: NDCG@5 of validation users",
         "Margins while training",
         "Explanations: nats lost",
     ):
