@@ -32,6 +32,12 @@ def test_other_values_are_refused():
         DMPOConfig(**ON_A_CPU, prefix_sharing="maybe")
 
 
+@pytest.mark.parametrize("beta", [0.0, -1.0])
+def test_a_beta_that_teaches_nothing_or_the_opposite_is_refused(beta):
+    with pytest.raises(ValueError, match=rf"`beta` must be above 0, got {beta}"):
+        DMPOConfig(**ON_A_CPU, beta=beta)
+
+
 def test_defaults():
     config = DMPOConfig(**ON_A_CPU)
     assert (config.loss_type, config.prefix_sharing, config.truncation_mode) == (["dmpo"], "auto", "keep_start")

@@ -50,9 +50,9 @@ class DMPOConfig(DPOConfig):
             Which rejected completions of an example count in its loss: `"all"`, or `"boundary"` (DynamicPO, arXiv
             2605.00327), those at the decision boundary, each with a beta of its own. It goes with any loss.
         prefix_sharing (`str` or `bool`, *optional*, defaults to `"auto"`):
-            Whether to compute every distinct prefix of a batch once. `"auto"` does where a probe before the first
-            step finds the model's numbers unchanged by it, and says so where not; `True` does or raises; `False`
-            computes a copy of the prompt for every completion.
+            Whether completions share what they begin with, so that it is computed once. `"auto"` does where a probe
+            before the first step finds the model's numbers unchanged by it, and says so where not; `True` does or
+            raises; `False` computes a copy of the prompt for every completion.
         block_attention (`bool`, *optional*, defaults to `True`):
             Whether shared prefixes are attended to block by block on CUDA, with FlexAttention, where model and probe
             allow it and Triton is installed: blocks that a token does not see cost nothing, and a batch is one row.
@@ -168,8 +168,8 @@ class DMPOConfig(DPOConfig):
     prefix_sharing: str = field(  # True and False too; the argument parsers know no `str | bool`
         default="auto",
         metadata={
-            "help": "Whether to compute every distinct prefix of a batch once: 'auto' where a probe finds it right "
-            "for the model, 'true' (or an error), 'false' (a copy of the prompt for every completion)."
+            "help": "Whether completions share what they begin with, so that it is computed once: 'auto' where a "
+            "probe finds it right for the model, 'true' (or an error), 'false' (a copy of the prompt per completion)."
         },
     )
 
@@ -234,6 +234,11 @@ class DMPOConfig(DPOConfig):
             # An infinite norm is allowed: it clips no gradient
             if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
                 raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        if self.beta <= 0:
+            raise ValueError(
+                f"`beta` must be above 0, got {self.beta}: 0 leaves nothing to learn from, and below it the rejected "
+                "completions are preferred."
+            )
         for name in ("seed", "data_seed"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 2**32:
                 raise ValueError(f"`{name}` must be at least 0 and below 2**32, got {getattr(self, name)}.")

@@ -40,8 +40,8 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
     """Direct Multi-Preference Optimization (arXiv 2405.16127): DPO with any number of rejected completions per prompt.
 
     Takes the place of [`~trl.DPOTrainer`]: constructor and datasets are the parent's, except that `rejected`
-    holds a list of completions, and `chosen` may hold one too. Every distinct prefix of a batch is computed once where
-    the model allows it (`DMPOConfig.prefix_sharing`), and only the positions that score completions meet the
+    holds a list of completions, and `chosen` may hold one too. A prompt is computed once for all of its completions
+    where the model allows it (`DMPOConfig.prefix_sharing`), and only the positions that score completions meet the
     vocabulary.
 
     Example:

@@ -18,6 +18,7 @@ from transformers import Trainer
 import dmpo_trl
 from dmpo_trl import DMPOTrainer
 from dmpo_trl.cli import _training, main
+from dmpo_trl.cli._splits import first_negatives
 from dmpo_trl.data import Prepared
 from dmpo_trl.evaluation import reference_without_history
 from dmpo_trl.modeling.loading import is_adapter, load_model, load_tokenizer
@@ -445,3 +446,23 @@ def test_what_has_no_reference_without_a_history_is_refused(prepared_folder, dat
         main(
             ["train", *paths, "--output_dir", str(tmp_path / "out"), "--reference", "no_history", *options, *ON_A_CPU]
         )
+
+
+def test_fewer_negatives_than_were_drawn_are_expected_less_often():
+    drawn = {"prompt": "Next:", "chosen": " Alien", "rejected": [" a", " b", " c", " d"], "rejected_logq": [-2.5] * 4}
+    few = drawn | {"rejected": [" a"], "rejected_logq": [-2.5]}
+    kept = first_negatives(Dataset.from_list([drawn, few]), 2)
+    assert kept["rejected"][:] == [[" a", " b"], [" a"]]
+    assert kept[0]["rejected_logq"] == pytest.approx([-2.5 + math.log(2 / 4)] * 2)
+    assert kept[1]["rejected_logq"] == [-2.5]
+
+
+def test_max_negatives_leaves_a_row_without_any_to_the_check_of_rows(model_folder, tmp_path):
+    rows = [{"prompt": "Next:", "chosen": " Alien", "rejected": own} for own in ([" Babe"], [])]
+    (tmp_path / "empty").mkdir()
+    Dataset.from_list(rows).to_parquet(tmp_path / "empty" / "train.parquet")
+    options = ["--model_name_or_path", str(model_folder), "--output_dir", str(tmp_path / "out"), *ON_A_CPU]
+    with pytest.raises(SystemExit, match=r"Row 1 of the train dataset, column `rejected`: the list is empty"):
+        main(["train", "--dataset_name", str(tmp_path / "empty"), "--max_negatives", "1", *options])
+    with pytest.raises(SystemExit, match=r"train.parquet is a file: name its folder"):
+        main(["train", "--dataset_name", str(tmp_path / "empty" / "train.parquet"), *options])

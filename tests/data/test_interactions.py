@@ -295,3 +295,22 @@ def test_what_the_reader_knows_is_kept():
     assert Interactions.from_raw(raw, ITEMS).read == {"interactions": 4, "items": 2}
     with pytest.raises(ValueError, match="order must be one of time, plays, position, it is 'date'"):
         Interactions(INTERACTIONS, ITEMS, order="date")
+
+
+def test_an_unknown_item_and_a_known_one_are_shown():
+    interactions = pl.DataFrame({"user": ["a", "b"], "item": ["7", "8"], "timestamp": [1, 2]})
+    items = pl.DataFrame({"item": ["007", "008"], "title": ["Alien", "Babe"]})
+    with pytest.raises(ValueError, match=r"unknown item is '7', the first of the items '007'"):
+        Interactions.from_raw(interactions, items)
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [("NA", "'NA' is what programs write where there is none"), ("ann ", "'ann ' is another with white space around")],
+)
+def test_identifiers_that_are_perhaps_none_are_named_and_taken(odd, says, caplog):
+    interactions = pl.DataFrame({"user": ["ann", odd, odd], "item": ["1", "1", "2"], "timestamp": [1, 2, 3]})
+    items = pl.DataFrame({"item": ["1", "2"], "title": ["Alien", "Babe"]})
+    data = Interactions.from_raw(interactions, items)
+    assert data.interactions["user"].n_unique() == 2
+    assert f"interactions: the user {says}" in caplog.text

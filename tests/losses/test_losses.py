@@ -14,6 +14,7 @@ from dmpo_trl.losses import (
     multi_negative,
     pairwise,
     preference_loss,
+    registry,
     weighted_loss,
     wpo_weights,
 )
@@ -358,3 +359,33 @@ def test_wpo_weighs_a_pair_by_the_likelihood_of_both(counts, seed):
         weights = weights[count + 1 :]
         expected += [chosen * one for one in rejected]
     assert wpo_weights(outputs, completions).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_discopop_is_finite_for_large_gaps(scale):
+    batch = make_batch([3, 2], scale=scale)
+    loss = preference_loss("discopop", batch, ARGS)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(batch.chosen_logps.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("register", "returned", "says"),
+    [
+        (multi_negative, lambda batch: batch.deltas, r"one value per example, \(2,\), it returned .* shape \(5,\)"),
+        (
+            multi_negative,
+            lambda batch: batch.deltas.mean(),
+            r"one value per example, \(2,\), it returned .* shape \(\)",
+        ),
+        (multi_negative, lambda batch: None, r"one value per example, \(2,\), it returned None"),
+        (pairwise, lambda batch: batch.chosen_logps, r"one value per pair, \(5,\), it returned .* shape \(2,\)"),
+    ],
+    ids=["pairs", "scalar", "none", "examples"],
+)
+def test_a_loss_of_another_shape_is_named(monkeypatch, register, returned, says):
+    monkeypatch.setattr(registry, "LOSSES", dict(LOSSES))
+    register("of my own")(lambda batch, args: returned(batch))
+    with pytest.raises(ValueError, match=f"The loss 'of my own' must return {says}"):
+        preference_loss("of my own", make_batch([3, 2]), ARGS)

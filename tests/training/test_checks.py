@@ -59,6 +59,8 @@ def test_a_model_whose_layers_are_spread_over_gpus_is_not_refused():
         ({"max_length": 0}, "`max_length` must be at least 1, or None for no limit, got 0"),
         ({"max_length": -1, "truncation_mode": "keep_completion"}, "`max_length` must be at least 1"),
         ({"loss_type": []}, "`loss_type` names no loss"),
+        ({"loss_type": ["robust"], "label_smoothing": 0.5}, "below 0.5 for the loss 'robust'.*is 0.5"),
+        ({"loss_type": ["exo_pair"]}, "above 0 for 'exo_pair'; it is 0.0"),
         ({"train_sampling_strategy": "group_by_prompts"}, "'batch_rebalance', got 'group_by_prompts'"),
         ({"train_sampling_strategy": "group_by_length"}, "the column `length`, which the training dataset does not"),
         ({"train_sampling_strategy": "batch_rebalance"}, "choose 'group_by_prompt' or `max_tokens_per_batch`"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from ..preprocessing.format import PAIR_COLUMNS, REFERENCE_COLUMNS, numbered_columns, rejected_entries
+
+_LOGQ = "rejected_logq"
 
 
 def choose_split(data: Mapping[str, Any], name: str, option: str) -> Any:
@@ -32,6 +35,8 @@ def choose_split(data: Mapping[str, Any], name: str, option: str) -> Any:
 def first_negatives(data: Any, number: int | None) -> Any:
     """Return rows with the first rejected completions only, and the numbers that belong to them.
 
+    `rejected_logq` is the log of how many times a completion is drawn on average: of fewer draws in all it is less.
+
     Args:
         data: A dataset or a stream of rows.
         number: How many of each row's; None for all. A row with fewer keeps those that it has.
@@ -56,6 +61,12 @@ def first_negatives(data: Any, number: int | None) -> Any:
 
 
 def _first(row: dict[str, Any], *, number: int) -> dict[str, Any]:
-    column, name, _ = rejected_entries(row)[0]
-    listed = [column, *PAIR_COLUMNS, REFERENCE_COLUMNS[1]] if name != "it" else []
-    return {key: row[key][:number] for key in listed if isinstance(row.get(key), list)}
+    entries = rejected_entries(row)
+    if len(entries) <= number:  # none at all is refused with the other rows
+        return {}
+    listed = [entries[0][0], *PAIR_COLUMNS, REFERENCE_COLUMNS[1]]
+    kept = {key: row[key][:number] for key in listed if isinstance(row.get(key), list)}
+    if _LOGQ in kept:
+        fewer = math.log(number / len(entries))
+        kept[_LOGQ] = [value if value is None else value + fewer for value in kept[_LOGQ]]
+    return kept

@@ -159,6 +159,8 @@ def _load_data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:
     """
     for name in [script.dataset_name, *(one.path for one in mixture.datasets)]:
         check_before_loading(name)
+        if name is not None and Path(name).is_file():
+            raise ValueError(f"{name} is a file: name its folder, whose files are loaded as one data set.")
     if mixture.datasets:
         if script.dataset_name is not None:
             logger.warning("The mixture `datasets` is trained on; --dataset_name %s is ignored.", script.dataset_name)

@@ -17,6 +17,7 @@ from .tidy import tidy_titles
 logger = logging.getLogger(__name__)
 
 ORDERS = ("time", "plays", "position")
+_MISSING = ["NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,8 +161,11 @@ class Interactions:
         items = keep("items merged into another whose title looks the same", items, distinct).drop("_given")
         interactions = _in_form(interactions)
         place = positions(interactions["item"], listed["item"])
+        unknown = ""
         if len(place) and place.min() < 0:
             known = pl.Series(place >= 0)
+            first = interactions["item"].filter(~known)[0]
+            unknown = f" The first unknown item is {first!r}, the first of the items {listed['item'].first()!r}."
             interactions = keep("interactions with an unknown item", interactions, interactions.filter(known))
             place = place[place >= 0]
         if len(items) < len(listed):
@@ -173,17 +177,18 @@ class Interactions:
             of = f" of {', '.join(map(str, files))}" if files else ""
             raise ValueError(
                 f"No interaction{of} is left of {read['interactions']} read. Dropped: {counts_in_words(counts)}."
+                f"{unknown}"
             )
         used = interactions.height + counts.get("earlier interactions of a user with the same item", 0)
         if used < read["interactions"] / 2:
             logger.warning(
                 "Most of the %d interactions read cannot be used, %d are left: is the file what the options say? "
-                "Dropped: %s",
-                *(read["interactions"], interactions.height, counts_in_words(counts)),
+                "Dropped: %s.%s",
+                *(read["interactions"], interactions.height, counts_in_words(counts), unknown),
             )
         logger.info(
-            "Read %s; dropped: %s; titles changed: %s",
-            *map(counts_in_words, (read, counts, changed)),
+            "Read %s; dropped: %s; titles changed: %s.%s",
+            *(*map(counts_in_words, (read, counts, changed)), unknown),
         )
         paths = tuple(map(str, files))
         return cls(interactions, items, dropped=counts, read=read, order=order, files=paths, changed=changed)
@@ -214,7 +219,25 @@ def _warn_of_merged(items: pl.DataFrame) -> None:
 
 
 def _with_identifiers(table: str, frame: pl.DataFrame, *names: str) -> pl.DataFrame:
-    return frame.with_columns(identifiers(frame[name], f"{table}: column {name!r}") for name in names)
+    columns = [identifiers(frame[name], f"{table}: column {name!r}") for name in names]
+    for values in columns:
+        if not values.dtype.is_integer():
+            _warn_of_odd_identifiers(table, values.unique().cast(pl.String).drop_nulls())
+    return frame.with_columns(columns)
+
+
+def _warn_of_odd_identifiers(table: str, distinct: pl.Series) -> None:
+    """Name identifiers that are perhaps none, or another's with white space around it: they are taken as they are."""
+    stripped = distinct.str.strip_chars()
+    for odd, problem in (
+        (distinct.is_in(_MISSING), "is what programs write where there is none"),
+        ((stripped != distinct) & stripped.is_in(distinct.implode()), "is another with white space around it"),
+    ):
+        if odd.any():
+            logger.warning(
+                "%s: the %s %r %s, and is taken for one of its own (%d such). Clean the table if it is not.",
+                *(table, distinct.name, distinct.filter(odd).sort()[0], problem, odd.sum()),
+            )
 
 
 def _in_form(frame: pl.DataFrame) -> pl.DataFrame:

@@ -98,5 +98,6 @@ def apo_down(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
 def discopop(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     """Logistic and exponential loss blended by the log-ratio (DiscoPOP, arXiv 2406.08414, Eq. 5)."""
     delta = batch.deltas
-    blend = torch.sigmoid(delta / args.discopop_tau)
-    return -F.logsigmoid(delta) * (1 - blend) + torch.exp(-delta) * blend
+    scaled = delta / args.discopop_tau
+    # exp(-delta) times the blend, put into one power: for large gaps the first is infinite and the second 0
+    return -F.logsigmoid(delta) * torch.sigmoid(-scaled) + torch.exp(F.logsigmoid(scaled) - delta)

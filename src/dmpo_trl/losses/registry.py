@@ -153,7 +153,7 @@ def preference_loss(name: str, batch: ScoredBatch, args: DPOConfig) -> torch.Ten
         every row weighs the same, whatever its numbers of chosen and rejected completions.
 
     Raises:
-        ValueError: `name` is not registered.
+        ValueError: `name` is not registered, or the loss returns another shape than it was registered with.
 
     Example:
         >>> one, two = torch.tensor([-1.0]), torch.tensor([-2.0, -4.0])
@@ -166,6 +166,13 @@ def preference_loss(name: str, batch: ScoredBatch, args: DPOConfig) -> torch.Ten
     """
     (loss,) = registered([name])
     values = loss.function(batch, args)
+    expected = (batch.rejected_logps if loss.pairwise else batch.chosen_logps).shape
+    if getattr(values, "shape", None) != expected:
+        got = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else repr(values)
+        raise ValueError(
+            f"The loss {name!r} must return one value per {'pair' if loss.pairwise else 'example'}, "
+            f"{tuple(expected)}, it returned {got}."
+        )
     weights = batch.pair_weights
     if loss.pairwise:
         values = batch.mean_over_rejected(values if weights is None else values * weights)

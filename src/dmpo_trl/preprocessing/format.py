@@ -25,6 +25,8 @@ PAIR_COLUMNS = ("margins", "rejected_logq")
 """One number for each rejected completion; see `ScoredBatch`."""
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 """Log-probs of the chosen and of each rejected completion under the reference policy."""
+HIGHEST_LOG_PROB = 0.01
+"""What rounding may leave of a log-prob of 0."""
 VALUE_COLUMNS = (*CHOSEN_COLUMNS, *PAIR_COLUMNS, *REFERENCE_COLUMNS)
 """All columns of numbers."""
 _NUMBERED = re.compile(r"(rejected|negative)_?(\d+)")
@@ -157,13 +159,17 @@ def check_values(example: dict[str, Any], error: Any) -> None:
         count = len(entries)
         single = side == "chosen" and not holds_several(example[entries[0][0]])
         expected = "a finite number" if single else f"{count} finite numbers, one for each {side} completion"
-        for column in columns:
-            values = [example[column]] if single and column in example else example.get(column)
-            if column in example and not (
-                isinstance(values, list) and len(values) == count and all(map(_is_number, values))
-            ):
+        for column in filter(example.__contains__, columns):
+            values = [example[column]] if single else example[column]
+            if not (isinstance(values, list) and len(values) == count and all(map(_is_number, values))):
                 raise error(
                     column, f"expected {expected}, got {shown(example[column])}", "Fix the row, or remove the column"
+                )
+            if column in REFERENCE_COLUMNS and max(values) > HIGHEST_LOG_PROB:
+                raise error(
+                    column,
+                    f"a log-prob is at most 0, got {shown(example[column])}",
+                    "Give log-probs, not their negatives, or remove the columns of the reference",
                 )
     one, other = REFERENCE_COLUMNS if REFERENCE_COLUMNS[0] in example else REFERENCE_COLUMNS[::-1]
     if one in example and other not in example:

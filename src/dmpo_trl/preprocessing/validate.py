@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 
 from .format import (
     CHOSEN_COLUMNS,
+    HIGHEST_LOG_PROB,
     PAIR_COLUMNS,
     REFERENCE_COLUMNS,
     TOKEN_COLUMNS,
@@ -133,7 +134,9 @@ def _suspects(dataset: Dataset) -> Iterator[int]:
                 suspects[owners.to_numpy(zero_copy_only=False)[_are_equal(entries, chosen.take(owners))]] = True
         for name, column in values.items():
             of_chosen = name in (*CHOSEN_COLUMNS, REFERENCE_COLUMNS[0])
-            suspects |= _are_not_numbers(column, _numbers_of_entries(chosen) if of_chosen and several else counts)
+            highest = HIGHEST_LOG_PROB if name in REFERENCE_COLUMNS else np.inf
+            expected = _numbers_of_entries(chosen) if of_chosen and several else counts
+            suspects |= _are_not_numbers(column, expected, highest)
         yield from (offset + np.flatnonzero(suspects | (counts == 0))).tolist()
         offset += len(table)
 
@@ -163,8 +166,8 @@ def _is_missing(column: pa.Array) -> np.ndarray:
     return missing.to_numpy(zero_copy_only=False)
 
 
-def _are_not_numbers(column: pa.Array, counts: np.ndarray) -> np.ndarray:
-    """Return whether a row lacks a finite number: for a rejected completion, or for the chosen one."""
+def _are_not_numbers(column: pa.Array, counts: np.ndarray, highest: float) -> np.ndarray:
+    """Return whether a row lacks a finite number up to `highest`: for a rejected completion, or for the chosen one."""
     bad = column.is_null().to_numpy(zero_copy_only=False)
     owners = np.arange(len(column))
     if is_list_type(column.type):
@@ -173,7 +176,8 @@ def _are_not_numbers(column: pa.Array, counts: np.ndarray) -> np.ndarray:
         column = pc.list_flatten(column)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         return np.ones(len(bad), dtype=bool)
-    bad[owners[~pc.is_finite(column.cast(pa.float64())).fill_null(False).to_numpy(zero_copy_only=False)]] = True
+    numbers = column.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    bad[owners[~(np.isfinite(numbers) & (numbers <= highest))]] = True
     return bad
 
 

@@ -40,13 +40,20 @@ def check_options(args: DPOConfig, data_collator: Any, model: Any, peft_config: 
 
     Raises:
         TypeError: The collator takes pairs only.
-        ValueError: `truncation_mode`, `max_length` or `loss_type` is nothing that there is; `activation_offloading`
-            without an accelerator; or several GPUs in one process.
+        ValueError: `truncation_mode`, `max_length` or `loss_type` is nothing that there is; `label_smoothing` that a
+            loss divides by or takes the logarithm of; `activation_offloading` without an accelerator; or several GPUs
+            in one process.
     """
     if args.max_length is not None:
         check_truncation(args.max_length, args.truncation_mode)
     if not args.loss_type:
         raise ValueError("`loss_type` names no loss: give it one, such as 'dmpo', or leave it out.")
+    smoothing = args.label_smoothing
+    if ("robust" in args.loss_type and not 0 <= smoothing < 0.5) or ("exo_pair" in args.loss_type and smoothing <= 0):
+        raise ValueError(
+            "`label_smoothing` must be at least 0 and below 0.5 for the loss 'robust', and above 0 for 'exo_pair'; it "
+            f"is {smoothing}."
+        )
     if isinstance(data_collator, DataCollatorForPreference):
         raise TypeError(
             "TRL's `DataCollatorForPreference` takes one rejected completion per example, and examples here have a "

@@ -852,3 +852,13 @@ def test_real_files(name, tmp_path):
         assert not set(made.ranking["validation"]["user"]) & set(made.ranking["test"]["user"])
     assert len(made.preference["train"][0]["rejected"]) == 7
     assert Prepared.load(tmp_path / "out").manifest == made.manifest
+
+
+@pytest.mark.parametrize(("step", "tied"), [(0, True), (1, False)])
+def test_users_whose_last_items_have_one_time_are_counted(tmp_path, caplog, step, tied):
+    rows = [(user, place, place * step, (user + place) % 9) for user in range(9) for place in range(5)]
+    views = pl.DataFrame(rows, schema=["user", "place", "timestamp", "item"], orient="row")
+    films = pl.DataFrame({"item": range(9), "title": [f"Film {film}" for film in range(9)]})
+    prepare(PrepareConfig(dataset="table", output_dir=str(tmp_path / "out"), negatives=2, candidates=3), views, films)
+    says = "100.0% of the users had their last item at the same time as the one before it"
+    assert (says in caplog.text) is tied

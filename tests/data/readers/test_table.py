@@ -473,3 +473,22 @@ def test_a_time_that_is_none_leaves_the_others_their_digits(text):
     data = read_table(rows)
     assert data.interactions["item"].to_list() == ["3", "2"]
     assert data.interactions["timestamp"].n_unique() == 2
+
+
+def test_columns_of_mixed_types_are_named():
+    rows = pd.DataFrame({"user": ["a", 1], "item": ["x", "x"], "timestamp": [1, 2]})
+    with pytest.raises(ValueError, match=r"^interactions: the table cannot be read: .*column user.*one type"):
+        read_table(rows, pl.DataFrame({"item": ["x"], "title": ["Alien"]}))
+
+
+def test_titles_that_are_whole_numbers_stay_whole():
+    rows = pl.DataFrame({"user": ["a"] * 3, "item": ["x", "y", "z"], "timestamp": [1, 2, 3]})
+    films = pl.DataFrame({"item": ["x", "y", "z"], "title": [1984.0, 300.5, float("nan")]})
+    assert read_table(rows, films).titles() == {"x": "1984", "y": "300.5"}
+
+
+def test_a_number_that_json_does_not_have_is_named_with_its_line(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"user": "a", "item": "x", "timestamp": 1}\n{"user": "a", "item": "y", "timestamp": NaN}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2 is not JSON.*NaN is none of its numbers; write null"):
+        read_table(file, pl.DataFrame({"item": ["x"], "title": ["Alien"]}))

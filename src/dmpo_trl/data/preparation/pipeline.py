@@ -31,6 +31,8 @@ from .folder import CARD, INTERACTIONS, PREPARED, Prepared, card, further_rankin
 
 logger = logging.getLogger(__name__)
 
+_MANY_TIES = 0.1
+
 
 def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepared:
     """Read raw files, split them, draw negatives, and write the datasets to a folder.
@@ -94,6 +96,7 @@ def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepa
     data = data if isinstance(data, Interactions) else _read(config, *source)
     if config.k_core_users > 1 or config.k_core_items > 1:
         data = k_core(data, users=config.k_core_users, items=config.k_core_items)
+    _say_ties(data)
     shares = {"validation": config.validation_items, "test": config.test_items}
     held_out = hold_out_items(data, shares, seed=config.seed) if config.split == "items" else {}
     pools = _pools(data, held_out, config)
@@ -135,6 +138,21 @@ def prepare(config: PrepareConfig, data: Any = None, items: Any = None) -> Prepa
         manifest["files"][CARD] = sha256(folder / CARD)
         write_manifest(folder, manifest)
     return Prepared(output, manifest)
+
+
+def _say_ties(data: Interactions) -> None:
+    """Say how many users' last item is the last only by the order of the rows, since it has the time of another."""
+    if data.order != "time":
+        return
+    times = data.interactions.group_by("user").agg(pl.col("timestamp").tail(2))["timestamp"].list
+    tied = float(((times.len() == 2) & (times.first() == times.last())).mean() or 0)
+    if tied:
+        logger.log(
+            logging.WARNING if tied > _MANY_TIES else logging.INFO,
+            "%.1f%% of the users had their last item at the same time as the one before it: which of the two is the "
+            "last, and is tested, is the order of the rows in the file",
+            100 * tied,
+        )
 
 
 def _source(config: PrepareConfig, data: Any, items: Any) -> tuple[Any, Any]:

@@ -202,9 +202,11 @@ def _problems_named(name: str, source: Any, encoding: str | None) -> Iterator[No
     """Raise what polars cannot read as ValueError, with the path and, where it can be found, the line."""
     try:
         yield
-    except POLARS_OWN_ERRORS as error:
+    except (*POLARS_OWN_ERRORS, pa.ArrowException) as error:
         if not isinstance(source, str | Path):
-            raise ValueError(f"{name}: the table cannot be read: {error}.") from error
+            raise ValueError(
+                f"{name}: the table cannot be read: {error}. Give each of its columns one type, such as text."
+            ) from error
         path = Path(source).expanduser()
         reason = _wrong_json_line(path, encoding) if path.suffix.lower() != ".parquet" and path.stat().st_size else ""
         raise ValueError(f"{name}: {path}{reason or f' cannot be read: {str(error)[:200]}'}.") from error
@@ -215,13 +217,18 @@ def _wrong_json_line(path: Path, encoding: str | None) -> str:
     with open_binary(path) as file:
         for number_, line in enumerate(file, 1):
             try:
-                if line.strip() and not isinstance(json.loads(line.decode(encoding or "utf-8-sig")), dict):
+                text = line.decode(encoding or "utf-8-sig")
+                if text.strip() and not isinstance(json.loads(text, parse_constant=_refuse_constant), dict):
                     return f", line {number_} is not a JSON object: {line[:80]!r}"
             except RecursionError:
                 return f", line {number_} nests too deeply: {line[:80]!r}"
             except ValueError as error:  # of JSON or of UTF-8
                 return f", line {number_} is not JSON in {encoding or 'UTF-8'}: {error}"
     return ""
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is none of its numbers; write null")
 
 
 def _place(name: str, table: Any) -> str:
@@ -238,5 +245,9 @@ def _titles(values: pl.Series, where: str) -> pl.Series:
         raise ValueError(
             f"{where} must hold texts, it holds {values.dtype}, for example {str(values.drop_nulls()[0])[:80]}."
         )
+    if values.dtype.is_float():  # as pandas and JSON make them of whole numbers with gaps
+        whole = values.cast(pl.Int64, strict=False)
+        other = values.fill_nan(None).cast(pl.String)
+        values = whole.cast(pl.String).zip_with((whole == values).fill_null(False), other)
     text = values.cast(pl.String).str.strip_chars()
     return text.set(text == "", None)
