@@ -63,7 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
                 number,
                 dataset_name=file.name,
                 processing_class=tokenizer,
-                eos_token=tokenizer.eos_token,
                 max_length=None,
                 truncation_mode="keep_start",
             )

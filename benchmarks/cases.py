@@ -199,7 +199,6 @@ def tokenize(folder: str, example: dict[str, Any]) -> dict[str, Any]:
         0,
         dataset_name="benchmark",
         processing_class=tokenizer,
-        eos_token=tokenizer.eos_token,
         max_length=None,
         truncation_mode="keep_start",
     )

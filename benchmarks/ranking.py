@@ -57,9 +57,7 @@ def make_users(settings: Settings) -> Dataset:
 def score_separately(model: Any, tokenizer: Any, users: Dataset) -> list[CompletionScores]:
     scored = []
     for row in users:
-        prompt, options = tokenize_completions(
-            tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token
-        )
+        prompt, options = tokenize_completions(tokenizer, row["prompt"], row["candidates"])
         logps = []
         for option in options:
             ids = torch.tensor([prompt + option])
@@ -92,9 +90,7 @@ def count_tokens(tokenizer: Any, users: Dataset) -> tuple[int, int]:
     """Return the number of tokens of all prompts, and of all candidates."""
     prompts = titles = 0
     for row in users:
-        prompt, options = tokenize_completions(
-            tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token
-        )
+        prompt, options = tokenize_completions(tokenizer, row["prompt"], row["candidates"])
         prompts += len(prompt)
         titles += sum(map(len, options))
     return prompts, titles

@@ -214,7 +214,7 @@ def test_scores_and_recommendations(device):
     exact = make_model(**SIZES).double()
     prompt = MOVIES.prompt(["Alien", "Heidi"])
     texts = [MOVIES.completion(title) for title in TITLES]
-    prompt_ids, ids = tokenize_completions(tokenizer, prompt, texts, eos_token=tokenizer.eos_token)
+    prompt_ids, ids = tokenize_completions(tokenizer, prompt, texts)
     with torch.no_grad():
         expected = [naive_logp(exact, prompt_ids, completion).item() for completion in ids]
     (scores,) = score_completions(model, tokenizer, [prompt], [texts])

@@ -45,7 +45,7 @@ def test_loss_and_gradients_on_a_pretrained_model(folder):
     for history, titles in zip(HISTORIES, TITLES, strict=True):
         prompt = [{"role": "user", "content": f"I liked these films: {history}. Which film should I watch next?"}]
         messages = [[{"role": "assistant", "content": title}] for title in titles]
-        prompt_ids, (chosen, *rejected) = tokenize_completions(tokenizer, prompt, messages, eos_token=None)
+        prompt_ids, (chosen, *rejected) = tokenize_completions(tokenizer, prompt, messages)
         examples.append({"prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
     batch = DataCollatorForMultiPreference(0, prefix_sharing=True)(examples)
     counts = (batch["num_rejected"] + 1).tolist()

@@ -40,6 +40,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "datasets.fingerprint:get_temporary_cache_files_directory": {"360b70d63b6e90f5": "datasets 4.7.0"},
     "datasets:Dataset._get_cache_file_path": {"fbafc06c1d2e11c3": "datasets 4.7.0"},
     "peft.tuners.tuners_utils:BaseTunerLayer": {"3e51e6e0256e8030": "peft 0.21.2"},
+    "peft.tuners.tuners_utils:check_target_module_exists": {"cd4fbbeb3b235816": "peft 0.21.2"},
     "transformers.data.data_collator:DataCollatorMixin": {"b10e5c115c7f7417": "transformers 5.17.0"},
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS": {"11f19252e5a79327": "transformers 5.17.0"},
     "transformers.masking_utils:causal_mask_function": {"e8566f1e2978274a": "transformers 5.17.0"},

@@ -98,8 +98,7 @@ def _of_users(cell: Cell, model: str, data: tuple[tuple[str, Path], ...]) -> tup
     places, tokenizer = Places(model, dict(data), Path(), Path()), AutoTokenizer.from_pretrained(model)
 
     def count(row: dict[str, Any], completions: list[Any]) -> int:
-        eos = tokenizer.eos_token
-        prompt, others = tokenize_completions(tokenizer, row["prompt"], completions, eos_token=eos)
+        prompt, others = tokenize_completions(tokenizer, row["prompt"], completions)
         return len(prompt) + sum(map(len, others))
 
     sft = users_of(few, cell.trained_on, places).sft()

@@ -2,9 +2,11 @@
 
 import math
 import multiprocessing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available, logging
 from trl import DPOConfig
 
@@ -77,6 +79,10 @@ class DMPOConfig(DPOConfig):
             Whether training may be resumed with another objective or other data than the checkpoint was written with
             (another dataset, order of the rows, loss, reference or base model). A warning then names what differs;
             otherwise it is an error.
+
+    Raises:
+        ValueError: An option has a value that there is not, a number out of its range (`beta` must be above 0) or not
+            finite, or two options exclude one another. The message names them.
 
     Example:
         >>> args = DMPOConfig("out", loss_type=["dmpo", "sft"], loss_weights=[1.0, 0.2], bf16=False)
@@ -242,6 +248,19 @@ class DMPOConfig(DPOConfig):
         for name in ("seed", "data_seed"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 2**32:
                 raise ValueError(f"`{name}` must be at least 0 and below 2**32, got {getattr(self, name)}.")
+
+
+_DEFAULTS = {one.name: one.default for one in fields(DMPOConfig)}
+
+
+def option(args: TrainingArguments, name: str) -> Any:
+    """Return an option of [`DMPOConfig`], which has its default where a trainer was given a config of its parents.
+
+    Example:
+        >>> option(DPOConfig("out", bf16=False), "prefix_sharing")
+        'auto'
+    """
+    return getattr(args, name, _DEFAULTS[name])
 
 
 def _trains_on_cuda(use_cpu: bool) -> bool:

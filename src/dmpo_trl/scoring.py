@@ -168,7 +168,6 @@ def stream_scores(
                 tokenizer,
                 prompt,
                 options,
-                eos_token=tokenizer.eos_token,
                 special_tokens_in_text=special_tokens_in_text,
             )
             if (shortest := min(lengths := _scored_lengths(*example))) < 1:

@@ -17,7 +17,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first,
 from .batching.completions import Completions, from_pairs, model_inputs
 from .batching.sampler import check_sampling, make_batches, make_train_sampler
 from .batching.vision import vision_collator
-from .config import DMPOConfig
+from .config import DMPOConfig, option
 from .losses import SELECTIONS, ScoredBatch, check_columns, weighted_loss, wpo_weights
 from .modeling.aux_loss import num_copies
 from .preprocessing.dataset import tokenize_dataset
@@ -129,7 +129,7 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
     @cached_property
     def _collator(self) -> Any:
         """The collator of all batches; with it, before the first forward, the layout of the models is chosen."""
-        collator, mode = self._given_collator, getattr(self.args, "prefix_sharing", "auto")
+        collator, mode = self._given_collator, option(self.args, "prefix_sharing")
         if collator is None and self._is_vision_dataset:
             datasets = named_datasets(self.train_dataset, self.eval_dataset)
             collator = vision_collator(self.data_collator, datasets, self.args)
@@ -141,7 +141,7 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
             mode,
             self.accelerator,
             compiles=self.args.torch_compile,
-            in_blocks=getattr(self.args, "block_attention", True),
+            in_blocks=option(self.args, "block_attention"),
         )
         return layout.collator(self.data_collator) if collator is None else collator
 
@@ -159,10 +159,9 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
                 dataset,
                 shown_name(dataset_name),
                 processing_class,
-                eos_token=self._tokenizer.eos_token,
                 max_length=args.max_length,
                 truncation_mode=args.truncation_mode,
-                special_tokens_in_text=getattr(args, "special_tokens_in_text", None),
+                special_tokens_in_text=option(args, "special_tokens_in_text"),
                 num_proc=args.dataset_num_proc,
             )
         # The parent's constructor prepares its datasets before there is a model to check them against, and the
@@ -300,7 +299,7 @@ class DMPOTrainer(GuardedTrainer, ResumableTrainer):
             pair_weights=wpo_weights(outputs, completions) if self.use_weighting else None,
             **{name: inputs[name] for name in (*CHOSEN_COLUMNS, *PAIR_COLUMNS) if name in inputs},
         )
-        selected = SELECTIONS[getattr(self.args, "negative_selection", "all")](batch)
+        selected = SELECTIONS[option(self.args, "negative_selection")](batch)
         loss: Any = weighted_loss(self.loss_types, self.loss_weights, selected, self.args)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss

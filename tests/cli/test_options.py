@@ -172,11 +172,19 @@ def test_what_is_wrong_in_the_file_is_named_with_the_closest(text, message, conf
         ("[" * 50_000, "is nested too deeply"),
         ("7: m\n", "each with a name"),
         ("model: m\nfirst: 2024-99-99\n", "is not YAML"),
+        ("model: m\nsplit: test\n'model': n\n", r"yaml, has the key 'model' twice, again in line 3\. Keep one"),
+        ("model: m\nword: {a: 1, a: 2}\n", r"has the key 'a' twice, again in line 2"),
     ],
 )
 def test_a_file_that_holds_no_options_is_an_error_without_a_traceback(text, message, config):
     with pytest.raises(ValueError, match=message):
         parse(config(text))
+
+
+def test_what_is_merged_may_be_given_again(config):
+    text = "inner: {one: &a {k: 1}, two: &b {<<: *a, k: 2}}\nouter: {<<: *a, <<: *b, k: 3, 'k2': 4}\nmodel: m\n"
+    found = make_parser()._read_config(config(text).removeprefix("--config="))
+    assert found == {"inner": {"one": {"k": 1}, "two": {"k": 2}}, "outer": {"k": 3, "k2": 4}, "model": "m"}
 
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path):

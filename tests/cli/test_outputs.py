@@ -69,6 +69,16 @@ def test_evaluate_refuses_what_it_did_not_write(model, data, tmp_path, capsys):
     assert contents(tmp_path) == {"notes/table.md": b"my own notes", "file": b"mine"}
 
 
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("report", ["out/report.html", "out/tables/report.html", "elsewhere/../out/report.html"])
+def test_evaluate_refuses_a_report_in_its_own_folder_before_it_is_there(model, data, tmp_path, monkeypatch, report):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", model, "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"report\.html is in --output_dir, .* name a file elsewhere"):
+        main(["evaluate", *arguments, "--report", report])
+    assert not contents(tmp_path)
+
+
 def test_evaluate_replaces_an_earlier_evaluation_where_it_may(model, data, tmp_path):
     out = tmp_path / "out"
     arguments = ["evaluate", "--model", model, "--data", str(data), "--output_dir", str(out)]

@@ -11,6 +11,7 @@ from dmpo_trl.recommend import UserHistory
 from dmpo_trl.recommend.catalogue import Catalogue
 
 GOOD = b'{"user": "a", "history": ["1"]}\n'
+MORE = b'{"user": "b", "history": ["1"]}\n'
 CATALOGUE = Catalogue(pl.DataFrame({"item": ["1", "2", "3", "50"], "title": ["Alien", "Aliens", "Babe", "Heidi"]}))
 
 
@@ -30,15 +31,15 @@ def test_users_are_read_as_often_as_needed(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        GOOD * 2 + b"\n",
-        GOOD + b"  \t\n" + GOOD,
-        b"\n\n" + GOOD * 2 + b"\n\n",
-        codecs.BOM_UTF8 + GOOD * 2,
-        (GOOD * 2).replace(b"\n", b"\r\n") + b"\r\n",
+        GOOD + MORE + b"\n",
+        GOOD + b"  \t\n" + MORE,
+        b"\n\n" + GOOD + MORE + b"\n\n",
+        codecs.BOM_UTF8 + GOOD + MORE,
+        (GOOD + MORE).replace(b"\n", b"\r\n") + b"\r\n",
     ],
 )
 def test_blank_lines_and_a_byte_order_mark_are_skipped(tmp_path, content):
-    assert read(tmp_path / "users.jsonl", content) == [UserHistory("a", ["1"], [])] * 2
+    assert read(tmp_path / "users.jsonl", content) == [UserHistory(name, ["1"], []) for name in "ab"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_faulty_line_is_named_with_a_remedy(tmp_path, line, problem):
     """All lines are read before the first user is given out: the last may be the faulty one."""
     path = tmp_path / "users.jsonl"
     with pytest.raises(ValueError, match=rf"^{path}, line 4: expected .* \({problem}.*\)\. Correct the line, or take"):
-        read(path, GOOD + b"\n" + GOOD + line)
+        read(path, GOOD + b"\n" + MORE + line)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +81,33 @@ def test_an_item_that_the_catalogue_has_not_is_named_with_its_line(tmp_path, lin
         read(path, GOOD + b"\n" + line)
 
 
-def test_a_pipe_is_read_once(tmp_path):
+@pytest.fixture
+def pipe(tmp_path):
+    """Returns a pipe that gives a content once."""
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(GOOD * 3,))
-    writer.start()
-    users = users_of_file(str(tmp_path / "pipe"), lambda: CATALOGUE)
-    writer.join()
-    assert len(users) == 3
-    assert [list(users) for _ in range(2)] == [[UserHistory("a", ["1"], [])] * 3] * 2
+    writers = []
+
+    def write(content):
+        writers.append(threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,)))
+        writers[0].start()
+        return str(tmp_path / "pipe")
+
+    yield write
+    writers[0].join()
+
+
+def test_a_pipe_is_read_once(pipe):
+    users = users_of_file(pipe(GOOD + MORE), lambda: CATALOGUE)
+    assert len(users) == 2
+    assert [list(users) for _ in range(2)] == [[UserHistory(name, ["1"], []) for name in "ab"]] * 2
+
+
+def test_a_user_who_is_listed_twice_is_refused_with_both_lines(tmp_path, pipe):
+    content = b'{"user": 7, "history": ["1"]}\n' + GOOD + b'\n{"user": "7", "history": ["2"]}\n'
+    with pytest.raises(ValueError, match=r"users\.jsonl, lines 1 and 4: both are of the user '7'\. Take one out"):
+        read(tmp_path / "users.jsonl", content)
+    with pytest.raises(ValueError, match=r"pipe, lines 1 and 4: both are of the user '7'"):
+        users_of_file(pipe(content), lambda: CATALOGUE)
 
 
 def test_a_pipe_is_not_shared_by_several_processes(tmp_path, monkeypatch):

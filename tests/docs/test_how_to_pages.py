@@ -105,7 +105,9 @@ def test_recommenders_goes_from_raw_files_to_recommendations(folder, capsys):
         "accelerate launch --num_processes 4 -m dmpo_trl.cli": "dmpo-trl",
         "python examples/ray_recommend.py": "# ",
     }
-    names = follow(DOCS / "recommenders.md", alone, {"connection": connection})
+    names = {"connection": connection}
+    for page in ("recommenders", "preparing", "evaluation", "recommending"):
+        names = follow(DOCS / f"{page}.md", alone, names)
     connection.close()
     out = capsys.readouterr().out
     assert {"popularity", "item_knn", "dmpo (sum)", "sft (sum)"} <= {

@@ -1,5 +1,7 @@
 """Fusion of two rankers against the formula, and the choice of its weight."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,6 +68,23 @@ def test_other_users_or_candidates_are_refused():
     for weight in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="must be a number of at least 0"):
             fuse(model, model, weight)
+
+
+def test_another_relevant_item_is_refused():
+    model, other = result("model", [[1, 2, 3]]), result("other", [[1, 2, 3]], order=[[2, 0, 1]])
+    assert fuse(model, other, 1.0).positives == [0]
+    for theirs in (replace(model, name="theirs", positives=[1]), replace(other, name="theirs", positives=[2])):
+        for use in (lambda one: fuse(model, one, 1.0), lambda one: choose_weight(model, one)):
+            with pytest.raises(ValueError, match="User 'u0': the relevant item is 'i1' in theirs, but 'i0' in model"):
+                use(theirs)
+
+
+@pytest.mark.parametrize("score", [-np.inf, np.inf])
+def test_an_infinite_score_is_named_as_what_it_is(score):
+    finite, infinite = result("finite", [[1, 2], [1, 2]]), result("infinite", [[1, 2], [1, score]])
+    for one, other in ((finite, infinite), (infinite, finite)):
+        with pytest.raises(ValueError, match=rf"^User 'u1': Only finite scores .* of candidate 1 is {score}\.$"):
+            fuse(one, other, 1.0)
 
 
 @pytest.mark.parametrize("scores", [[0.1 + 0.2, 0.3, 0.3], [-11.3, -11.3 * (1 + 1e-15), -11.3]])

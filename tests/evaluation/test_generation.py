@@ -13,7 +13,7 @@ from dmpo_trl.preprocessing.tokenize import tokenize_completions
 
 def greedy(model, tokenizer, row, steps) -> str:
     """Oracle: one prompt, the likeliest token, one forward per token."""
-    ids, _ = tokenize_completions(tokenizer, row["prompt"], row["candidates"], eos_token=tokenizer.eos_token)
+    ids, _ = tokenize_completions(tokenizer, row["prompt"], row["candidates"])
     said = []
     for _ in range(steps):
         with torch.no_grad():
@@ -47,10 +47,7 @@ def taught(users: Dataset, says: list[str]):
 
 
 def teach(model, tokenizer, users, says):
-    pairs = [
-        tokenize_completions(tokenizer, row["prompt"], [text], eos_token=tokenizer.eos_token)
-        for row, text in zip(users, says, strict=True)
-    ]
+    pairs = [tokenize_completions(tokenizer, row["prompt"], [text]) for row, text in zip(users, says, strict=True)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
         loss = torch.zeros(())

@@ -26,6 +26,18 @@ def test_bootstrap_interval_agrees_with_the_normal_one():
         bootstrap_pooled_auc([np.array([1.0, 2.0])], [0])
 
 
+@pytest.mark.parametrize("confidence", [95, 1, 0, -0.5, np.nan])
+def test_a_confidence_level_is_between_0_and_1(confidence):
+    values = np.array([0.0, 1.0, 1.0])
+    for interval in (
+        lambda: bootstrap_mean(values, confidence=confidence),
+        lambda: paired_difference(values, 1 - values, confidence=confidence),
+        lambda: bootstrap_pooled_auc([values[:2]] * 2, [0, 1], confidence=confidence),
+    ):
+        with pytest.raises(ValueError, match=f"must be between 0 and 1, as 0.95 is; it is {confidence}"):
+            interval()
+
+
 def test_the_interval_of_pooled_auc_resamples_users():
     rng = np.random.default_rng(0)
     users = [(rng.normal(size=4).round(1) + rng.normal() + np.eye(4)[1] * 0.8, 1) for _ in range(60)]

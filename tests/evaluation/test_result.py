@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import polars as pl
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,47 @@ def test_other_files_are_refused(tmp_path):
         RankingResult.from_parquet(tmp_path / "two.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("positive", [None, 0], r"result\.parquet, row 0: a value is missing"),
+        ("user", ["u", None], "row 1: a value is missing"),
+        ("items", [["a", "b"], ["a", None]], "row 1: a value is missing"),
+        ("scores", [[1.0, 2.0], [None, 1.0]], "row 1: a value is missing"),
+        ("scores", [[1.0, 2.0], None], "row 1: a value is missing"),
+        ("items", [[1, 2], [1, 2]], r"ranking: its column 'items' has List\(Int64\) instead of List\(String\)"),
+        ("positive", ["a", "b"], "its column 'positive' has String instead of Int64"),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path, column, values, message):
+    make_result([([1.0, 2.0], 0)] * 2).to_parquet(tmp_path / "result.parquet")
+    changed = pl.read_parquet(tmp_path / "result.parquet").with_columns(pl.Series(column, values))
+    changed.write_parquet(tmp_path / "result.parquet")
+    with pytest.raises(ValueError, match=message):
+        RankingResult.from_parquet(tmp_path / "result.parquet")
+
+
+def test_what_is_no_parquet_file_is_named(tmp_path):
+    (tmp_path / "result.parquet").write_text("user,items")
+    with pytest.raises(ValueError, match=r"result\.parquet is not a Parquet file"):
+        RankingResult.from_parquet(tmp_path / "result.parquet")
+    with pytest.raises(ValueError, match=r"none\.parquet is not a file. Name the Parquet file with the ranking"):
+        RankingResult.from_parquet(tmp_path / "none.parquet")
+
+
+def test_whole_numbers_are_scores_too(tmp_path):
+    result = replace(make_result([([1.0, 2.0], 0)]), scores=[np.array([1, 2])])
+    result.to_parquet(tmp_path / "result.parquet")
+    assert RankingResult.from_parquet(tmp_path / "result.parquet").scores[0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("items", [[1, 2], ["a", None]])
+def test_candidates_of_a_dataset_are_texts(items):
+    users = Dataset.from_list([{"user": "u", "items": items, "positive": 0}])
+    with pytest.raises(ValueError, match="Row 0: the candidates must be identifiers as text"):
+        RankingResult.of("model", users, [np.array([1.0, 2.0])])
+
+
 def test_pooled_auc_stands_among_the_metrics():
     # Within each user the positive wins; between users the scores are worlds apart
     result = make_result([([2.0, 1.0], 0), ([12.0, 11.0], 0)])
@@ -83,6 +125,7 @@ def test_ranks_are_computed_once():
         ({"scores": [np.array([1.0, 2.0])]}, r"one entry in each field; there are \{'users': 2, 'scores': 1,"),
         ({"items": [["a", "b"], ["a", "b", "c"]]}, "User 'u1': there are 2 scores, but 3 items"),
         ({"positives": [0, 2]}, "User 'u1': `positive` is 2"),
+        ({"items": [["a", "b"], ["b", "b"]]}, "User 'u1': the candidate 'b' is listed 2 times"),
         ({"users": [], "scores": [], "positives": [], "items": []}, "no users to rank"),
     ],
 )

@@ -12,7 +12,7 @@ from support import load_script, make_model, make_tokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from dmpo_trl import DMPOConfig
-from dmpo_trl.cli._train_options import RankingArguments
+from dmpo_trl.cli._train_options import TrainArguments
 from dmpo_trl.data import PrepareConfig, Prepared
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -112,7 +112,7 @@ def test_configs_are_understood_and_fit_together(name):
     (prepare,) = read("prepare", PrepareConfig)
     sft_data, sft, *_ = read("sft", ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
     data, dmpo, model, *_ = read(
-        "dmpo", ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments
+        "dmpo", ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, TrainArguments
     )
     assert prepare.dataset == name
     assert sft_data.dataset_name == data.dataset_name == prepare.output_dir
@@ -122,7 +122,7 @@ def test_configs_are_understood_and_fit_together(name):
 def test_the_config_for_a_gpu_has_what_matters_there():
     """Half-precision weights, layers computed once, no reference in the step, and batches laid out meanwhile."""
     configs = EXAMPLES / "configs" / "movielens"
-    types = (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, RankingArguments)
+    types = (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, TrainArguments)
     # Read on a CPU, which has no bf16 training: as the command line does, without it
     (data, args, model, *_) = TrlParser(types).parse_args_and_config(
         ["--config", str(configs / "dmpo_gpu.yaml"), "--use_cpu", "True"]

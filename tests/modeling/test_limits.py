@@ -32,7 +32,7 @@ def test_limits_bind_where_a_text_can_be_beyond_them():
 
 def tokens_of(prompt, completions):
     tokenizer = make_tokenizer()
-    prompt_ids, ids = tokenize_completions(tokenizer, prompt, completions, eos_token=tokenizer.eos_token)
+    prompt_ids, ids = tokenize_completions(tokenizer, prompt, completions)
     return len(prompt_ids) + max(map(len, ids))
 
 

@@ -13,9 +13,7 @@ LONG, SHORT = 64, 12  # all rows are shorter than the first, and some longer tha
 
 
 def tokenized(rows, max_length, mode):
-    dataset = tokenize_dataset(
-        rows, "train", make_tokenizer(), eos_token=None, max_length=max_length, truncation_mode=mode
-    )
+    dataset = tokenize_dataset(rows, "train", make_tokenizer(), max_length=max_length, truncation_mode=mode)
     return dataset, list(dataset.select_columns(list(TOKEN_COLUMNS)))
 
 

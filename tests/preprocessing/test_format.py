@@ -15,9 +15,7 @@ def tokenizer():
 
 def tokenize(tokenizer, row, **options):
     options = {"max_length": None, "truncation_mode": "keep_start"} | options
-    return tokenize_row(
-        row, 17, dataset_name="train", processing_class=tokenizer, eos_token=tokenizer.eos_token, **options
-    )
+    return tokenize_row(row, 17, dataset_name="train", processing_class=tokenizer, **options)
 
 
 def message(content, role="assistant"):

@@ -57,8 +57,8 @@ def special_ids(tokenizer, ids):
 
 def check_messages(tokenizer, prompt, completions):
     """Special tokens are those of a harmless row, and the text between them is what the template was given."""
-    found = tokenize_completions(tokenizer, *messages_of(prompt, completions), eos_token=None)
-    harmless = tokenize_completions(tokenizer, *messages_of("A", ["B"] * len(completions)), eos_token=None)
+    found = tokenize_completions(tokenizer, *messages_of(prompt, completions))
+    harmless = tokenize_completions(tokenizer, *messages_of("A", ["B"] * len(completions)))
     for completion, plain in zip(found[1], harmless[1], strict=True):
         assert special_ids(tokenizer, found[0] + completion) == special_ids(tokenizer, harmless[0] + plain)
     for text, completion in zip(completions, found[1], strict=True):
@@ -75,7 +75,7 @@ def test_content_of_messages_is_text(tokenizer, prompt, completions):
 
 
 def check_plain(tokenizer, prompt, completions):
-    found = tokenize_completions(tokenizer, prompt, completions, eos_token="</s>", special_tokens_in_text=False)
+    found = tokenize_completions(tokenizer, prompt, completions, special_tokens_in_text=False)
     begin = list(takewhile(tokenizer.all_special_ids.__contains__, tokenizer("A")["input_ids"]))
     for text, completion in zip(completions, found[1], strict=True):
         ids = found[0] + completion
@@ -104,9 +104,7 @@ def test_a_pretrained_tokenizer_encodes_data_as_text():
     @given(prompt=contents, completions=st.lists(contents, min_size=1, max_size=3))
     def check(prompt, completions):
         check_messages(tokenizer, prompt, completions)
-        found = tokenize_completions(
-            tokenizer, prompt, completions, eos_token=tokenizer.eos_token, special_tokens_in_text=False
-        )
+        found = tokenize_completions(tokenizer, prompt, completions, special_tokens_in_text=False)
         for text, ids in zip(completions, found[1], strict=True):
             assert special_ids(tokenizer, found[0] + ids) == [tokenizer.eos_token_id]
             assert tokenizer.decode(found[0] + ids) == prompt + text + tokenizer.eos_token
@@ -148,28 +146,26 @@ def test_the_mark_is_a_character_that_the_data_lack():
 
 
 def test_a_forged_dialogue_has_no_role_tokens():
-    prompt, (completion,) = tokenize_completions(BYTES, *messages_of(FORGED, ["Alien"]), eos_token=None)
+    prompt, (completion,) = tokenize_completions(BYTES, *messages_of(FORGED, ["Alien"]))
     tokens = BYTES.convert_ids_to_tokens(special_ids(BYTES, prompt + completion))
     assert tokens == ["<|user|>", "</s>", "<|assistant|>", "</s>"]
 
 
 def test_a_tokenizer_in_python_that_appends_an_end():
     tokenizer = ByT5Tokenizer()
-    prompt, completions = tokenize_completions(
-        tokenizer, "A</s>:", ["Film", "Film</s>"], eos_token="</s>", special_tokens_in_text=False
-    )
+    prompt, completions = tokenize_completions(tokenizer, "A</s>:", ["Film", "Film</s>"], special_tokens_in_text=False)
     assert [tokenizer.decode(ids) for ids in (prompt, *completions)] == ["A</s>:", "Film</s>", "Film</s></s>"]
     assert [ids.count(tokenizer.eos_token_id) for ids in (prompt, *completions)] == [0, 1, 1]
     tokenizer.chat_template = "{% for m in messages %}<pad>{{ m['content'] }}</s>{% endfor %}"
-    prompt, (completion,) = tokenize_completions(tokenizer, *messages_of("A</s><pad>", ["<unk>"]), eos_token=None)
+    prompt, (completion,) = tokenize_completions(tokenizer, *messages_of("A</s><pad>", ["<unk>"]))
     assert special_ids(tokenizer, prompt + completion) == [0, 1, 0, 1]
 
 
 def test_titles_that_differ_in_a_token_have_different_tokens():
     prompt, titles = "Next:", ["Film 1", "Film 1</s>"]
-    _, (plain, forged) = tokenize_completions(BYTES, prompt, titles, eos_token="</s>", special_tokens_in_text=False)
+    _, (plain, forged) = tokenize_completions(BYTES, prompt, titles, special_tokens_in_text=False)
     assert plain != forged
-    _, (one, other) = tokenize_completions(BYTES, prompt, titles, eos_token="</s>")
+    _, (one, other) = tokenize_completions(BYTES, prompt, titles)
     assert one == other  # a rendered row, as in TRL
 
 
@@ -187,16 +183,12 @@ def test_tokens_that_are_not_special_are_tokens_unless_the_template_names_them()
     text = "<a_1><think><turn>"
     ids = tokenizer.convert_tokens_to_ids(["<a_1>", "<think>", "<turn>"])
     for in_text, expected in ((None, ids), (True, ids), (False, ids[:2])):
-        _, (found,) = tokenize_completions(
-            tokenizer, *messages_of("A", [text]), eos_token=None, special_tokens_in_text=in_text
-        )
+        _, (found,) = tokenize_completions(tokenizer, *messages_of("A", [text]), special_tokens_in_text=in_text)
         assert [token for token in found if token in ids] == expected
 
 
 def test_special_tokens_in_text_is_the_way_back_to_trl():
-    _, (found,) = tokenize_completions(
-        BYTES, *messages_of("A", ["Alien</s>Heidi"]), eos_token=None, special_tokens_in_text=True
-    )
+    _, (found,) = tokenize_completions(BYTES, *messages_of("A", ["Alien</s>Heidi"]), special_tokens_in_text=True)
     assert found == BYTES("Alien</s>Heidi</s>")["input_ids"]
 
 
@@ -205,7 +197,7 @@ def test_a_template_does_not_see_the_token_and_cannot_cut_there():
     tokenizer.add_tokens(["</think>"])
     tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'].split('</think>')[-1]")
     _, (one, other) = tokenize_completions(
-        tokenizer, *messages_of("A", ["Film 1", "X</think>Film 1"]), eos_token=None, special_tokens_in_text=False
+        tokenizer, *messages_of("A", ["Film 1", "X</think>Film 1"]), special_tokens_in_text=False
     )
     assert tokenizer.decode(one) == "Film 1</s>"
     assert tokenizer.decode(other) == "X</think>Film 1</s>"
@@ -215,7 +207,7 @@ def test_what_is_found_is_named_once(caplog):
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|only here|>"]})
     for _ in range(2):
-        tokenize_completions(tokenizer, *messages_of("A", ["<|only here|>"]), eos_token=None)
+        tokenize_completions(tokenizer, *messages_of("A", ["<|only here|>"]))
     (record,) = [record for record in caplog.records if "only here" in record.message]
     assert "`special_tokens_in_text=True`" in record.message
 
@@ -227,7 +219,6 @@ def test_a_dataset_is_tokenised_by_the_option(in_text, ends):
         rows,
         "train",
         BYTES,
-        eos_token="</s>",
         max_length=None,
         truncation_mode="keep_start",
         special_tokens_in_text=in_text,
@@ -240,8 +231,6 @@ def test_what_was_decided_is_not_advised_against(in_text, advised, monkeypatch):
     """Commands that rank have no such option: titles are text."""
     said = []
     monkeypatch.setattr("dmpo_trl.preprocessing.special_tokens.logger.warning_once", said.append)
-    tokenize_completions(
-        BYTES, *messages_of("A film", ["Toy</s>"]), eos_token=BYTES.eos_token, special_tokens_in_text=in_text
-    )
+    tokenize_completions(BYTES, *messages_of("A film", ["Toy</s>"]), special_tokens_in_text=in_text)
     assert said
     assert ["special_tokens_in_text=True" in text for text in said] == [advised] * len(said)

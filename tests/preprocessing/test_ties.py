@@ -87,7 +87,6 @@ def test_training_names_row_and_texts():
             Dataset.from_list(rows),
             "train",
             cutting_tokenizer(),
-            eos_token="</s>",
             max_length=None,
             truncation_mode="keep_start",
         )

@@ -30,7 +30,7 @@ def as_trl_tokenizes(processing_class, prompt, completions, eos_token):
 
 @given(st.text("Watched: Ali", max_size=9), TEXTS)
 def test_texts_are_tokenised_as_one_by_one(prompt, completions):
-    found = tokenize_completions(TOKENIZER, prompt, completions, eos_token="</s>")
+    found = tokenize_completions(TOKENIZER, prompt, completions)
     assert found == as_trl_tokenizes(TOKENIZER, prompt, completions, "</s>")
 
 
@@ -40,7 +40,7 @@ def test_messages_are_tokenised_as_one_by_one(prompt, completions):
     assume(not any(token in text for text in (prompt, *completions) for token in ("<s>", "</s>")))
     messages = [{"role": "user", "content": prompt}]
     answers = [[{"role": "assistant", "content": text}] for text in completions]
-    found = tokenize_completions(TOKENIZER, messages, answers, eos_token=None)
+    found = tokenize_completions(TOKENIZER, messages, answers)
     assert found == as_trl_tokenizes(TOKENIZER, messages, answers, None)
 
 
@@ -53,7 +53,7 @@ def test_processors_tokenise_rows_without_images_as_one_by_one(name, conversatio
     if conversational:
         prompt = [{"role": "user", "content": prompt}]
         completions = [[{"role": "assistant", "content": text}] for text in completions]
-    found = tokenize_completions(processor, prompt, completions, eos_token="</s>")
+    found = tokenize_completions(processor, prompt, completions)
     assert found == as_trl_tokenizes(processor, prompt, completions, "</s>")
 
 
@@ -63,10 +63,10 @@ def test_a_row_is_one_call_of_the_tokenizer(monkeypatch):
     monkeypatch.setattr(
         type(TOKENIZER), "_encode_plus", lambda self, *args, **kwargs: calls.append(1) or plain(self, *args, **kwargs)
     )
-    tokenize_completions(TOKENIZER, "Next:", [" Alien"] * 15, eos_token="</s>")
+    tokenize_completions(TOKENIZER, "Next:", [" Alien"] * 15)
     assert len(calls) == 1
     answers = [[{"role": "assistant", "content": "Alien"}]] * 15
-    tokenize_completions(TOKENIZER, [{"role": "user", "content": "Next?"}], answers, eos_token=None)
+    tokenize_completions(TOKENIZER, [{"role": "user", "content": "Next?"}], answers)
     assert len(calls) == 3  # the prompt, which ends another way, and the rest
 
 
@@ -77,13 +77,13 @@ def test_a_tokenizer_that_appends_its_own_end_appends_one(text):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
     )
-    prompt, (completion,) = tokenize_completions(tokenizer, "Next:", [text], eos_token="</s>")
+    prompt, (completion,) = tokenize_completions(tokenizer, "Next:", [text])
     assert prompt == tokenizer("<s>Next:", add_special_tokens=False)["input_ids"]
     assert completion == tokenizer(" Alien</s>", add_special_tokens=False)["input_ids"]
 
 
 def test_an_end_that_a_text_itself_holds_is_kept():
     """Only what the tokenizer appends is taken off: a prompt may end with the token too."""
-    prompt, (completion,) = tokenize_completions(TOKENIZER, "Next:</s>", [""], eos_token="</s>")
+    prompt, (completion,) = tokenize_completions(TOKENIZER, "Next:</s>", [""])
     assert prompt == TOKENIZER("Next:</s>")["input_ids"]
     assert completion == [TOKENIZER.eos_token_id]

@@ -87,6 +87,23 @@ def test_a_faulty_user_is_named_before_the_search(tmp_path, one_pass):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("one_pass", [True, False])
+@pytest.mark.parametrize("apart", [1, 70])  # in one part, and in two
+def test_a_user_who_is_listed_twice_is_refused_with_both_places(tmp_path, one_pass, apart):
+    users = [(number, ["1"]) for number in range(80)]
+    users.insert(3 + apart, ("3", ["2"]))
+    searched = []
+
+    def recommend(batch):
+        searched.extend(user.user for user in batch)
+        return last_of_the_history(batch)
+
+    with pytest.raises(ValueError, match=rf"^Users 4 and {4 + apart} of the list are both called '3'.* Leave one out"):
+        write(iter(users) if one_pass else users, tmp_path / "all.parquet", recommend=recommend)
+    assert not (tmp_path / "all.parquet").exists()
+    assert len(searched) == (64 if one_pass and apart == 70 else 0)
+
+
 def test_a_batch_has_at_least_one_user(tmp_path):
     with pytest.raises(ValueError, match="batch_size must be at least 1, it is 0"):
         write([], tmp_path / "all.parquet", 0)

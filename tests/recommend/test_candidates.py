@@ -30,9 +30,7 @@ def alone(case, history, item, score="sum"):
     catalogue = case.recommender.catalogue
     title = catalogue.titles[catalogue.rows([item], "item")[0]]
     prompt = case.template.prompt([catalogue.titles[row] for row in catalogue.rows(history, "history")])
-    prompt_ids, (ids,) = tokenize_completions(
-        case.tokenizer, prompt, [case.template.completion(title)], eos_token=case.tokenizer.eos_token
-    )
+    prompt_ids, (ids,) = tokenize_completions(case.tokenizer, prompt, [case.template.completion(title)])
     logp = naive_logp(case.model, prompt_ids, ids).item()
     return logp / len(ids) if score == "mean" else logp
 
@@ -158,7 +156,8 @@ def test_candidates_of_a_file_are_ranked_without_what_was_had(case, items, tmp_p
         ([("a", "100"), ("b", None)], ["user", "item"], r"row 1: the item is None\. Fill it in, or take the row out"),
         ([(None, "100")], ["user", "item"], r"row 0: the user is None"),
         ([("a", "100", float("nan"))], ["user", "item", "score"], r"row 0: the score is nan"),
-        ([("a", "100", "x")], ["user", "item", "score"], r"users and items must be texts or numbers, scores numbers"),
+        ([("a", "100", "x")], ["user", "item", "score"], "the column `score` must hold numbers, it has String"),
+        ([("a", ["100"])], ["user", "item"], "the column `item` must hold texts or numbers, it has List"),
         ([("a", "100")], ["name", "item"], r"no column \['user'\]; it has \['name', 'item'\]"),
     ],
 )
@@ -199,6 +198,14 @@ def test_what_cannot_be_is_refused(case, tmp_path, options, message):
         Candidates.best_by(Prior.popularity(POPULARITY), per_user=0)
     with pytest.raises(ValueError, match="candidates of mine: 'Ailen' is neither"):
         case.recommender.recommend([], 1, candidates=Candidates("mine", lambda *_: ["Ailen"]))
+
+
+@pytest.mark.parametrize("scores", [np.full(14, np.nan), np.arange(2.0), 1.0], ids=["nan", "few", "one"])
+def test_a_prior_that_does_not_score_the_catalogue_proposes_nothing(case, scores):
+    odd, known = Prior("odd", lambda *_: scores), Prior.popularity(POPULARITY)
+    for candidates in (Candidates.best_by(odd, per_user=3), Candidates.best_by(known, ties=odd, per_user=3)):
+        with pytest.raises(ValueError, match="The prior odd must return a finite number for each of 12 candidates"):
+            case.recommender.recommend(HISTORY, 2, candidates=candidates)
 
 
 def test_other_candidates_are_another_run(case, tmp_path):

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import numpy as np
 import polars as pl
 import pytest
@@ -116,9 +114,7 @@ def test_prompts_of_a_template_share_a_trie_that_is_right_for_each(template, his
     assert len({id(trie) for _, trie in found}) == 1
     for history, (prompt_ids, trie) in zip(histories, found, strict=True):
         completions = [template.completion(title) for title in TITLES]
-        expected_ids, sequences = tokenize_completions(
-            tokenizer, template.prompt(history), completions, eos_token=tokenizer.eos_token
-        )
+        expected_ids, sequences = tokenize_completions(tokenizer, template.prompt(history), completions)
         assert prompt_ids == expected_ids
         assert [
             trie.items_at(np.array(nodes_of(trie, row, sequences)[-1:]))[1][0] for row in range(len(TITLES))
@@ -133,7 +129,7 @@ def test_a_prompt_that_merges_with_a_title_gets_its_own_trie_and_cut():
     prompts = ["Next, after Toy Story: ", "Next, after Toy Story: Alien", "Next, after Toy Story, Babe: Alien"]
     found = [tries(prompt) for prompt in prompts]
     for prompt, (prompt_ids, trie) in zip(prompts, found, strict=True):
-        expected_ids, sequences = tokenize_completions(tokenizer, prompt, TITLES, eos_token=tokenizer.eos_token)
+        expected_ids, sequences = tokenize_completions(tokenizer, prompt, TITLES)
         assert prompt_ids == expected_ids
         for row in range(len(TITLES)):
             assert row in trie.items_at(np.array(nodes_of(trie, row, sequences)[-1:]))[1]
@@ -175,7 +171,7 @@ def test_titles_that_are_tokenised_in_parts_begin_at_the_same_token(monkeypatch,
     monkeypatch.setattr("dmpo_trl.recommend.catalogue.tokenize_completions", tokenize)
     monkeypatch.setattr("dmpo_trl.recommend.catalogue._AT_ONCE", at_once)
     tries = PromptTries.__new__(PromptTries)
-    tries._tokenizer = SimpleNamespace(eos_token=None)
+    tries._tokenizer = None
     assert tries._tokenize([1, 2, 3], [*wholes]) == ([1, 2], [[3, 4], [3, 5], [9], [3]])
 
 

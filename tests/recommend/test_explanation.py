@@ -20,7 +20,6 @@ def naive_score(case, titles, title):
         case.tokenizer,
         case.template.prompt(titles),
         [case.template.completion(title)],
-        eos_token=case.tokenizer.eos_token,
     )
     return naive_logp(case.model, prompt_ids, ids).item()
 

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dmpo_trl.cli import main
 from dmpo_trl.data import MOVIES
 from dmpo_trl.recommend import Prior, Recommender, TitleArrays, TitleGeneration
-from dmpo_trl.recommend.exporting import export
+from dmpo_trl.recommend.exporting import check_export, export
 
 HISTORY = ["Alien", "Heidi"]
 
 
-def save_adapter(folder, items, template=MOVIES, config=None, base="llama"):
+def save_adapter(folder, items, template=MOVIES, config=None, base="llama", **options):
     """An adapter that changes what comes out, in folder/adapter, beside its base model."""
-    save_model(folder / "base", base)
+    save_model(folder / "base", base, **options)
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     model = get_peft_model(model, config or LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     torch.manual_seed(1)
@@ -136,6 +136,35 @@ def test_an_adapter_that_learns_a_prompt_is_refused(items, tmp_path):
     adapter = save_adapter(tmp_path, items, config=PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
     with pytest.raises(SystemExit, match=r"learns a prompt .*PROMPT_TUNING.*, which cannot be merged"):
         main(["export", "--model", adapter, "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:Setting `save_embedding_layers` to `True`")
+@pytest.mark.parametrize(
+    ("base", "layers", "changed"),
+    [
+        ("llama", ["q_proj", "lm_head"], "lm_head"),
+        ("llama", ["q_proj", "embed_tokens"], "model.embed_tokens"),
+        ("llama", r".*(lm_head|q_proj)", "lm_head"),
+        ("gpt2", ["c_attn", "wte"], "transformer.wte"),
+    ],
+)
+def test_an_adapter_of_an_embedding_that_is_the_output_layer_too_is_refused_before_it_is_loaded(
+    items, tmp_path, monkeypatch, base, layers, changed
+):
+    config = LoraConfig(r=4, target_modules=layers, task_type="CAUSAL_LM")
+    adapter = save_adapter(tmp_path, items, config=config, base=base, tie_word_embeddings=True)
+    monkeypatch.setattr(Recommender, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(SystemExit, match=rf"adapter changes {changed}, and .*base has one weight for its embedding"):
+        main(["export", "--model", adapter, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+def test_where_they_are_two_weights_an_adapter_may_change_them(items, tmp_path):
+    config = LoraConfig(r=4, target_modules=["lm_head", "embed_tokens"], task_type="CAUSAL_LM")
+    adapter = save_adapter(tmp_path, items, config=config, tie_word_embeddings=False)
+    assert 0 < export(Recommender.from_pretrained(adapter), tmp_path / "out") < 1e-3
+    check_export(adapter, tmp_path / "other", overwrite=False)
 
 
 def test_no_such_model_is_named(tmp_path):

@@ -121,12 +121,33 @@ def test_a_file_has_scores_by_user_and_the_others_are_last(parts, file, caplog):
     recommender = with_prior(parts, Prior.of_file(file))
     assert recommender.fusion.prior.name == "mine"
     found = recommender.rank(HISTORY, ["101", "110", "112"], user="u")
-    assert {one.item: one.prior_score for one in found} == {"101": 1.0, "110": 5.0, "112": 0.0}
+    assert {one.item: one.prior_score for one in found} == {"101": 1.0, "110": 5.0, "112": -3.0}
     found = recommender.recommend_batch([HISTORY, HISTORY], k=20, users=["u", "v"])
     assert [{one.item: one.prior_score for one in own}["101"] for own in found] == [1.0, 9.0]
     assert not caplog.records or "decides alone" not in caplog.text
     recommender.rank(HISTORY, ["112", "111"], user="v")
     assert "has no score of any candidate of user 'v': the model decides alone" in caplog.text
+
+
+def test_candidates_without_a_score_are_counted_once(parts, file, caplog):
+    recommender = with_prior(parts, Prior.of_file(file))
+    recommender.rank(HISTORY, ["101", "110"], user="u")
+    assert "no score" not in caplog.text
+    for user in ("u", "v", "u"):
+        recommender.rank(HISTORY, ["101", "110", "112"], user=user)
+    assert [record.message for record in caplog.records if "no score" in record.message] == [
+        f"{file}: 1 of 3 candidates of user 'u' have no score; they rank last, tied. Further users are not counted "
+        "here. Score the whole catalogue if all of it should count."
+    ]
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_the_unit_of_a_files_scores_changes_no_recommendation(parts, file, unit):
+    own = with_prior(parts, Prior.of_file(file)).rank(HISTORY, ["101", "110", "112"], user="u")
+    pl.read_parquet(file).with_columns(pl.col("score") * unit).write_parquet(file)
+    found = with_prior(parts, Prior.of_file(file)).rank(HISTORY, ["101", "110", "112"], user="u")
+    assert [one.item for one in found] == [one.item for one in own]
+    assert [one.score for one in found] == pytest.approx([one.score for one in own], abs=1e-4)
 
 
 def test_users_without_scores_are_refused_before_the_search(parts, file, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from dmpo_trl.data import MOVIES
 from dmpo_trl.data.preparation.folder import FORMAT
 from dmpo_trl.preprocessing.tokenize import tokenize_completions
-from dmpo_trl.recommend import Recommender
+from dmpo_trl.recommend import NonFiniteScoresError, Recommender
 from dmpo_trl.recommend._run import describe_run
 from dmpo_trl.scoring import score_completions
 from dmpo_trl.writing import MANIFEST, checksums
@@ -35,9 +35,7 @@ def naive_scores(case, history, items):
     prompt = case.template.prompt([title.get(entry, entry) for entry in history])
     scores = {}
     for item, text in title.items():
-        prompt_ids, (ids,) = tokenize_completions(
-            case.tokenizer, prompt, [case.template.completion(text)], eos_token=case.tokenizer.eos_token
-        )
+        prompt_ids, (ids,) = tokenize_completions(case.tokenizer, prompt, [case.template.completion(text)])
         scores[item] = naive_logp(case.model, prompt_ids, ids).item(), len(ids)
     return scores
 
@@ -293,7 +291,7 @@ def test_a_model_that_begins_to_compute_nan_recommends_nothing_and_says_why(call
     call(recommender)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="log-probs of titles are not finite; try another dtype"):
+    with pytest.raises(NonFiniteScoresError, match="log-probs of titles are not finite; try another dtype"):
         call(recommender)
 
 
@@ -311,7 +309,7 @@ def test_a_title_of_probability_zero_is_not_dropped_without_a_word():
     model.register_forward_hook(without_first)
     for k in (1, 3):  # also where there are enough titles without it
         for exact in (False, True):
-            with pytest.raises(ValueError, match="log-probs of titles are not finite; try another dtype"):
+            with pytest.raises(NonFiniteScoresError, match="log-probs of titles are not finite; try another dtype"):
                 recommender.recommend([], k, num_beams=1, exact=exact)
 
 

@@ -55,10 +55,11 @@ def test_blocked_is_where_only_excluded_items_are_left(sequences, data):
     assert titles.blocked(excluded).tolist() == [node for node in below if below[node] <= excluded]
 
 
-def test_a_file_gives_the_same_arrays(tmp_path):
+@pytest.mark.parametrize("name", ["titles.npz", "titles", "titles.v2"])
+def test_a_file_gives_the_same_arrays(tmp_path, name):
     titles = TitleArrays.of(TitleTrie([[5, 6], [5], [4, 4, 4]]))
-    titles.save(tmp_path / "titles.npz")
-    loaded = TitleArrays.load(tmp_path / "titles.npz")
+    titles.save(tmp_path / name)
+    loaded = TitleArrays.load(tmp_path / name)
     for name in TitleArrays.__dataclass_fields__:
         assert np.array_equal(getattr(loaded, name), getattr(titles, name))
         assert isinstance(getattr(loaded, name), type(getattr(titles, name)))

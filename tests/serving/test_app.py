@@ -14,7 +14,7 @@ from support import make_model, make_tokenizer
 from support.service import request, serving
 
 from dmpo_trl.data import MOVIES
-from dmpo_trl.recommend import Recommender
+from dmpo_trl.recommend import Prior, Recommender
 from dmpo_trl.serving import ServiceLimits, make_app
 
 TITLES = [
@@ -112,10 +112,38 @@ def test_what_the_catalogue_or_the_limits_refuse_is_said_in_a_sentence(port, pat
     assert re.search(said, answer["detail"])
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain"])  # the first is what curl sends
+@pytest.mark.parametrize(
+    "kind",
+    ["application/x-www-form-urlencoded", "text/plain", "text/json", "application/json-seq"],  # the first is curl's
+)
 def test_what_does_not_come_as_json_is_told_the_header(port, kind):
     status, answer = request(port, "/recommend", {"history": ["Alien"]}, {"Content-Type": kind})
     assert (status, answer["detail"]) == (422, "Send JSON, with the header `Content-Type: application/json`.")
+
+
+def test_json_comes_by_any_of_its_names_and_in_any_unicode(port):
+    history = {"history": ["Alein"]}
+    for kind in ("application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"):
+        status, answer = request(port, "/recommend", history, {"Content-Type": kind})
+        assert (status, "Did you mean 'Alien'" in answer["detail"]) == (422, True)
+        status, answer = request(port, "/recommend", {}, {"Content-Type": kind})
+        assert (status, answer["detail"][0]["loc"]) == (422, ["body", "history"])
+    for encoding, expected in (("utf-8", 200), ("utf-16", 200), ("utf-32", 200), ("latin-1", 400)):
+        body = json.dumps({"history": [], "exclude": ["\xe9"] * (expected == 400)}, ensure_ascii=False)
+        assert request(port, "/recommend", body.encode(encoding))[0] == expected
+
+
+def test_a_long_title_is_not_sent_back_whole(recommender):
+    with serving(make_app(recommender)) as port:
+        status, answer = request(port, "/recommend", {"history": ["x" * 400_000]})
+    assert (status, len(answer["detail"]) < 500) == (422, True)
+    assert "xxx... (400,002 characters) is neither an item id nor a title" in answer["detail"]
+
+
+def test_a_recommender_with_a_prior_is_not_served(recommender):
+    parts = recommender.model, recommender.tokenizer, recommender.catalogue.frame, MOVIES
+    with pytest.raises(ValueError, match="this recommender has the prior popularity: make one without `prior`"):
+        make_app(Recommender(*parts, prior=Prior.popularity({}), prior_weight=1.0))
 
 
 @pytest.mark.parametrize(

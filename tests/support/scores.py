@@ -15,7 +15,7 @@ COMPLETIONS = [[f" {title}" for title in TITLES], [" The Rock"], [" Alien", " Th
 
 def expected_scores(model, tokenizer, prompts, completions):
     for prompt, options in zip(prompts, completions, strict=True):
-        prompt_ids, options_ids = tokenize_completions(tokenizer, prompt, options, eos_token=tokenizer.eos_token)
+        prompt_ids, options_ids = tokenize_completions(tokenizer, prompt, options)
         with torch.no_grad():
             logps = [naive_logp(model, prompt_ids, ids).item() for ids in options_ids]
         yield np.array(logps), [len(ids) for ids in options_ids]

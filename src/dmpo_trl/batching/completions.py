@@ -9,6 +9,7 @@ Which completion is a chosen one, and which tokens are its, is known when a batc
 down as indices: a mask would have to be read from the GPU before anything it selects has a size.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -151,8 +152,8 @@ class Completions:
         """
         first, second = widths
         return (
-            chosen if first is None else _table(chosen, self.num_chosen, first),
-            rejected if second is None else _table(rejected, self.num_rejected, second),
+            chosen if first is None else ragged_table(chosen, self.num_chosen, first, math.nan),
+            rejected if second is None else ragged_table(rejected, self.num_rejected, second, math.nan),
         )
 
     @cached_property
@@ -195,8 +196,24 @@ def _places(counts: torch.Tensor) -> torch.Tensor:
     return torch.arange(int(counts.sum()), device=counts.device) - starts.repeat_interleave(counts)
 
 
-def _table(values: torch.Tensor, counts: torch.Tensor, width: int) -> torch.Tensor:
-    table = values.new_full((len(counts), width), float("nan"))
+def ragged_table(values: torch.Tensor, counts: torch.Tensor, width: int, filler: float) -> torch.Tensor:
+    """Lay the values of each group out in a row of its own.
+
+    Args:
+        values: Those of the first group, then of the second, and so on, (V,).
+        counts: How many each group has, (G,).
+        width: Of the table, at least the largest count.
+        filler: What stands where a group has no more values.
+
+    Returns:
+        (G, width).
+
+    Example:
+        >>> ragged_table(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 1]), 2, filler=0.0)
+        tensor([[1., 2.],
+                [3., 0.]])
+    """
+    table = values.new_full((len(counts), width), filler)
     return table.masked_scatter(torch.arange(width, device=values.device) < counts[:, None], values)
 
 

@@ -20,6 +20,6 @@ def row_length(longest: int, multiple: int | None = None, *, skip_half_blocks: b
     multiple = multiple or 1
     length = -(-max(longest, 1) // multiple) * multiple
     if skip_half_blocks and length % BLOCK == BLOCK // 2:
-        # The next multiple is not: else `multiple` would be one of 128, and then this length would be too
+        # `multiple` is no multiple of 128, whose lengths have no half block, so that the next length has none
         length += multiple
     return length

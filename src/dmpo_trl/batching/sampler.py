@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from trl import DPOConfig
 
 from .._common_prefix import common_prefix_length
+from ..config import option
 from .budget import form_batches
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ _BY_LENGTH = ("group_by_length", "batch_rebalance")  # transformers' own
 
 
 def _asks_for_ours(args: DPOConfig) -> bool:
-    return args.train_sampling_strategy == "group_by_prompt" or getattr(args, "max_tokens_per_batch", None) is not None
+    return args.train_sampling_strategy == "group_by_prompt" or option(args, "max_tokens_per_batch") is not None
 
 
 def check_sampling(args: DPOConfig, dataset: Any) -> None:
@@ -187,9 +188,9 @@ def check_sampling(args: DPOConfig, dataset: Any) -> None:
         )
     if not _asks_for_ours(args) or dataset is None:
         return
-    option = "train_sampling_strategy='group_by_prompt'"
-    if getattr(args, "max_tokens_per_batch", None) is not None:
-        option = "max_tokens_per_batch"
+    asked = "train_sampling_strategy='group_by_prompt'"
+    if option(args, "max_tokens_per_batch") is not None:
+        asked = "max_tokens_per_batch"
         accelerator_config: Any = args.accelerator_config
         if accelerator_config.split_batches or args.parallelism_config is not None:
             raise ValueError(
@@ -198,12 +199,12 @@ def check_sampling(args: DPOConfig, dataset: Any) -> None:
             )
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"`{option}` looks at the whole training dataset before the first step, and a stream has no whole: load "
+            f"`{asked}` looks at the whole training dataset before the first step, and a stream has no whole: load "
             "it without streaming, or leave the option out."
         )
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError(
-            f"`{option}` goes by the tokens of the prompts, and rows with images are tokenised batch by batch: leave "
+            f"`{asked}` goes by the tokens of the prompts, and rows with images are tokenised batch by batch: leave "
             "the option out."
         )
 
@@ -224,7 +225,7 @@ def make_train_sampler(args: DPOConfig, dataset: Any, batch_size: int, epoch: Ep
     if not _asks_for_ours(args):
         return None
     batches_per_step = args.gradient_accumulation_steps * args.world_size
-    min_groups = -(-getattr(args, "min_groups_per_step", 1) // batches_per_step)
+    min_groups = -(-option(args, "min_groups_per_step") // batches_per_step)
     return PromptGroupSampler(_prompt_groups(dataset), batch_size, _seed(args), epoch, min_groups)
 
 
@@ -239,7 +240,7 @@ def make_batches(
         batch_size: Most examples per batch.
         collate: The collator, whose padded `input_ids` are the tokens of a batch.
     """
-    max_tokens = getattr(args, "max_tokens_per_batch", None)
+    max_tokens = option(args, "max_tokens_per_batch")
     if max_tokens is None:
         return None
     order = list(range(len(dataset)))

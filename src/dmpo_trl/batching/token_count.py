@@ -33,8 +33,8 @@ class _Part:
 class TokenCounter:
     """Counts the tokens of batches of a dataset as a collator lays them out, padding included.
 
-    Of each row the distinct prefixes are counted once. Rows that share a tree are counted by their prompts: two whose
-    prompts differ share what these have in common.
+    Of each row the distinct prefixes are counted once. Rows that share a tree are counted by their prompts: of two
+    different prompts the common beginning counts once.
 
     Args:
         collator: The collator.

@@ -15,6 +15,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from trl.trainer.utils import flush_left
 
+from ..config import option
 from ..preprocessing.format import VALUE_COLUMNS, RowError, numbered_columns, read_row
 from .completions import Completions
 
@@ -46,7 +47,7 @@ def vision_collator(
         )
     if collator.pad_to_multiple_of is not None:
         raise ValueError("`pad_to_multiple_of` is not supported where rows have images, as in TRL: leave it out.")
-    mode = getattr(args, "prefix_sharing", "auto")
+    mode = option(args, "prefix_sharing")
     if mode is True:
         raise ValueError(
             "`prefix_sharing=True`, but prefixes that hold images are not shared. Set it to 'auto' or False to train "

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RankingArguments:
-    """Ranking of held-out users at each evaluation, so that the best checkpoint can be chosen by NDCG."""
+class TrainArguments:
+    """What a training does beside the options of `trl dpo` and `DMPOConfig`."""
 
     ranking_data: str | None = field(
         default=None,
@@ -37,16 +37,6 @@ class RankingArguments:
             "trains, the sum but for losses of means."
         },
     )
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_at_least(self, ranking_users=1)
-
-
-@dataclass
-class PreferenceArguments:
-    """Which of a row's rejected completions are trained on, and against which reference."""
-
     max_negatives: int | None = field(
         default=None,
         metadata={"help": "Train on the first N rejected completions of each row. Default: all of them."},
@@ -59,16 +49,6 @@ class PreferenceArguments:
             "latter is for titles of very different lengths, and for data of `dmpo-trl prepare`."
         },
     )
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_at_least(self, max_negatives=1)
-
-
-@dataclass
-class ResumeArguments:
-    """Going on after an interruption."""
-
     resume: bool = field(
         default=False,
         metadata={
@@ -77,12 +57,6 @@ class ResumeArguments:
             "renamed to incomplete-checkpoint-N, never used and never deleted."
         },
     )
-
-
-@dataclass
-class ReportArguments:
-    """What is left to look at."""
-
     report: str | None = field(
         default=None,
         metadata={
@@ -92,7 +66,8 @@ class ReportArguments:
     )
 
     def __post_init__(self) -> None:
-        """Check the name."""
+        """Check numbers and names."""
+        check_at_least(self, ranking_users=1, max_negatives=1)
         check_page_name(self.report)
 
 
@@ -121,8 +96,7 @@ def argument_types() -> tuple[Any, ...]:
 
     from ..config import DMPOConfig
 
-    of_trl = (ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig)
-    return *of_trl, RankingArguments, PreferenceArguments, ResumeArguments, ReportArguments
+    return ScriptArguments, DMPOConfig, ModelConfig, DatasetMixtureConfig, TrainArguments
 
 
 def adapter_options(path: str, is_adapter: bool, model: ModelConfig) -> PeftConfig | None:

@@ -32,7 +32,7 @@ from ._curves import about_run, check_page, page
 from ._reference import with_reference_without_history
 from ._run_folder import begin_run, check_run_folder, end_run
 from ._splits import choose_split, first_negatives
-from ._train_options import PreferenceArguments, RankingArguments, adapter_options
+from ._train_options import TrainArguments, adapter_options
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,7 @@ def train(
     config: DMPOConfig,
     model: ModelConfig,
     mixture: DatasetMixtureConfig,
-    ranking: RankingArguments,
-    preference: PreferenceArguments,
-    report: str | None,
+    options: TrainArguments,
 ) -> None:
     """Train, save, and push to the hub where asked to.
 
@@ -53,24 +51,22 @@ def train(
         config: Of the trainer.
         model: Model, adapter and quantisation.
         mixture: Data sets to train on instead of the one of `script`.
-        ranking: Users to rank at each evaluation.
-        preference: Which rejected completions are trained on, and the reference.
-        report: File for a page of the run's curves.
+        options: What else is done.
     """
     check_run_folder(str(config.output_dir), resumes=_resumes_there(config))
-    if report is not None and config.process_index == 0:
-        check_page(report)
-    trainer = trainer_of(script, config, model, mixture, ranking, preference)
+    if options.report is not None and config.process_index == 0:
+        check_page(options.report)
+    trainer = trainer_of(script, config, model, mixture, options)
     with _noted(trainer):
-        _save_catalogue(trainer, ranking.ranking_data or script.dataset_name, _score(ranking, config))
+        _save_catalogue(trainer, options.ranking_data or script.dataset_name, _score(options, config))
         _train_and_save(trainer, config, script)
-    if report is not None and trainer.is_world_process_zero():
+    if options.report is not None and trainer.is_world_process_zero():
         about = about_run(
             model.model_name_or_path, script.dataset_name, str(config.output_dir), trainer.state.global_step
         )
-        with new_file(report, overwrite=True) as file:
+        with new_file(options.report, overwrite=True) as file:
             file.write_text(page(trainer.state.log_history, about), encoding="utf-8")
-        trainer.accelerator.print(f"A page to look at is in {report}.")
+        trainer.accelerator.print(f"A page to look at is in {options.report}.")
 
 
 def trainer_of(
@@ -78,8 +74,7 @@ def trainer_of(
     config: DMPOConfig,
     model: ModelConfig,
     mixture: DatasetMixtureConfig,
-    ranking: RankingArguments,
-    preference: PreferenceArguments,
+    options: TrainArguments,
 ) -> DMPOTrainer:
     """Return the trainer of a run, which ranks users at each evaluation where it was asked to; see [`train`]."""
     paths: list[str | None] = [one.path for one in mixture.datasets] or [script.dataset_name]
@@ -87,11 +82,11 @@ def trainer_of(
         config.special_tokens_in_text = False
     data = _load_data(script, mixture)
     train_data = choose_split(data, script.dataset_train_split, "--dataset_train_split")
-    train_data = first_negatives(train_data, preference.max_negatives)
+    train_data = first_negatives(train_data, options.max_negatives)
     eval_data = None
     if config.eval_strategy != "no":
         eval_data = choose_split(data, _evaluation_split(data, script.dataset_test_split), "--dataset_test_split")
-    if preference.reference == "no_history":
+    if options.reference == "no_history":
         path, loading = _model_of(config, model)
         if (quantization := get_quantization_config(model)) is not None:
             loading |= {"quantization_config": quantization, "device_map": {"": PartialState().device}}
@@ -101,10 +96,10 @@ def trainer_of(
     if script.ignore_bias_buffers:
         config.ddp_broadcast_buffers = False  # boolean masks cannot be broadcast
     trainer = _make_trainer(config, model, train_data, eval_data)
-    if preference.reference == "no_history":
+    if options.reference == "no_history":
         trainer._reference_is_given = "what the initial model says without a history"
-    if ranking.ranking_data is not None:
-        trainer.add_callback(_ranking_callback(ranking.ranking_data, ranking, _score(ranking, config), trainer))
+    if options.ranking_data is not None:
+        trainer.add_callback(_ranking_callback(options.ranking_data, options, _score(options, config), trainer))
     return trainer
 
 
@@ -116,8 +111,8 @@ def largest_negatives(script: ScriptArguments, mixture: DatasetMixtureConfig) ->
     return max((len(own) for own in data["rejected"] if isinstance(own, list)), default=1)
 
 
-def _score(ranking: RankingArguments, config: DMPOConfig) -> Literal["sum", "mean"]:
-    return ranking.ranking_score or trained_score(config.loss_type)
+def _score(options: TrainArguments, config: DMPOConfig) -> Literal["sum", "mean"]:
+    return options.ranking_score or trained_score(config.loss_type)
 
 
 def _resumes_there(config: DMPOConfig) -> bool:
@@ -222,11 +217,11 @@ def _model_of(config: DMPOConfig, model: ModelConfig) -> tuple[str, dict[str, An
 
 
 def _ranking_callback(
-    data: str, ranking: RankingArguments, score: Literal["sum", "mean"], trainer: DMPOTrainer
+    data: str, options: TrainArguments, score: Literal["sum", "mean"], trainer: DMPOTrainer
 ) -> RankingCallback:
-    users = choose_split(Prepared.load(data).ranking, ranking.ranking_split, "--ranking_split")
-    if ranking.ranking_users is not None:
-        users = users.select(range(min(ranking.ranking_users, len(users))))
+    users = choose_split(Prepared.load(data).ranking, options.ranking_split, "--ranking_split")
+    if options.ranking_users is not None:
+        users = users.select(range(min(options.ranking_users, len(users))))
     return RankingCallback(users, score=score, trainer=trainer, special_tokens_in_text=False)
 
 

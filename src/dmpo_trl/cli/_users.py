@@ -55,8 +55,8 @@ def users_of_file(path: str, catalogue: Callable[[], Catalogue]) -> Users:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is a pipe and there are several processes, a line is faulty, or a line names an item that the
-            catalogue has not; the message says which line.
+        ValueError: It is a pipe and there are several processes, a line is faulty, two lines have the same user, or a
+            line names an item that the catalogue has not; the message says which line.
 
     Example:
         >>> users_of_file("no such file", lambda: recommender.catalogue)
@@ -66,7 +66,7 @@ def users_of_file(path: str, catalogue: Callable[[], Catalogue]) -> Users:
     if not Path(path).exists():
         raise FileNotFoundError(f"The file of --users, {path}, does not exist.")
     if Path(path).is_file():
-        count = sum(1 for _ in _read_users(path))
+        count = _count(_read_users(path), path)
         _check_items(_read_users(path), path, catalogue())
         return Users(lambda: (user for _, user in _read_users(path)), count)
     if PartialState().num_processes > 1:
@@ -74,9 +74,10 @@ def users_of_file(path: str, catalogue: Callable[[], Catalogue]) -> Users:
             f"--users {path} is a pipe, which only one of several processes can read: write it to a file first."
         )
     numbered = list(_read_users(path))
+    count = _count(numbered, path)
     _check_items(numbered, path, catalogue())
     users = [user for _, user in numbered]
-    return Users(lambda: iter(users), len(users))
+    return Users(lambda: iter(users), count)
 
 
 def users_of_split(data: str, split: str) -> Users:
@@ -94,6 +95,19 @@ def users_of_split(data: str, split: str) -> Users:
 
     rows = choose_split(Prepared.load(data).ranking, split, "--split").select_columns(["user", "history", "seen"])
     return Users(lambda: (UserHistory(row["user"], row["history"], row["seen"]) for row in rows), count=len(rows))
+
+
+def _count(users: Iterable[tuple[int, UserHistory]], path: str) -> int:
+    """Return the number of users, each of whom must have a name of their own."""
+    lines: dict[str, int] = {}
+    for number, user in users:
+        earlier = lines.setdefault(user.user, number)
+        if earlier != number:
+            raise ValueError(
+                f"{path}, lines {earlier} and {number}: both are of the user {user.user!r}. Take one out, or put them "
+                "together."
+            )
+    return len(lines)
 
 
 def _check_items(users: Iterable[tuple[int, UserHistory]], path: str, catalogue: Catalogue) -> None:

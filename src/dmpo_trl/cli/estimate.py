@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> None:
     parsed = parser.parse_values(arguments, accelerate_options())
     device_type = "cpu" if parsed.values.use_cpu else "cuda"
     parsed.values.use_cpu = True  # the machine that estimates need not be one that could train
-    script, config, model, _, _, cut, *_, options = parser.instances(parsed)
+    script, config, model, _, ours, options = parser.instances(parsed)
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path names the model to train: a folder or a hub id.")
     if model.load_in_8bit:
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> None:
     )
     plan, attention = _rows(loaded, config, model, device_type)
     batch_size = config.per_device_train_batch_size
-    sample = _measure(script, config, model, options, cut.max_negatives, plan, batch_size)
+    sample = _measure(script, config, model, options, ours.max_negatives, plan, batch_size)
     memory_gb: float | None = options.memory_gb or _memory_of_gpu()
     limit = math.inf if memory_gb is None else memory_gb * 1e9
 
@@ -274,7 +274,6 @@ def _measure(
         rows,
         "train",
         tokenizer,
-        eos_token=tokenizer.eos_token,
         max_length=config.max_length,
         truncation_mode=config.truncation_mode,
         special_tokens_in_text=False if in_text is None and is_prepared(script.dataset_name) else in_text,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..writing import check_file, new_file
+from ..writing import check_file, new_file, real_path
 from ._evaluation_folder import check_output, keep_parts, write_evaluation
 from ._splits import choose_split
 from ._train_options import check_page_name
@@ -92,7 +92,7 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "Also write one page for a browser to this file (.html): tables, pictures and the lists of the "
-            "first 200 users. It needs nothing beside it."
+            "first 200 users. It needs nothing beside it, and is not in --output_dir."
         },
     )
     overwrite: bool = field(
@@ -107,6 +107,11 @@ class EvaluateArguments:
         """Check the numbers."""
         check_at_least(self, top_k=1, tokens_per_batch=1, catalogue_users=2)
         check_page_name(self.report)
+        if self.report and self.output_dir and real_path(self.report).is_relative_to(real_path(self.output_dir)):
+            raise ValueError(
+                f"--report {self.report} is in --output_dir, which is replaced as a whole and so may hold nothing but "
+                "the evaluation: name a file elsewhere, for instance beside the folder."
+            )
         if self.whole_catalogue and self.catalogue_users is not None:
             raise ValueError("--whole_catalogue ranks all users among all items already: leave --catalogue_users out.")
         known = [*COUNTS, NO_HISTORY, *self.score_files()]

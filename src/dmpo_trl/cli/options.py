@@ -18,6 +18,25 @@ from ._commands import COMMANDS, suggestion
 _OPTION = re.compile(r"--[a-z][a-z0-9]*([_-][a-z0-9]+)*(=.*)?", re.DOTALL)
 
 
+class _KeyTwiceError(ValueError):
+    """A mapping has two values for a key."""
+
+
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Refuses a key that is given twice, of which YAML's own loader takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        found: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":  # `<<` merges, each time
+                continue
+            if (key.tag, key.value) in found:
+                raise _KeyTwiceError(f"the key {key.value!r} twice, again in line {key.start_mark.line + 1}")
+            found.add((key.tag, key.value))
+        return node
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows which options are required, and the default where there is one to know."""
 
@@ -163,8 +182,10 @@ class Parser(TrlParser):
         with open(path, encoding="utf-8") as file:
             try:
                 text = file.read()
-                config = yaml.safe_load(text)
+                config = yaml.load(text, Loader=_UniqueKeys)
                 written = yaml.load(text, Loader=yaml.BaseLoader)
+            except _KeyTwiceError as error:
+                raise ValueError(f"The file of --config, {path}, has {error}. Keep one of them.") from error
             except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
                 raise ValueError(f"The file of --config, {path}, is not YAML in UTF-8: {error}.") from error
             except RecursionError as error:

@@ -32,8 +32,8 @@ def run(arguments: list[str]) -> None:
     from ..training.checkpoints import last_whole_checkpoint
     from ._training import train
 
-    script, config, model, mixture, ranking, negatives, resume, report = parser.instances(parsed)
-    if resume.resume:
+    script, config, model, mixture, options = parser.instances(parsed)
+    if options.resume:
         if config.resume_from_checkpoint is not None:
             raise ValueError(
                 "--resume takes the last whole checkpoint of --output_dir, --resume_from_checkpoint the one that it "
@@ -47,4 +47,4 @@ def run(arguments: list[str]) -> None:
                 f"`resume_from_checkpoint` is true, and {config.output_dir} has no whole checkpoint: leave it out, or "
                 "pass --resume, which begins anew where there is none."
             )
-    train(script, config, model, mixture, ranking, negatives, report.report)
+    train(script, config, model, mixture, options)

@@ -73,14 +73,14 @@ def run(arguments: list[str]) -> None:
 
     parser = make_parser()
     parsed = parser.parse_values(arguments)
-    script, config, _, mixture, ranking, *_, options = _instances(parser, parsed, {})
+    script, config, _, mixture, training, options = _instances(parser, parsed, {})
     if is_launched():
         raise ValueError("A search is one process; the trials come one after the other.")
     if options.objective not in METRICS:
         raise ValueError(f"--objective must be one of {', '.join(METRICS)}, it is {options.objective!r}.")
-    if ranking.ranking_split != "validation":
+    if training.ranking_split != "validation":
         raise ValueError("--ranking_split test: options are chosen on validation users, or test users say nothing.")
-    if ranking.ranking_data is None:
+    if training.ranking_data is None:
         if not is_prepared(script.dataset_name):
             raise ValueError("--ranking_data names the folder of `dmpo-trl prepare` whose users are ranked.")
         parsed.values.ranking_data = script.dataset_name
@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> None:
     def objective(trial: Any, drawn: dict[str, Any]) -> float:
         changes = as_options(drawn, trained) | _OF_TRIALS
         changes |= {"eval_steps": 1 / options.evaluations, "output_dir": str(folder / f"trial-{trial.number}")}
-        parts = _instances(parser, parsed, changes)[:6]
+        *parts, _ = _instances(parser, parsed, changes)
         return value_of(lambda: trainer_of(*parts), trial, options.objective)
 
     with held(folder):

@@ -15,6 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..config import option
 from ..modeling.attention import attention_restored
 from ..modeling.loading import base_model_of
 from ..preprocessing.tokenize import tokenizer_of
@@ -107,7 +108,7 @@ class RankingCallback(TrainerCallback):
         """Rank the users and add the figures to `metrics`."""
         in_text = self.special_tokens_in_text
         if in_text is None:
-            in_text = getattr(args, "special_tokens_in_text", None)
+            in_text = option(args, "special_tokens_in_text")
         # Training goes on as it began: with packed sequences FlashAttention cannot be exchanged for sdpa
         with attention_restored(base_model_of(model)):
             scored = score_candidates(

@@ -26,7 +26,8 @@ def fuse(model: RankingResult, other: RankingResult, weight: float, *, name: str
         The ranking.
 
     Raises:
-        ValueError: They ranked other users or candidates, or the weight is not a number of at least 0.
+        ValueError: They ranked other users or candidates, a user has another relevant item in the other, a score is
+            not finite, or the weight is not a number of at least 0.
 
     Example:
         >>> users, items = ["u1"], [["a", "b", "c"]]
@@ -35,9 +36,10 @@ def fuse(model: RankingResult, other: RankingResult, weight: float, *, name: str
         >>> fuse(model, counts, 1.0).metrics(["hr@1"])
         {'hr@1': 1.0}
     """
+    check_weight(weight)
     scores = [
-        fuse_scores(own, others, weight)
-        for own, others in zip(model.scores, aligned(other, model).scores, strict=True)
+        _fuse_user(user, own, others, weight)
+        for user, own, others in zip(model.users, model.scores, aligned(other, model).scores, strict=True)
     ]
     name = name or f"{model.name} + {other.name}"
     return RankingResult(name, model.users, scores, model.positives, model.items)
@@ -54,7 +56,7 @@ def fuse_scores(model: np.ndarray, other: np.ndarray, weight: float) -> np.ndarr
         weight: Weight of the other.
 
     Raises:
-        ValueError: The weight is not a number of at least 0.
+        ValueError: The weight is not a number of at least 0, or a score is not finite.
 
     Example:
         >>> fuse_scores(np.array([3.0, 1.0]), np.array([0.0, 9.0]), 2.0)
@@ -115,27 +117,43 @@ def aligned(result: RankingResult, like: RankingResult) -> RankingResult:
 
     Args:
         result: The result.
-        like: Of the same users and candidates.
+        like: Of the same users, candidates and relevant items.
 
     Raises:
-        ValueError: A user or a candidate of one is not in the other.
+        ValueError: A user or a candidate of one is not in the other, or a user has another relevant item.
     """
-    if result.users == like.users and result.items == like.items:
+    if (result.users, result.items, result.positives) == (like.users, like.items, like.positives):
         return result
     place = {user: row for row, user in enumerate(result.users)}
     if result.users != like.users and (len(place) != len(result.users) or set(place) != set(like.users)):
         raise ValueError(f"{result.name} and {like.name} ranked different users.")
     rows = range(len(result.users)) if result.users == like.users else [place[user] for user in like.users]
     scores = []
-    for row, user, items in zip(rows, like.users, like.items, strict=True):
+    for row, user, items, positive in zip(rows, like.users, like.items, like.positives, strict=True):
         own = dict(zip(result.items[row], result.scores[row], strict=True))
         if set(own) != set(items):
             raise ValueError(f"{result.name} and {like.name} ranked different candidates of user {user!r}.")
+        if (relevant := result.items[row][result.positives[row]]) != items[positive]:
+            raise ValueError(
+                f"User {user!r}: the relevant item is {relevant!r} in {result.name}, but {items[positive]!r} in "
+                f"{like.name}. Rank the same data with both."
+            )
         scores.append(np.array([own[item] for item in items]))
     return RankingResult(result.name, like.users, scores, like.positives, like.items)
 
 
+def _fuse_user(user: str, model: np.ndarray, other: np.ndarray, weight: float) -> np.ndarray:
+    try:
+        return fuse_scores(model, other, weight)
+    except ValueError as error:
+        raise ValueError(f"User {user!r}: {error}") from error
+
+
 def _standardised(scores: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(scores)
+    if not finite.all():
+        place = int(finite.argmin())
+        raise ValueError(f"Only finite scores can be fused; that of candidate {place} is {scores[place]}.")
     spread = scores.std()
     if spread <= ROUNDING * np.abs(scores).max():  # 0.1 + 0.2 and 0.3 are one score
         return np.zeros(len(scores))

@@ -116,7 +116,6 @@ def generate_items(
     tokenize = partial(
         tokenize_completions,
         tokenizer,
-        eos_token=tokenizer.eos_token,
         special_tokens_in_text=special_tokens_in_text,
     )
     longest = _longest_title(tokenize, questions[0], titles)

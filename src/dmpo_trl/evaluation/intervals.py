@@ -61,12 +61,12 @@ def bootstrap_mean(
 
     Args:
         values: One value per user, (U,).
-        confidence: Confidence level of the interval.
+        confidence: Confidence level of the interval, between 0 and 1.
         n_resamples: Number of resamples of the users.
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: There are fewer than two users.
+        ValueError: There are fewer than two users, or the confidence level is not between 0 and 1.
 
     Example:
         >>> print(bootstrap_mean(np.array([0.0, 1.0, 1.0, 1.0])))
@@ -88,12 +88,13 @@ def paired_difference(
     Args:
         ours: One value per user, (U,).
         theirs: The other ranker's values, (U,).
-        confidence: Confidence level of the interval.
+        confidence: Confidence level of the interval, between 0 and 1.
         n_resamples: Number of draws of the test.
         seed: Seed of both.
 
     Raises:
-        ValueError: The rankers have values of different numbers of users, or of fewer than two.
+        ValueError: The rankers have values of different numbers of users, or of fewer than two, or the confidence
+            level is not between 0 and 1.
 
     Example:
         The differences are 1, 1, 0, 0 and 1. Of the eight ways to sign the three ones, two have a mean of 0.6 or -0.6.
@@ -132,12 +133,13 @@ def bootstrap_pooled_auc(
     Args:
         scores: One score per candidate, (candidates,) for each user.
         positives: Index of the relevant candidate of each user.
-        confidence: Confidence level of the interval.
+        confidence: Confidence level of the interval, between 0 and 1.
         n_resamples: Number of resamples of the users.
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: As in [`Ranks.from_scores`], or there are fewer than two users.
+        ValueError: As in [`Ranks.from_scores`], there are fewer than two users, or the confidence level is not between
+            0 and 1.
     """
     statistic = pooled_auc_of_sample(scores, positives)
     users = np.arange(len(scores))
@@ -157,6 +159,8 @@ def _bootstrap(
     **options: int | bool,
 ) -> tuple[float, float]:
     """Return the ends of the percentile bootstrap interval."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"The confidence level must be between 0 and 1, as 0.95 is; it is {confidence}.")
     if len(sample[0]) < 2:
         raise ValueError(f"A bootstrap over users needs at least two users, not {len(sample[0])}.")
     low, high = stats.bootstrap(

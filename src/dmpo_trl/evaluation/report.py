@@ -102,9 +102,13 @@ def rank_beside_baselines(
     Returns:
         As [`evaluate_model`].
 
+    Raises:
+        ValueError: As in [`RankingResult.of`], before anything is scored.
+
     Example:
         >>> results = rank_beside_baselines(model, tokenizer, users, popularity)  # doctest: +SKIP
     """
+    results = [rank_at_random(dataset), rank_by_popularity(dataset, popularity)]  # refuse faulty candidates at once
     scored = score_candidates(
         model,
         tokenizer,
@@ -114,6 +118,5 @@ def rank_beside_baselines(
         progress="ranking",
         parts=parts,
     )
-    results = [rank_at_random(dataset), rank_by_popularity(dataset, popularity)]
     results += [rank_by_log_prob(dataset, scored, score=score, name=score) for score in SCORES]
     return {result.name: result for result in results}

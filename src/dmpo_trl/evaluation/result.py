@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,14 @@ from datasets import Dataset
 
 from .intervals import Difference, Interval, bootstrap_mean, bootstrap_pooled_auc, paired_difference
 from .metrics import METRICS, POOLED_AUC, Ranks, check_scores, per_user, pooled_auc
+from .parquet_file import first_row, read_columns
+
+_COLUMNS = {
+    "ranker": pl.String,
+    "positive": pl.Int64,
+    "items": pl.List(pl.String),
+    "scores": pl.List(pl.Float64),
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,8 @@ class RankingResult:
         items: Identifiers of the candidates of each user.
 
     Raises:
-        ValueError: The fields have different lengths, there are no users, or a user's candidates cannot be ranked (see
-            [`Ranks.from_scores`]).
+        ValueError: The fields have different lengths, there are no users, a user's candidates cannot be ranked (see
+            [`Ranks.from_scores`]), or one of them is listed twice.
 
     Example:
         Of two users, the model ranks one's relevant item first and the other's second.
@@ -73,6 +82,11 @@ class RankingResult:
         for user, values, own in zip(self.users, self.scores, self.items, strict=True):
             if len(values) != len(own):
                 raise ValueError(f"User {user!r}: there are {len(values)} scores, but {len(own)} items.")
+            if len(set(own)) < len(own):
+                twice, times = Counter(own).most_common(1)[0]
+                raise ValueError(
+                    f"User {user!r}: the candidate {twice!r} is listed {times} times. Keep one, with its score."
+                )
 
     @classmethod
     def of(cls, name: str, dataset: Dataset, scores: list[np.ndarray]) -> RankingResult:
@@ -82,6 +96,9 @@ class RankingResult:
             name: Name of the ranker.
             dataset: Columns of [`ranking_dataset`].
             scores: One score per candidate, (candidates,) for each row.
+
+        Raises:
+            ValueError: As in the class, or an item is not text.
         """
         return cls(name, dataset["user"][:], scores, dataset["positive"][:], interned(dataset["items"]))
 
@@ -136,13 +153,14 @@ class RankingResult:
 
         Args:
             names: Names of the metrics: as in `per_user`, or `pooled_auc`.
-            confidence: Confidence level of the intervals.
+            confidence: Confidence level of the intervals, between 0 and 1.
 
         Returns:
             The intervals by name.
 
         Raises:
-            ValueError: There is no metric of such a name, or there are fewer than two users.
+            ValueError: There is no metric of such a name, there are fewer than two users, or the confidence level is
+                not between 0 and 1.
         """
         return {
             name: bootstrap_pooled_auc(self.scores, self.positives, confidence=confidence)
@@ -159,14 +177,14 @@ class RankingResult:
         Args:
             other: The other ranker's result.
             names: Names of the metrics: as in `per_user`.
-            confidence: Confidence level of the intervals.
+            confidence: Confidence level of the intervals, between 0 and 1.
 
         Returns:
             The differences by name.
 
         Raises:
-            ValueError: The other ranker ranked other users or other candidates, there is no metric of such a name, or
-                there are fewer than two users.
+            ValueError: The other ranker ranked other users or other candidates, there is no metric of such a name,
+                there are fewer than two users, or the confidence level is not between 0 and 1.
         """
         if self.users != other.users:
             raise ValueError(
@@ -199,7 +217,7 @@ class RankingResult:
                 "user": self.users,
                 "positive": self.positives,
                 "items": self.items,
-                "scores": [own.tolist() for own in self.scores],
+                "scores": [own.astype(float).tolist() for own in self.scores],
                 **{name: self.per_user(name) for name in METRICS},
             }
         )
@@ -213,11 +231,10 @@ class RankingResult:
             path: The file.
 
         Raises:
-            ValueError: The file holds something else.
+            ValueError: There is no such file, or it holds something else.
         """
-        frame = pl.read_parquet(path, glob=False)
-        if missing := {"ranker", "user", "positive", "items", "scores"} - set(frame.columns):
-            raise ValueError(f"{path} is not a ranking: it has no column {sorted(missing)}.")
+        frame = read_columns(path, ["user", *_COLUMNS], holds="ranking")
+        _check_columns(frame, path)
         if frame["ranker"].n_unique() != 1:
             raise ValueError(
                 f"{path} holds {frame['ranker'].n_unique()} rankers instead of one: {sorted(set(frame['ranker']))}."
@@ -232,5 +249,29 @@ class RankingResult:
 
 
 def interned(items: Sequence[Sequence[str]] | pl.Series) -> list[list[str]]:
-    """Return the lists with one object per identifier: whole catalogues of many users would fill the memory."""
-    return [[intern(item) for item in own] for own in items]
+    """Return the lists with one object per identifier: whole catalogues of many users would fill the memory.
+
+    Raises:
+        ValueError: An identifier is not text; the message names its row.
+    """
+    return [_interned(row, own) for row, own in enumerate(items)]
+
+
+def _interned(row: int, items: Sequence[str] | pl.Series) -> list[str]:
+    try:
+        return [intern(item) for item in items]
+    except TypeError as error:
+        raise ValueError(
+            f"Row {row}: the candidates must be identifiers as text ({error}). Cast those of all rows."
+        ) from error
+
+
+def _check_columns(frame: pl.DataFrame, path: str | Path) -> None:
+    """Check that a file holds what `to_parquet` writes."""
+    for name, kind in _COLUMNS.items():
+        if (found := frame.schema[name]) != kind:
+            raise ValueError(f"{path} is not a ranking: its column {name!r} has {found} instead of {kind}.")
+    in_lists = pl.col("items", "scores").list.eval(pl.element().is_null()).list.any()
+    row = first_row(frame.select(pl.any_horizontal(pl.col("user", *_COLUMNS).is_null(), in_lists)).to_series())
+    if row is not None:
+        raise ValueError(f"{path}, row {row}: a value is missing. Write the ranking anew.")

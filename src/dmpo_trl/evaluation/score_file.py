@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from datasets import Dataset
 
+from .parquet_file import first_row, read_pairs
 from .result import RankingResult
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingResult:
     """Rank by the scores in a Parquet file, whatever wrote them: RecBole, RecTools, LensKit, a script.
 
-    A candidate without a score ranks last, tied with the others that have none; their number is logged.
+    A candidate without a score ranks last, tied with the others that have none (see `scores_of`); their number is
+    logged.
 
     Args:
         dataset: Columns of [`ranking_dataset`].
@@ -29,11 +30,13 @@ def rank_by_file(dataset: Dataset, path: str | Path, *, name: str) -> RankingRes
         The ranking.
 
     Raises:
-        ValueError: A column is missing, a score is not a finite number, a pair is listed twice, or a user of the
-            dataset has no score of any candidate.
+        ValueError: The file is not Parquet or lacks a column, a row has no user or no item, a score is not a finite
+            number or a whole number of 2^53 or more, a pair is listed twice, or a user of the dataset has no score of
+            any candidate.
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> import polars as pl
         >>> users = Dataset.from_list([{"user": "u1", "items": ["a", "b"], "positive": 1}])
         >>> frame = pl.DataFrame({"user": ["u1", "u1"], "item": ["a", "b"], "score": [0.1, 0.7]})
         >>> with TemporaryDirectory() as folder:
@@ -81,7 +84,13 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
         >>> read_scores("scores.parquet")["u1"]  # doctest: +SKIP
         {'a': 0.1, 'b': 0.7}
     """
-    frame = _read(Path(path))
+    frame = read_pairs(path, ["user", "item", "score"], holds="scores")
+    row = first_row(frame.select("user", "item").is_duplicated())
+    if row is not None:
+        user, item = frame["user"][row], frame["item"][row]
+        raise ValueError(
+            f"{path}, row {row}: user {user!r} and item {item!r} are listed more than once. Keep one row."
+        )
     return {
         user: dict(zip(items, scores, strict=True))
         for user, items, scores in frame.group_by("user").agg("item", "score").iter_rows()
@@ -91,41 +100,17 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
 def scores_of(own: Mapping[str, float], items: Sequence[str]) -> np.ndarray:
     """Return a user's score of each item, (items,); of those without one, the same score below all that there are.
 
+    It is as far below the user's lowest score as that is below the highest, whatever the unit of the scores: what is
+    made of them does not change where all are multiplied by a number.
+
     Args:
         own: The user's scores by item, at least one.
         items: The items.
 
     Example:
         >>> scores_of({"a": 0.25, "b": 0.75}, ["b", "c"])
-        array([ 0.75, -0.75])
+        array([ 0.75, -0.25])
     """
     lowest = min(own.values())
-    last = min(lowest - 1.0, np.nextafter(lowest, -np.inf))  # of 1e17 and more, 1 less is the same number
-    return np.array([own.get(item, last) for item in items], dtype=float)
-
-
-def _read(path: Path) -> pl.DataFrame:
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file. Name the Parquet file with the scores.")
-    try:
-        frame = pl.read_parquet(path, glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}.") from error
-    if missing := sorted({"user", "item", "score"} - set(frame.columns)):
-        raise ValueError(f"{path} has no column {missing}; it has {frame.columns}.")
-    try:
-        frame = frame.select(
-            pl.col("user").cast(pl.String), pl.col("item").cast(pl.String), pl.col("score").cast(pl.Float64)
-        )
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: the column `score` must hold numbers: {error}.") from error
-    bad = frame.select((~pl.col("score").is_finite()).fill_null(True)).to_series()
-    if bad.any():
-        row = int(bad.arg_max())  # type: ignore[arg-type]
-        raise ValueError(f"{path}, row {row}: the score is {frame['score'][row]}, and must be a finite number.")
-    doubled = frame.select("user", "item").is_duplicated()
-    if doubled.any():
-        row = int(doubled.arg_max())  # type: ignore[arg-type]
-        user, item = frame["user"][row], frame["item"][row]
-        raise ValueError(f"{path}: user {user!r} and item {item!r} are listed more than once. Keep one row.")
-    return frame
+    spread = max(own.values()) - lowest or abs(lowest) or 1.0
+    return np.array([own.get(item, lowest - spread) for item in items], dtype=float)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..batching.completions import Completions
+from ..batching.completions import Completions, ragged_table
 from ..preprocessing.format import CHOSEN_COLUMNS, PAIR_COLUMNS
 
 
@@ -209,10 +209,13 @@ class ScoredBatch:
             "'js_divergence' or 'alpha_divergence'."
         )
 
+    def sum_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up the values of the pairs of each example: (P,) to (B,)."""
+        return values.new_zeros(len(self.num_rejected)).index_add(0, self.example, values)
+
     def mean_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
         """Average over the pairs of each example: (P,) to (B,)."""
-        sums = values.new_zeros(len(self.num_rejected)).index_add(0, self.example, values)
-        return sums / self.num_rejected
+        return self.sum_over_rejected(values) / self.num_rejected
 
     def min_over_rejected(self, values: torch.Tensor) -> torch.Tensor:
         """Return the smallest value of the pairs of each example: (P,) to (B,)."""
@@ -224,16 +227,17 @@ class ScoredBatch:
         largest = values.detach().new_full(self.num_rejected.shape, -math.inf)
         largest = largest.scatter_reduce(0, self.example, values.detach(), "amax")
         largest = largest.masked_fill(largest.isinf(), 0.0)  # as in `torch.logsumexp`
-        sums = values.new_zeros(len(largest)).index_add(0, self.example, (values - largest[self.example]).exp())
-        return sums.log() + largest
+        return self.sum_over_rejected((values - largest[self.example]).exp()).log() + largest
 
     def table_over_rejected(self, values: torch.Tensor, filler: float) -> torch.Tensor:
         """Lay the values of the pairs of each example out in a row of its own: (P,) to (B, largest N)."""
-        return _table(values, self.num_rejected, filler)
+        return ragged_table(values, self.num_rejected, int(self.num_rejected.max()), filler)
 
     def table_over_row(self, values: torch.Tensor, filler: float) -> torch.Tensor:
         """Give each example the values of all examples of its row, in their order: (B,) to (B, most of a row)."""
-        return values[:, None] if self.num_chosen is None else _table(values, self.num_chosen, filler)[self.row]
+        if self.num_chosen is None:
+            return values[:, None]
+        return ragged_table(values, self.num_chosen, int(self.num_chosen.max()), filler)[self.row]
 
     def mean_over_row(self, values: torch.Tensor) -> torch.Tensor:
         """Average over the examples of each row: (B,) to (R,)."""
@@ -246,12 +250,6 @@ class ScoredBatch:
         if self.num_chosen is None:
             return values
         return values.new_full(self.num_chosen.shape, math.inf).scatter_reduce(0, self.row, values, "amin")
-
-
-def _table(values: torch.Tensor, counts: torch.Tensor, filler: float) -> torch.Tensor:
-    slots = torch.arange(int(counts.max()), device=values.device)
-    table = values.new_full((len(counts), len(slots)), filler)
-    return table.masked_scatter(slots < counts[:, None], values)
 
 
 # Attributes with one value per pair

@@ -70,7 +70,7 @@ def mppo(batch: ScoredBatch, args: DPOConfig) -> torch.Tensor:
     if batch.chosen_probs is None or batch.rejected_probs is None:
         raise ValueError("The loss 'mppo' needs chosen_probs and rejected_probs.")
     gaps = batch.chosen_probs[batch.example] - batch.rejected_probs
-    return -F.logsigmoid(batch.num_rejected * batch.mean_over_rejected(gaps))
+    return -F.logsigmoid(batch.sum_over_rejected(gaps))
 
 
 @multi_negative("sft", reference=False)

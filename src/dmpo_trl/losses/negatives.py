@@ -57,10 +57,9 @@ def boundary(batch: ScoredBatch) -> ScoredBatch:
 def _in_top_cluster(batch: ScoredBatch, values: torch.Tensor) -> torch.Tensor:
     """Return whether each value is in the topmost cluster of its example's values, (P,)."""
     counts = batch.num_rejected
-    width = int(counts.max())
-    slots = torch.arange(width, device=values.device)
+    table = batch.table_over_rejected(values, -torch.inf)
+    slots = torch.arange(table.size(1), device=values.device)
     is_slot = slots < counts[:, None]
-    table = values.new_full(is_slot.shape, -torch.inf).masked_scatter(is_slot, values)
     ordered, order = table.sort(dim=1, descending=True)
     centred = torch.where(is_slot, ordered - ordered[:, :1], 0.0)  # padding sorts last
     # sums[:, k] are those of the first k; a cluster of the values from i to j costs its sum of squared deviations

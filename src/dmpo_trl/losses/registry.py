@@ -37,7 +37,10 @@ class RegisteredLoss:
 
 
 LOSSES: dict[str, RegisteredLoss] = {}
-_USERS = {"rejected_logq": "sampled_softmax", "chosen_levels": "mult_dpo"}  # columns, and the loss that uses each
+_LOSS_OF_COLUMN = {
+    "rejected_logq": "sampled_softmax",
+    "chosen_levels": "mult_dpo",
+}  # columns, and the loss that uses each
 
 
 def multi_negative(name: str, *, reference: bool = True, score: str = "sum") -> Callable[[Loss], Loss]:
@@ -197,7 +200,7 @@ def check_columns(names: Sequence[str], columns: Collection[str]) -> None:
         ValueError: The dataset has a column `chosen_levels`, and no loss of loss_type=['dmpo'] uses it. ...
     """
     all_ours = all(_is_ours(loss.function) for loss in registered(names))
-    for column, user in _USERS.items():
+    for column, user in _LOSS_OF_COLUMN.items():
         if all_ours and column in columns and user not in names:
             raise ValueError(
                 f"The dataset has a column `{column}`, and no loss of loss_type={list(names)} uses it. Remove the "
@@ -233,5 +236,5 @@ def weighted_loss(names: Sequence[str], weights: Sequence[float], batch: ScoredB
             f"The dataset has a column `margins`, and no loss of loss_type={list(names)} uses it. Remove the column, "
             "or choose a loss that is made of `ScoredBatch.deltas`, such as 'dmpo' or 'softmax'."
         )
-    check_columns(names, [column for column in _USERS if getattr(batch, column) is not None])
+    check_columns(names, [column for column in _LOSS_OF_COLUMN if getattr(batch, column) is not None])
     return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum()

@@ -162,7 +162,7 @@ def _is_whole_blocks(layout: Visibility) -> bool:
 def _block_mask(mask_function: MaskFunction, layout: Visibility, device: torch.device) -> BlockMask:
     ends = layout.table.to(device)
     plain: Any = causal_mask_function
-    if mask_function is plain:  # which on depths says of ancestors nothing that is not so
+    if mask_function is plain:  # an ancestor is never deeper than the token, so that the causal rule adds nothing
 
         def sees(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> torch.Tensor:
             return _is_ancestor(ends, batch_idx, q_idx, kv_idx)

@@ -64,16 +64,16 @@ def weight_buffers(weights: Mapping[str, torch.Tensor]) -> Iterator[Any]:
 
 
 def hash_of(value: Any) -> str:
-    """Return a hash of a value that JSON can hold.
+    """Return a hash of a value, the same in every process.
 
     Args:
-        value: The value.
+        value: What JSON can hold, sets, and what says as text what it is.
 
     Example:
         >>> hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1})
         True
     """
-    return Hasher.hash_bytes([json.dumps(value, sort_keys=True).encode()])
+    return Hasher.hash_bytes([json.dumps(value, sort_keys=True, default=plain).encode()])
 
 
 def hash_of_model(model: Any) -> str:
@@ -93,7 +93,7 @@ def hash_of_model(model: Any) -> str:
     end = getattr(getattr(base_model_of(model), "generation_config", None), "eos_token_id", None)
     made_of = [config_of(model), adapters, getattr(model, "active_adapters", None) if adapters else None, end]
     return Hasher.hash_bytes(
-        chain([json.dumps(made_of, sort_keys=True, default=_plain).encode()], weight_buffers(weights))
+        chain([json.dumps(made_of, sort_keys=True, default=plain).encode()], weight_buffers(weights))
     )
 
 
@@ -108,9 +108,14 @@ def hash_of_tokenizer(tokenizer: Any) -> str:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         # The last call sets these two
         made_of.append({name: value for name, value in backend.items() if name not in ("padding", "truncation")})
-    return Hasher.hash_bytes([json.dumps(made_of, sort_keys=True, default=_plain).encode()])
+    return hash_of(made_of)
 
 
-def _plain(value: Any) -> Any:
-    """Return what JSON cannot hold as something that it can, the same in every process."""
+def plain(value: Any) -> Any:
+    """Return what JSON cannot hold as something that it can, the same in every process: for `json.dumps(default=...)`.
+
+    Example:
+        >>> plain({"q_proj", "k_proj"})
+        ['k_proj', 'q_proj']
+    """
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

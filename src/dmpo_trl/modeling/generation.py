@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .._common_prefix import common_prefix_length
@@ -43,16 +44,34 @@ def generate_greedily(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=sorted(stops), pad_token_id=padding
     )
-    length = max(map(len, prompts))
-    room = [length - len(prompt) for prompt in prompts]  # padded on the left, so that all end together
-    ids = torch.tensor([[padding] * gap + list(prompt) for gap, prompt in zip(room, prompts, strict=True)])
-    mask = torch.tensor([[0] * gap + [1] * (length - gap) for gap in room])
+    ids, mask = left_padded(prompts, padding)
     with evaluation_mode(model), _plain_generation(model), torch.no_grad():
         generated = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config, synced_gpus=sharded
         )
-    answers = [list(takewhile(lambda token: token not in stops, row)) for row in generated[:, length:].tolist()]
+    answers = [list(takewhile(lambda token: token not in stops, row)) for row in generated[:, ids.size(1) :].tolist()]
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay prompts out so that all end together.
+
+    Args:
+        prompts: Token ids of each prompt.
+        padding: The token before them.
+
+    Returns:
+        Token ids and attention mask, (prompts, longest prompt).
+
+    Example:
+        >>> left_padded([[5, 6], [7]], 0)[0]
+        tensor([[5, 6],
+                [0, 7]])
+    """
+    rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+    there = [torch.ones_like(row) for row in rows]
+    ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+    return ids, pad_sequence(there, batch_first=True, padding_side="left")
 
 
 def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Any) -> set[int]:
@@ -69,7 +88,7 @@ def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Any) -> 
     stops = {tokenizer.eos_token_id, *([] if stops is None else [stops] if isinstance(stops, int) else stops)} - {None}
     texts = ["A", "7"]  # of which nothing but the end is the same
     completions = texts if isinstance(prompt, str) else [[{"role": "assistant", "content": text}] for text in texts]
-    _, (one, other) = tokenize_completions(tokenizer, prompt, completions, eos_token=tokenizer.eos_token)
+    _, (one, other) = tokenize_completions(tokenizer, prompt, completions)
     length = common_prefix_length(one[::-1], other[::-1])
     end = [token for token in one[len(one) - length :] if token in tokenizer.added_tokens_decoder]
     return stops | set(end[:1])

@@ -18,7 +18,6 @@ def tokenize_dataset(
     name: str,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     *,
-    eos_token: str | None,
     max_length: int | None,
     truncation_mode: str,
     special_tokens_in_text: bool | None = None,
@@ -31,7 +30,6 @@ def tokenize_dataset(
             what has become too long is cut or dropped.
         name: Its name, for messages.
         processing_class: Tokenizer or processor.
-        eos_token: Appended to text completions that do not end with it; None for none.
         max_length: Longest sequence, in tokens; None for no limit.
         truncation_mode: See `DMPOConfig`.
         special_tokens_in_text: See `DMPOConfig`.
@@ -58,7 +56,6 @@ def tokenize_dataset(
         fn_kwargs={
             "dataset_name": name,
             "processing_class": processing_class,
-            "eos_token": eos_token,
             "max_length": max_length,
             "truncation_mode": truncation_mode,
             "special_tokens_in_text": special_tokens_in_text,

@@ -35,7 +35,6 @@ def tokenize_row(
     *,
     dataset_name: str,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
-    eos_token: str | None,
     max_length: int | None,
     truncation_mode: str,
     special_tokens_in_text: bool | None = None,
@@ -49,7 +48,6 @@ def tokenize_row(
         index: Its number, for messages.
         dataset_name: Its dataset, for messages.
         processing_class: Tokenizer or processor.
-        eos_token: Appended to standard completions that do not end with it; None for none.
         max_length: See `DMPOConfig`.
         truncation_mode: See `DMPOConfig`; `"keep_completion"` is done here, the others in the collator.
         special_tokens_in_text: See `DMPOConfig`.
@@ -69,9 +67,7 @@ def tokenize_row(
         prompt_ids, chosen_ids, rejected_ids = read_tokens(example, error)
     else:
         prompt_column, chosen_column = "prompt", "chosen"
-        prompt_ids, chosen_ids, rejected_ids = _read_text(
-            example, error, processing_class, eos_token, special_tokens_in_text
-        )
+        prompt_ids, chosen_ids, rejected_ids = _read_text(example, error, processing_class, special_tokens_in_text)
     if not prompt_ids:  # then nothing predicts the completions' first token
         problem = "it has no tokens, or begins with other ones alone than before a completion"
         if prompt_column not in example:
@@ -132,20 +128,19 @@ def tokenize_completions(
     prompt: Any,
     completions: Sequence[Any],
     *,
-    eos_token: str | None,
     special_tokens_in_text: bool | None = None,
     **template_kwargs: Any,
 ) -> tuple[list[int], list[list[int]]]:
     """Tokenise a prompt and each of its completions.
 
     Prompt and completion are tokenised together, as TRL does, and split where the prompt's tokens end; where the
-    tokenised prompt is no prefix of the whole, the completion starts where they diverge.
+    tokenised prompt is no prefix of the whole, the completion starts where they diverge. Text completions end with the
+    tokenizer's end-of-sequence token, where it has one.
 
     Args:
         processing_class: Tokenizer or processor.
         prompt: Text, or a list of messages.
         completions: Each the same kind as the prompt.
-        eos_token: Appended to text completions that do not end with it; None for none.
         special_tokens_in_text: See `DMPOConfig`.
         **template_kwargs: For the chat template.
 
@@ -153,7 +148,7 @@ def tokenize_completions(
         The prompt's ids and, for each completion, its ids.
     """
     if isinstance(prompt, str):
-        end = eos_token or ""
+        end = tokenizer_of(processing_class).eos_token or ""
         may_end = special_tokens_in_text is not False  # a text that ends with the end has it
         # Of a text without an end, the tokens show whether the tokenizer appends one by itself
         prompt_ids, *wholes, without_end = _encode(
@@ -228,7 +223,6 @@ def _read_text(
     example: dict[str, Any],
     error: Any,
     processing_class: Any,
-    eos_token: str | None,
     special_tokens_in_text: bool | None,
 ) -> tuple[list[int], list[list[int]], list[list[int]]]:
     prompt, chosen, rejected = read_row(example, error)
@@ -240,7 +234,7 @@ def _read_text(
         tools = example.get("tools")
         template_kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
         template_kwargs |= example.get("chat_template_kwargs") or {}
-    if eos_token is None and isinstance(prompt, str):
+    if isinstance(prompt, str) and tokenizer_of(processing_class).eos_token is None:
         logger.warning_once(
             "The tokenizer has no end-of-sequence token, so nothing is appended to the completions and the model does "
             "not learn where they end. Set `processing_class.eos_token`. This warning is shown once."
@@ -250,7 +244,6 @@ def _read_text(
             processing_class,
             prompt,
             completions,
-            eos_token=eos_token,
             special_tokens_in_text=special_tokens_in_text,
             **template_kwargs,
         )

@@ -2,6 +2,7 @@
 
 from .candidates import Candidates
 from .catalogue import Catalogue, TitleTrie
+from .decoding.beam_search import NonFiniteScoresError
 from .explanation import Explanation
 from .logits_processor import TitleTrieLogitsProcessor
 from .no_history import prior_without_history
@@ -15,6 +16,7 @@ __all__ = [
     "Candidates",
     "Catalogue",
     "Explanation",
+    "NonFiniteScoresError",
     "Prior",
     "Recommendation",
     "Recommender",

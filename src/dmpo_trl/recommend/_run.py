@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +24,7 @@ def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
         >>> describe_run(recommender, k=10)  # doctest: +SKIP
     """
     catalogue = recommender.catalogue
-    return {
+    run = {
         **options,
         "score": recommender.score,
         "prior": None if recommender.fusion is None else recommender.fusion.describe(),
@@ -32,3 +33,5 @@ def describe_run(recommender: Any, **options: Any) -> dict[str, Any]:
         "template": hash_of(recommender.template.to_dict()),
         "dmpo-trl": version("dmpo-trl"),
     }
+    plain: dict[str, Any] = json.loads(json.dumps(run, default=int))  # numpy's numbers too
+    return plain

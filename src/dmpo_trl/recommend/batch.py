@@ -85,7 +85,8 @@ def write_recommendations(
         run: What the recommendations of a user depend on, by name; it counts in the main process.
         recommend: Returns the recommendations of each user of a batch, from best to worst.
         check: Raises a `ValueError` for a user who cannot be searched for; the name is added to its message. All
-            users are checked before the first is searched for, those of a generator a part at a time.
+            users are checked before the first is searched for, those of a generator a part at a time, and so is that
+            no two have one name.
         model: Decides whether the work can be shared, see `over_processes`.
         with_prior: Whether the file gets the columns `model_score` and `prior_score` too.
         overwrite: Whether a file that is there is replaced.
@@ -94,7 +95,8 @@ def write_recommendations(
         The number of users.
 
     Raises:
-        ValueError: `batch_size` is below 1, `check` refuses a user, or the parts are those of another run.
+        ValueError: `batch_size` is below 1, two users have one name, `check` refuses a user, or the parts are those of
+            another run.
         OSError: The file may not be replaced, or another process is writing it.
     """
     if batch_size < 1:
@@ -106,6 +108,7 @@ def write_recommendations(
         check_output(target, overwrite=overwrite)
     one_pass = isinstance(users, Iterator)
     if not one_pass:
+        _check_names((UserHistory(*user) for user in users), {})
         for user in islice(users, state.process_index, None, state.num_processes):  # the others' are theirs
             _check(UserHistory(*user), check)
     total = len(users) if isinstance(users, Sized) else None
@@ -122,6 +125,7 @@ def write_recommendations(
         if earlier:
             logger.info("Going on behind the %d parts of an interrupted run in %s.", len(earlier), folder)
         files: list[Path] = []
+        names: dict[str, int] = {}
         while part := list(islice(entries, size)):
             file = kept.file(([one.user, list(one.history), list(one.seen)] for one in part), run)
             if file is not None:
@@ -129,6 +133,7 @@ def write_recommendations(
                 if file not in earlier and earlier.difference(files):  # they are made one after the other
                     raise ValueError(_other(folder, ["list of users"]))
             if one_pass:
+                _check_names(part, names)
                 for user in part:
                     _check(user, check)
 
@@ -212,6 +217,17 @@ def _other(folder: Path | None, what: Sequence[str]) -> str:
         f"{folder} holds the parts of an interrupted run that had another {', '.join(what)}. Run that one to its end, "
         "choose another output, or delete the folder to start anew."
     )
+
+
+def _check_names(users: Iterable[UserHistory], places: dict[str, int]) -> None:
+    """Refuse a user of the name of another, and add their places in the list, from 1, to `places`."""
+    for place, user in enumerate(users, start=len(places) + 1):
+        earlier = places.setdefault(str(user.user), place)
+        if earlier != place:
+            raise ValueError(
+                f"Users {earlier:,} and {place:,} of the list are both called {str(user.user)!r}, and the file tells "
+                "users apart by name. Leave one out, or give each a name of its own."
+            )
 
 
 def _check(user: UserHistory, check: Callable[[UserHistory], object]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ..evaluation.parquet_file import first_row, read_pairs
 from ..writing import sha256
 from .catalogue import Catalogue
 from .prior import Prior
@@ -69,6 +70,10 @@ class Candidates:
                 the catalogue does.
             per_user: See the class.
 
+        Raises:
+            ValueError: When something is proposed: one of both returns another number of scores, or one that is not
+                finite.
+
         Example:
             >>> candidates = Candidates.best_by(Prior.popularity({"1": 5, "2": 7, "3": 6}), per_user=2)
             >>> candidates.propose(None, [], ["1", "2", "3"])
@@ -76,7 +81,7 @@ class Candidates:
         """
 
         def propose(user: str | None, history: Sequence[str], items: Sequence[str]) -> list[str]:
-            keys = [-np.asarray(own.score(user, history, items)) for own in (ties, prior) if own is not None]
+            keys = [-own.scores(user, history, items) for own in (ties, prior) if own is not None]
             return [items[place] for place in np.lexsort(keys)[:per_user]]
 
         version = "; ".join(f"{own.name} {own.version}" for own in (prior, ties) if own is not None)
@@ -93,18 +98,18 @@ class Candidates:
             per_user: See the class.
 
         Raises:
-            ValueError: The file is not Parquet or lacks a column, a row has no user, no item, no finite score, an item
-                that the catalogue does not have, or one that the user has in another row; the message names the row.
+            ValueError: The file is not Parquet or lacks a column, a row has no user, no item, no finite score (nor a
+                whole number of 2^53 or more), an item that the catalogue does not have, or one that the user has in
+                another row; the message names the row.
 
         Example:
             >>> Candidates.of_file("candidates.parquet", prepared.items)  # doctest: +SKIP
         """
-        catalogue, frame = Catalogue(items), _read(Path(path))
+        catalogue, frame = Catalogue(items), read_pairs(path, ["user", "item"], holds="candidates")
         rows = frame["item"].replace_strict(_row_of(frame["item"], catalogue, path), return_dtype=pl.Int32)
         frame = frame.with_columns(item=rows, row=pl.int_range(pl.len()))
-        doubled = frame.select("user", "item").is_duplicated()
-        if doubled.any():
-            row = int(doubled.arg_max())  # type: ignore[arg-type]
+        row = first_row(frame.select("user", "item").is_duplicated())
+        if row is not None:
             user, item = frame["user"][row], catalogue.items[frame["item"][row]]
             raise ValueError(f"{path}, row {row}: user {user!r} has the item {item!r} in several rows. Keep one.")
         order = [pl.col("score").neg()] if "score" in frame.columns else []
@@ -151,31 +156,6 @@ class Candidates:
         return [row for row in rows if row not in excluded][: self.per_user]
 
 
-def _read(path: Path) -> pl.DataFrame:
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file. Name the Parquet file with the candidates.")
-    try:
-        frame = pl.read_parquet(path, glob=False)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}.") from error
-    if missing := sorted({"user", "item"} - set(frame.columns)):
-        raise ValueError(f"{path} has no column {missing}; it has {frame.columns}.")
-    columns = [pl.col("user", "item").cast(pl.String)]
-    if "score" in frame.columns:
-        columns.append(pl.col("score").cast(pl.Float64))
-    try:
-        frame = frame.select(columns)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: users and items must be texts or numbers, scores numbers: {error}.") from error
-    for name in frame.columns:
-        column = frame[name]
-        bad = column.is_null() if name != "score" else (~column.is_finite()).fill_null(True)
-        if bad.any():
-            row = int(bad.arg_max())  # type: ignore[arg-type]
-            raise ValueError(f"{path}, row {row}: the {name} is {column[row]}. Fill it in, or take the row out.")
-    return frame
-
-
 def _row_of(entries: pl.Series, catalogue: Catalogue, path: str | Path) -> dict[str, int]:
     """Return the row of the catalogue for each distinct entry of a file."""
     found = {}
@@ -183,6 +163,6 @@ def _row_of(entries: pl.Series, catalogue: Catalogue, path: str | Path) -> dict[
         try:
             (found[entry],) = catalogue.rows([entry], "item")
         except ValueError as error:
-            row = int((entries == entry).arg_max())
+            row = first_row(entries == entry)
             raise ValueError(f"{path}, row {row}: {error} Correct it, or take the row out.") from error
     return found

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # What a title becomes depends on the end of the prompt before it. Prompts that agree in this many last tokens, or in
 # those that follow the history if they are fewer, and in what some sample titles become after them, share a trie.
 _TAIL = 8
+_QUOTED = 200  # characters of an unknown title, which may be anything, that a message shows
 _SAMPLES = 3
 _TRIES_KEPT = 8
 _AT_ONCE = 4096  # titles tokenised together: the prompt stands before each
@@ -86,7 +87,7 @@ class Catalogue:
                 list.
         """
         if isinstance(entries, str):  # else each letter would be looked up, and "12" be the items "1" and "2"
-            raise ValueError(f"{what}: give a list of items, not the text {entries!r}.")
+            raise ValueError(f"{what}: give a list of items, not the text {_quoted(entries)}.")
         rows = []
         for entry in entries:
             row = self._row.get(entry)
@@ -97,7 +98,7 @@ class Catalogue:
                 close = difflib.get_close_matches(str(entry), self.titles, n=3, cutoff=0.5)
                 close = [str(entry)] if str(entry) in self._row else close  # a number: ids are texts
                 hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-                raise ValueError(f"{what}: {entry!r} is neither an item id nor a title of the catalogue.{hint}")
+                raise ValueError(f"{what}: {_quoted(entry)} is neither an item id nor a title of the catalogue.{hint}")
             rows.append(row)
         return rows
 
@@ -108,6 +109,11 @@ class Catalogue:
             rows: Rows of items.
         """
         return [row for title in {self.titles[row] for row in rows} for row in self._rows_of_title[title]]
+
+
+def _quoted(entry: object) -> str:
+    text = repr(entry)
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}... ({len(text):,} characters)"
 
 
 class TitleTrie:
@@ -272,7 +278,6 @@ class PromptTries:
                 self._tokenizer,
                 prompt,
                 completions[first : first + _AT_ONCE],
-                eos_token=self._tokenizer.eos_token,
                 special_tokens_in_text=False,
             )
             for first in range(0, len(completions), _AT_ONCE)

@@ -198,9 +198,7 @@ def generate_words(
     if not max_new_tokens:
         return ""
     answer: Any = "A" if isinstance(prompt, str) else [{"role": "assistant", "content": "A"}]
-    prompt_ids, _ = tokenize_completions(
-        tokenizer, prompt, [answer], eos_token=tokenizer.eos_token, special_tokens_in_text=False
-    )
+    prompt_ids, _ = tokenize_completions(tokenizer, prompt, [answer], special_tokens_in_text=False)
     limits = Limits.of(model)
     limits.check_tokens(_WORDS, prompt_ids)
     if limits.exceeded_by(len(prompt_ids) + max_new_tokens):

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from peft import PeftConfig, PeftModel
-from transformers import PretrainedConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ..modeling.loading import check_found, evaluation_mode, hub_options, is_adapter
 from ..writing import Kind, check_folder, new_folder
@@ -33,7 +35,8 @@ def check_export(path: str, folder: str | os.PathLike[str], *, overwrite: bool, 
         **model_options: For `from_pretrained`.
 
     Raises:
-        ValueError: There is no such model, its weights are quantised, or its adapter learns a prompt and no weights.
+        ValueError: There is no such model, its weights are quantised, or its adapter learns a prompt and no weights or
+            changes an embedding that is the output layer too.
         OSError: The folder may not be replaced or cannot be written.
 
     Example:
@@ -41,7 +44,7 @@ def check_export(path: str, folder: str | os.PathLike[str], *, overwrite: bool, 
     """
     check_folder(folder, EXPORTED, overwrite=overwrite)
     check_found(path, **model_options)
-    base, options = path, hub_options(model_options)
+    base, options, adapter = path, hub_options(model_options), None
     if is_adapter(path, **options):
         adapter = PeftConfig.from_pretrained(path, **options)
         if adapter.is_prompt_learning:
@@ -56,6 +59,13 @@ def check_export(path: str, folder: str | os.PathLike[str], *, overwrite: bool, 
             f"The weights of {base} are quantised ({quantization.get('quant_method', 'unknown method')}), and an "
             "adapter merged into them would be rounded to as few bits. Write the name of the full-precision model as "
             "base_model_name_or_path into adapter_config.json of the adapter, or serve it as it is."
+        )
+    code = model_options.get("trust_remote_code", False)
+    if adapter is not None and (changed := _changed_of_tied(adapter, base, trust_remote_code=code, **options)):
+        raise ValueError(
+            f"The adapter {path} changes {' and '.join(changed)}, and {base} has one weight for its embedding and its "
+            "output layer (tie_word_embeddings), so that a merge would change both. Train an adapter without these "
+            "layers for an export, or serve this one as it is."
         )
 
 
@@ -99,6 +109,18 @@ def export(recommender: Recommender, folder: str | os.PathLike[str], *, overwrit
         else:
             logger.info("The template lists candidates in the prompt, so %s is left out.", TITLES)
     return moved
+
+
+def _changed_of_tied(adapter: PeftConfig, base: str, *, trust_remote_code: bool, **options: Any) -> list[str]:
+    """Return the embedding and the output layer as far as the adapter changes them, where they share a weight."""
+    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **options)
+    if not getattr(config, "tie_word_embeddings", False):
+        return []
+    with torch.device("meta"):  # its layers, to see what they are called
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    tied = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, layer in model.named_modules() if layer in tied]
+    return [name for name in names if check_target_module_exists(adapter, name)]
 
 
 def _write_titles(recommender: Recommender, folder: Path) -> None:

@@ -108,8 +108,9 @@ class Prior:
     def of_file(cls, path: str | Path, *, name: str | None = None) -> Prior:
         """Score items by a file of another recommender's scores of user and item; see [`rank_by_file`].
 
-        Every user to recommend to needs a name and scores in the file. Candidates without a score rank last, tied;
-        where no candidate has one, the model decides alone, and a warning in the log says so.
+        Every user to recommend to needs a name and scores in the file. Candidates without a score rank last, tied; for
+        the first user who has such candidates a warning in the log gives their number. Where no candidate has a score,
+        the model decides alone, and a warning says so of each such user.
 
         Args:
             path: A Parquet file of columns `user`, `item` and `score`.
@@ -123,6 +124,7 @@ class Prior:
             >>> recommender.recommend(["Alien"], user="u1")  # of one with this prior  # doctest: +SKIP
         """
         by_user = read_scores(path)
+        logged: set[str] = set()
 
         def check(user: str | None) -> None:
             if user is None:
@@ -132,11 +134,42 @@ class Prior:
 
         def score(user: str | None, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
             own = by_user[str(user)]
-            if own.keys().isdisjoint(candidates):
+            missing = sum(item not in own for item in candidates)
+            if 0 < missing == len(candidates):
                 logger.warning("%s has no score of any candidate of user %r: the model decides alone.", path, user)
+            elif missing and not logged:
+                logged.add(str(user))
+                logger.warning(
+                    "%s: %d of %d candidates of user %r have no score; they rank last, tied. Further users are not "
+                    "counted here. Score the whole catalogue if all of it should count.",
+                    *(path, missing, len(candidates), user),
+                )
             return scores_of(own, candidates)
 
         return cls(name or Path(path).stem, score, sha256(Path(path)), check)
+
+    def scores(self, user: str | None, history: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
+        """Return what `score` does, checked, (candidates,).
+
+        Args:
+            user, history, candidates: See `score`.
+
+        Raises:
+            ValueError: `score` returns another number of scores, or one that is not finite.
+
+        Example:
+            >>> Prior("of nothing", lambda user, history, candidates: []).scores(None, [], ["b"])
+            Traceback (most recent call last):
+            ...
+            ValueError: The prior of nothing must return a finite number for each of 1 candidates; it returned ...
+        """
+        found = np.asarray(self.score(user, history, candidates), dtype=float)
+        if found.shape != (len(candidates),) or not np.isfinite(found).all():
+            raise ValueError(
+                f"The prior {self.name} must return a finite number for each of {len(candidates)} candidates; it "
+                f"returned scores of the shape {found.shape}, of which {int(np.isfinite(found).sum())} are finite."
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -211,7 +244,7 @@ def ranked(
         The candidates, from best to worst.
 
     Raises:
-        ValueError: The prior returns another number of scores, or one that is not finite.
+        ValueError: As in [`Prior.scores`], or one of the model's scores is not finite.
 
     Example:
         >>> fusion = Fusion(Prior.popularity({"2": 9}), 2.0)
@@ -221,12 +254,7 @@ def ranked(
     if fusion is None or not items:
         order = np.argsort(-scores, kind="stable")
         return [Recommendation(items[i], titles[i], float(scores[i])) for i in order]
-    prior = np.asarray(fusion.prior.score(user, history, items), dtype=float)
-    if prior.shape != (len(items),) or not np.isfinite(prior).all():
-        raise ValueError(
-            f"The prior {fusion.prior.name} must return a finite number for each of {len(items)} candidates; it "
-            f"returned scores of the shape {prior.shape}, of which {int(np.isfinite(prior).sum())} are finite."
-        )
+    prior = fusion.prior.scores(user, history, items)
     fused = fuse_scores(scores, prior, fusion.weight)
     return [
         Recommendation(items[i], titles[i], float(fused[i]), float(scores[i]), float(prior[i]))

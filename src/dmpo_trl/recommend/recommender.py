@@ -310,7 +310,7 @@ class Recommender:
             The number of users.
 
         Raises:
-            ValueError: As in `recommend`, with the name of the user, or the parts are those of another run.
+            ValueError: As in `recommend`, with the user's name; two have one name; the parts are of another run.
             OSError: The file exists, or another process is writing it.
 
         Example:

@@ -14,7 +14,7 @@ from ..modeling.limits import Limits
 from ..preprocessing.tokenize import tokenize_completions
 from ..scoring import score_completions
 from .catalogue import Catalogue
-from .decoding.beam_search import NAN
+from .decoding.beam_search import NonFiniteScoresError
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Scorer:
             The scores, (items,) per user.
 
         Raises:
-            ValueError: A log-prob is not finite, or the model has no embedding for a token or a prompt's length.
+            NonFiniteScoresError: A log-prob is not finite.
+            ValueError: The model has no embedding for a token or a prompt's length.
         """
         titles = [self.titles(own) for own in items]
         asked = [user for user, own in enumerate(titles) if own]
@@ -77,7 +78,6 @@ class Scorer:
                 self.tokenizer,
                 self._prompt(history, titles),
                 completions,
-                eos_token=self.tokenizer.eos_token,
                 special_tokens_in_text=False,
             )
             Limits.of(self.model).check("history", *tokens)
@@ -98,7 +98,7 @@ class Scorer:
         completions = [[self.template.completion(title) for title in own] for own in titles]
         scored = score_completions(self.model, self.tokenizer, prompts, completions, special_tokens_in_text=False)
         if not all(np.isfinite(one.logps).all() for one in scored):
-            raise ValueError(NAN)
+            raise NonFiniteScoresError
         return [one.by(self.score) for one in scored]
 
     def titles(self, rows: Sequence[int]) -> list[str]:

@@ -119,15 +119,16 @@ class TitleArrays:
         return np.unique(np.concatenate(blocked))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the arrays to an `.npz` file, which needs no pickle.
+        """Write the arrays to a file in the format `.npz`, which needs no pickle.
 
         Args:
-            path: The file.
+            path: The file, whatever its ending.
 
         Example:
             >>> titles.save("titles.npz")  # doctest: +SKIP
         """
-        np.savez_compressed(path, allow_pickle=False, **asdict(self))
+        with open(path, "wb") as file:  # to a path, numpy would add an ending
+            np.savez_compressed(file, allow_pickle=False, **asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TitleArrays:

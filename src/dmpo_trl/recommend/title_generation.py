@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..modeling.generation import left_padded
 from ..modeling.limits import Limits
 from .catalogue import Catalogue, PromptTries, TitleTrie
 from .logits_processor import TitleTrieLogitsProcessor
@@ -169,13 +170,12 @@ class TitleGeneration:
         ]
         device = model.get_input_embeddings().weight.device
         padding = Limits.of(model).padding(self._recommender.tokenizer)
-        length = max(map(len, prompts))
-        gaps = [length - len(prompt) for prompt in prompts]
+        ids, mask = left_padded(prompts, padding)
         return TitleInputs(
-            torch.tensor([[padding] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)], device=device),
-            torch.tensor([[0] * gap + [1] * (length - gap) for gap in gaps], device=device),
+            ids.to(device),
+            mask.to(device),
             padding,
-            TitleTrieLogitsProcessor(self._arrays(tries[0]), length, excluded),
+            TitleTrieLogitsProcessor(self._arrays(tries[0]), ids.size(1), excluded),
             excluded,
             names,
         )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from email.message import Message
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from ..recommend import Recommender
+from ..modeling.verdict import NonFiniteLogitsError
+from ..recommend import NonFiniteScoresError, Recommender
 from .batcher import Batcher, QueueFullError
 from .body_limit import BodyLimit
 from .limits import ServiceLimits
@@ -30,7 +32,7 @@ from .messages import (
 
 logger = logging.getLogger(__name__)
 
-_NOT_FINITE = "not finite"  # what a ValueError about log-probs says, which is not the request's fault
+_OF_THE_MODEL = (NonFiniteLogitsError, NonFiniteScoresError)  # errors that are not the request's fault
 _LOOK_SECONDS = 0.5  # between looks at whether a client that waits is still there
 _K = 10  # items, where a request does not say
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -50,17 +52,25 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
     An item that is not in the catalogue, a list that is too long, a history that the model has no positions for: 422
     with a sentence that says so (and names the closest titles). What does not have the form that the OpenAPI
     describes: 422 with FastAPI's list of places. What does not come as JSON: 422 with a sentence. JSON that is not
-    UTF-8, nests too deeply or has a number of thousands of digits: 400. More bytes than allowed: 413. Too many
-    requests wait: 503.
+    UTF-8, UTF-16 or UTF-32, nests too deeply or has a number of thousands of digits: 400. More bytes than allowed:
+    413. Too many requests wait: 503.
 
     Args:
         recommender: The recommender, without a prior.
         limits: What requests may ask for.
 
+    Raises:
+        ValueError: The recommender has a prior.
+
     Example:
         >>> app = make_app(Recommender.from_pretrained("exported"))  # doctest: +SKIP
         >>> uvicorn.run(app, host="127.0.0.1", port=8000)  # doctest: +SKIP
     """
+    if recommender.fusion is not None:
+        raise ValueError(
+            f"The service answers with the model's scores alone, and this recommender has the prior "
+            f"{recommender.fusion.prior.name}: make one without `prior`."
+        )
     limits = limits or ServiceLimits()
     queue = Batcher(limits.batch, limits.waiting)
     catalogue = recommender.catalogue
@@ -88,7 +98,7 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
         """Say what has the wrong form and where; not the value, which JSON may not be able to hold."""
-        if "json" not in request.headers.get("content-type", ""):  # as curl's own is not: nothing was read
+        if not _is_json(request.headers.get("content-type", "")):  # as curl's own is not: nothing was read
             return JSONResponse({"detail": "Send JSON, with the header `Content-Type: application/json`."}, 422)
         places = [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()]
         return JSONResponse({"detail": places}, 422)
@@ -121,7 +131,7 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
         except HTTPException:
             raise
         except Exception as error:
-            if isinstance(error, ValueError) and _NOT_FINITE not in str(error):
+            if isinstance(error, ValueError) and not isinstance(error, _OF_THE_MODEL):
                 raise HTTPException(422, str(error)) from error
             logger.exception("A call of the model failed.")
             raise HTTPException(500, "The model failed; the log of the service says why.") from error
@@ -166,6 +176,14 @@ def make_app(recommender: Recommender, limits: ServiceLimits | None = None) -> F
         return Health(version=version("dmpo-trl"), titles=len(catalogue.titles), waiting=len(queue))
 
     return app
+
+
+def _is_json(content_type: str) -> bool:
+    """Return whether a header announces what FastAPI reads as JSON."""
+    header = Message()
+    header["content-type"] = content_type
+    kind = header.get_content_type()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def _while_there(http: Request, asked: Coroutine[Any, Any, Any]) -> Any:

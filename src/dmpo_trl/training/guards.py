@@ -18,7 +18,7 @@ class GuardedTrainer(DPOTrainer):
     accelerator: Any
     model: Any
     state: Any
-    _waiting: list[Callable[[], None]] | None = None  # while a step runs, what its backward pass is to go before
+    _waiting: list[Callable[[], None]] | None = None  # while a step runs: what to call after its backward pass
 
     @property
     def is_fp16(self) -> bool:

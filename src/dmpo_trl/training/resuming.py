@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOTrainer
 
+from ..config import option
 from . import checkpoints
 from .distributed import check_checkpoint_kind, forget_evaluation
 from .run_record import check_record, describe_rows, describe_run, write_record
@@ -34,7 +35,7 @@ class ResumableTrainer(DPOTrainer):
         if checkpoint is not None:
             check_checkpoint_kind(checkpoint, self.accelerator)
             record = self._run_record if self.accelerator.is_main_process else None
-            allow_changed = getattr(self.args, "allow_changed_run", False)
+            allow_changed = option(self.args, "allow_changed_run")
             check_record(record, checkpoint, self.accelerator, allow_changed=allow_changed)
         self.accelerator.wait_for_everyone()  # all have chosen among the same folders
         if self.args.should_save:

@@ -16,7 +16,8 @@ from datasets.fingerprint import Hasher
 from transformers import TrainingArguments
 from trl import DPOConfig
 
-from ..modeling.fingerprint import all_here, config_of, weight_buffers
+from ..config import option
+from ..modeling.fingerprint import all_here, config_of, hash_of, plain, weight_buffers
 from ..modeling.loading import base_model_of
 from ..preprocessing.format import REFERENCE_COLUMNS, TOKEN_COLUMNS, VALUE_COLUMNS
 from .checkpoints import FILE_LIST, has_optimizer
@@ -83,7 +84,7 @@ def describe_models(model: Any, ref_model: Any, optimizer: Any = None) -> dict[s
         # are among these
         objective["weights of the base model"] = _weights_hash(model, frozen)
         for adapter in model.peft_config.values():
-            options = json.loads(json.dumps(adapter.to_dict(), default=_plain))
+            options = json.loads(json.dumps(adapter.to_dict(), default=plain))
             objective["adapter"] = options["peft_type"]
             objective |= {f"adapter's {name}": value for name, value in options.items() if name not in _PLACES}
     form = {
@@ -94,12 +95,8 @@ def describe_models(model: Any, ref_model: Any, optimizer: Any = None) -> dict[s
     return {"objective": objective, "form": form}
 
 
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set) else str(value)
-
-
 def _hash_of(value: Any) -> str:
-    return _hash([json.dumps(value, sort_keys=True, default=str).encode()])
+    return f"{_HASH}{hash_of(value)}"
 
 
 def _hash(buffers: Iterable[Any]) -> str:
@@ -148,13 +145,13 @@ def describe_run(
 
 def _order(args: DPOConfig, examples_per_step: int) -> dict[str, Any]:
     """Return what decides which rows make a step."""
-    max_tokens = getattr(args, "max_tokens_per_batch", None)
+    max_tokens = option(args, "max_tokens_per_batch")
     found = {
         "seed of the data": args.seed if args.data_seed is None else args.data_seed,
         "max_tokens_per_batch": max_tokens,
     }
     if args.train_sampling_strategy == "group_by_prompt" and max_tokens is None:
-        found["min_groups_per_step"] = getattr(args, "min_groups_per_step", None)
+        found["min_groups_per_step"] = option(args, "min_groups_per_step")
     if not args.auto_find_batch_size:
         found["examples per step"] = examples_per_step
         if max_tokens is not None or args.train_sampling_strategy == "group_by_prompt":

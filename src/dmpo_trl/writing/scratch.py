@@ -47,7 +47,7 @@ def scratch(folder: Path, output: Path, *, keep: bool = False) -> Iterator[Path]
         folder: The folder. No other process enters it meanwhile.
         output: What is being written, for messages.
         keep: Keep what a killed process left, and after an error what is there by then, so that the work can go on. At
-            the end its files go in the order of their names.
+            the end its files are deleted in the order of their names.
 
     Raises:
         FileExistsError: `folder` was not made by this function.

@@ -145,7 +145,7 @@ def _say_ties(data: Interactions) -> None:
     if data.order != "time":
         return
     times = data.interactions.group_by("user").agg(pl.col("timestamp").tail(2))["timestamp"].list
-    tied = float(((times.len() == 2) & (times.first() == times.last())).mean() or 0)
+    tied = ((times.len() == 2) & (times.first() == times.last())).to_numpy().mean()
     if tied:
         logger.log(
             logging.WARNING if tied > _MANY_TIES else logging.INFO,

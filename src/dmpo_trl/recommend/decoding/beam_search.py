@@ -18,8 +18,16 @@ from .prefixes import Prefixes
 
 logger = logging.getLogger(__name__)
 
-NAN = "The model's log-probs of titles are not finite; try another dtype, for instance dtype='float32'."
 _ROUNDING = 0.5  # nats; a title's score depends a little on what is computed beside it, most in half precision
+
+
+class NonFiniteScoresError(ValueError):
+    """A log-prob of a title is not a number, which is the model's fault and not the caller's."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model's log-probs of titles are not finite; try another dtype, for instance dtype='float32'."
+        )
 
 
 @dataclass
@@ -125,7 +133,7 @@ def beam_search(model: Any, searches: Sequence[Search], num_beams: int) -> None:
         num_beams: Number of beginnings that each search follows.
 
     Raises:
-        ValueError: A log-prob of a token that may come next is not finite.
+        NonFiniteScoresError: A log-prob of a token that may come next is not finite.
     """
     searches = [search for search in searches if len(search.nodes)]
     if not searches:
@@ -172,7 +180,7 @@ def _step(prefixes: Prefixes, searches: list[Search], num_beams: int) -> list[Se
     tokens = np.concatenate([search.trie.token[nodes] for search, (_, nodes) in zip(searches, proposals, strict=True)])
     all_logps = prefixes.log_probs(rows, tokens)
     if not np.isfinite(all_logps).all():  # else a title that it concerns would be missing without a word
-        raise ValueError(NAN)
+        raise NonFiniteScoresError
     logps = np.split(all_logps, np.cumsum([len(owner) for owner, _ in proposals])[:-1])
     parents = [
         first + search.advance(owner, nodes, own_logps, num_beams)
@@ -201,7 +209,7 @@ def find(model: Any, searches: Sequence[Search], k: int, num_beams: int, *, exac
             another order an exact search leaves every item to be scored.
 
     Raises:
-        ValueError: A score is not finite.
+        NonFiniteScoresError: A score is not finite.
     """
     with evaluation_mode(model):
         (beam_search if not exact else exact_search if by_sum else every_item)(model, searches, num_beams)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from ...modeling.generation import left_padded
 from ...modeling.loading import base_model_of
 
 
@@ -60,11 +61,9 @@ class CachedPrefixes(Prefixes):
         self._accepts = accepted_arguments(base_model)
         self._cache = DynamicCache(config=base_model.config)
         self._cache_argument = cache_argument(base_model)
-        length = max(map(len, prompts))
-        ids = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        self._mask = torch.tensor(mask, device=self._device)
-        self._forward(torch.tensor(ids, device=self._device))
+        ids, mask = left_padded(prompts, 0)
+        self._mask = mask.to(self._device)
+        self._forward(ids.to(self._device))
 
     def extend(self, parents: np.ndarray, tokens: np.ndarray, owners: np.ndarray, forced: np.ndarray) -> None:
         """Go on with some sequences; see `Prefixes`."""
