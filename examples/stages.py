@@ -194,8 +194,7 @@ def compare(prepared: Prepared, models: dict[str, str], settings: Training) -> s
     if settings.catalogue_users:
         users = prepared.ranking["test"]
         first = users.select(range(min(settings.catalogue_users, len(users))))
-        titles = dict(prepared.items.select("item", "title").iter_rows())
-        kinds = {"the whole catalogue": full_catalogue(first, titles, prepared.template)} | kinds
+        kinds = {"the whole catalogue": full_catalogue(first, prepared.titles(), prepared.template)} | kinds
     results: dict[str, dict[str, RankingResult]] = {kind: {} for kind in kinds}
     weights = []
     for name, path in models.items():
@@ -227,7 +226,7 @@ def _rank(
     different lengths, that is mostly what it says without knowing the user: validation users decide how much of it
     to take out.
     """
-    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    popularity = prepared.popularity()
     validation = prepared.ranking["validation"]
     asked = kinds | {"validation": validation.select(range(min(VALIDATION_USERS, len(validation))))}
     model, tokenizer = load_for_ranking(path)

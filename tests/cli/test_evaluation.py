@@ -87,8 +87,11 @@ def prepared(targets, interactions):
         {"user": f"u{n}", "items": [target, "x"], "positive": 0, "history": [], "seen": ["y"] * n}
         for n, target in enumerate(targets)
     ]
-    items = pl.DataFrame({"item": ["a", "b", "c"], "popularity": [9, 5, 0]})
-    folder = SimpleNamespace(has_interactions=interactions is not None, interactions=interactions, items=items)
+    folder = SimpleNamespace(
+        has_interactions=interactions is not None,
+        interactions=interactions,
+        popularity=lambda: {"a": 9, "b": 5, "c": 0},
+    )
     return folder, Dataset.from_list(rows)
 
 

@@ -79,8 +79,7 @@ def divide(prepared: Prepared, users: Dataset) -> dict[str, Division]:
     """
     by_history = history_groups(users)
     one = f"all {len(users)} users had {next(iter(by_history))} items." if len(by_history) == 1 else ""
-    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
-    by_popularity = popularity_groups(users, popularity)
+    by_popularity = popularity_groups(users, prepared.popularity())
     same = f"all {len(users)} targets were {next(iter(by_popularity))}." if len(by_popularity) == 1 else ""
     return {
         "by_target": _by_target(prepared, users),

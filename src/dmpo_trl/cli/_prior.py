@@ -71,7 +71,7 @@ def _counted(option: str, name: str, data: str | None) -> Prior:
         )
     prepared = Prepared.load(data)
     if name == "popularity":  # which folders of earlier versions have too
-        return Prior.popularity(dict(prepared.items.select("item", "popularity").iter_rows()))
+        return Prior.popularity(prepared.popularity())
     had = prepared.interactions
     if name.endswith("_shown"):
         had = had.filter("shown")

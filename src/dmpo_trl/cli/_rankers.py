@@ -46,8 +46,7 @@ def other_rankers(prepared: Prepared, files: Mapping[str, str]) -> dict[str, Ran
         >>> rankers["item_knn"](users).metrics(["hr@1"])  # doctest: +SKIP
     """
     rankers: dict[str, Ranker] = {}
-    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
-    rankers["popularity"] = partial(rank_by_popularity, popularity=popularity)
+    rankers["popularity"] = partial(rank_by_popularity, popularity=prepared.popularity())
     if prepared.has_interactions:
         had = prepared.interactions
         shown = had.filter("shown")

@@ -194,8 +194,8 @@ def _evaluate(model: ModelArguments, options: EvaluateArguments, parts: ResultPa
     if options.fuse == NO_HISTORY:
         check_lists_nothing(prepared.template)
     users = _first_users(prepared.ranking, options.split, options.users)
-    titles = dict(prepared.items.select("item", "title").iter_rows())
-    popularity = dict(prepared.items.select("item", "popularity").iter_rows())
+    titles = prepared.titles()
+    popularity = prepared.popularity()
     divisions = divide(prepared, users)
     if options.whole_catalogue:
         users = full_catalogue(users, titles, prepared.template)

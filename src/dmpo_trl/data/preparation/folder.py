@@ -113,6 +113,14 @@ class Prepared:
         """`item`, `title`, and `popularity`: how many training users had the item, before what is evaluated."""
         return pl.read_parquet(self.folder / "items.parquet", glob=False)
 
+    def titles(self) -> dict[str, str]:
+        """Return the title of each item."""
+        return dict(self.items.select("item", "title").iter_rows())
+
+    def popularity(self) -> dict[str, int]:
+        """Return how many training users had each item, before what is evaluated."""
+        return dict(self.items.select("item", "popularity").iter_rows())
+
     @property
     def has_interactions(self) -> bool:
         """Whether there are `interactions`, which folders of earlier versions do not have."""
