@@ -20,9 +20,8 @@ from dmpo_trl.evaluation import Difference, paired_difference
 
 from .explaining import ORDERS, STEPS
 from .methods import SFT, SFT_MORE, STAGES, TRADITIONAL, ZERO_SHOT
-from .pairs import PAIRS
 from .records import PROTOCOLS, VALIDATION, Record, by_ranker
-from .sources import SOURCES
+from .sources import SOURCES, Source
 
 Row = dict[str, str]
 Values = Callable[[dict[int, Record], list[int]], np.ndarray]
@@ -58,8 +57,8 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 
 def _comparisons(records: Sequence[Record]) -> Iterator[Table]:
-    own = [one for one in records if one.dataset == one.trained_on and one.protocol not in (PAIRS, VALIDATION)]
     order = {name: place for place, name in enumerate(("catalogue", "test", "popular"))}
+    own = [one for one in records if one.dataset == one.trained_on and one.protocol in order]
 
     def key(record: Record) -> tuple[str, int, int]:
         return record.dataset, record.users, order[record.protocol]
@@ -185,8 +184,10 @@ def spread(values: Sequence[float]) -> str:
 def _wordings(records: Sequence[Record]) -> Iterator[Table]:
     """Yield for each data set with other prompts what they change, on the same users."""
     own = [one for one in records if one.dataset == one.trained_on and one.protocol == "test" and one.is_model]
-    for name, source in SOURCES.items():
-        original = getattr(source, "reworded", None)
+    reworded = {name: source.reworded for name, source in SOURCES.items() if isinstance(source, Source)}
+    for name, original in reworded.items():
+        if original is None:
+            continue
         found: dict[tuple[int, str], dict[str, dict[int, Record]]] = {}
         for one in own:
             if one.dataset in (name, original):

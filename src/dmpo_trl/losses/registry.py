@@ -37,10 +37,8 @@ class RegisteredLoss:
 
 
 LOSSES: dict[str, RegisteredLoss] = {}
-_LOSS_OF_COLUMN = {
-    "rejected_logq": "sampled_softmax",
-    "chosen_levels": "mult_dpo",
-}  # columns, and the loss that uses each
+_LOSS_OF_COLUMN = {"rejected_logq": "sampled_softmax", "chosen_levels": "mult_dpo"}
+"""Columns, and the loss that uses each."""
 
 
 def multi_negative(name: str, *, reference: bool = True, score: str = "sum") -> Callable[[Loss], Loss]:
